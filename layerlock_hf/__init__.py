@@ -1,0 +1,33 @@
+"""LayerLock and its relatives: self-supervised pretraining of video ViTs with progressive freezing.
+
+Importing the package registers the models with the Auto classes of Transformers.
+"""
+
+from transformers import AutoConfig, AutoModel, AutoModelForPreTraining
+
+from .models import (
+    Latents,
+    LayerLockViTConfig,
+    LayerLockViTForPretraining,
+    LayerLockViTModel,
+    Objective,
+    Pixels,
+    Stage,
+)
+
+
+__version__ = "0.1.0.dev0"
+
+AutoConfig.register(LayerLockViTConfig.model_type, LayerLockViTConfig, exist_ok=True)
+AutoModel.register(LayerLockViTConfig, LayerLockViTModel, exist_ok=True)
+AutoModelForPreTraining.register(LayerLockViTConfig, LayerLockViTForPretraining, exist_ok=True)
+
+__all__ = [
+    "Latents",
+    "LayerLockViTConfig",
+    "LayerLockViTForPretraining",
+    "LayerLockViTModel",
+    "Objective",
+    "Pixels",
+    "Stage",
+]

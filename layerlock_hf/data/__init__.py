@@ -1,0 +1,27 @@
+"""The data of pretraining: lists of videos, decoding, clips, masks, batches and the report of bad videos."""
+
+from .collating import PretrainingCollator
+from .datasets import PretrainingClips
+from .decoding import Clip, DecodingError, decoder_name, read_clip, read_clip_pyav
+from .masking import random_mask
+from .reports import BadVideos
+from .sources import load_videos
+from .transforms import center_crop, generator_for, random_crop, random_flip
+
+
+__all__ = [
+    "BadVideos",
+    "Clip",
+    "DecodingError",
+    "PretrainingClips",
+    "PretrainingCollator",
+    "center_crop",
+    "decoder_name",
+    "generator_for",
+    "load_videos",
+    "random_crop",
+    "random_flip",
+    "random_mask",
+    "read_clip",
+    "read_clip_pyav",
+]

@@ -1,0 +1,127 @@
+"""The clips of a pretraining run."""
+
+import torch
+
+from .decoding import Clip, DecodingError, read_clip
+from .reports import BadVideos
+from .transforms import generator_for, random_crop, random_flip
+
+
+MAX_ATTEMPTS = 10
+
+
+class PretrainingClips(torch.utils.data.Dataset):
+    """All clips of a run, as one pass over positions: clip p belongs to epoch p // len(videos).
+
+    Every epoch visits every video once, in an order of its own. What is random about a position (video, window, crop,
+    flip, replacement) depends on the seed and the position alone: neither the number of processes and workers nor a
+    resumed run changes any clip.
+
+    Args:
+        videos: the dataset of `load_videos`.
+        num_samples: number of clips of the run.
+        num_frames: frames T of a clip.
+        frame_stride: distance between consecutive frames of a clip.
+        image_size: side of the frames in pixels.
+        resize_factor: see `random_crop`.
+        seed: seed of everything random.
+        bad_videos: the report of videos that cannot be used; by default one in memory.
+    """
+
+    def __init__(
+        self,
+        videos,
+        num_samples: int,
+        num_frames: int = 16,
+        frame_stride: int = 2,
+        image_size: int = 224,
+        resize_factor: float = 1.15,
+        seed: int = 0,
+        bad_videos: BadVideos | None = None,
+    ):
+        if len(videos) == 0:
+            raise ValueError("videos is empty; give at least one video")
+        for name, value in (("num_frames", num_frames), ("frame_stride", frame_stride), ("image_size", image_size)):
+            if value < 1:
+                raise ValueError(f"{name} is {value}; give at least 1")
+        if resize_factor < 1:
+            raise ValueError(f"resize_factor is {resize_factor}; give at least 1")
+        self.videos = videos
+        self.num_samples = num_samples
+        self.num_frames = num_frames
+        self.frame_stride = frame_stride
+        self.image_size = image_size
+        self.resize_factor = resize_factor
+        self.seed = seed
+        self.bad_videos = bad_videos if bad_videos is not None else BadVideos(None, len(videos))
+        self._epoch = -1
+        self._order: list[int] = []
+
+    def __len__(self) -> int:
+        return self.num_samples
+
+    def __getitem__(self, position: int) -> dict:
+        """Clip `position` of the run.
+
+        Returns:
+            pixel_values_videos: uint8, shape (T, C, H, W).
+            position: the position.
+            is_padded: whether the video is too short, and its last frame repeated.
+        """
+        if not 0 <= position < self.num_samples:
+            raise IndexError(f"position {position} is outside the run of {self.num_samples} clips")
+        failures = []
+        for attempt in range(MAX_ATTEMPTS):
+            generator = generator_for("clip", self.seed, position, attempt)
+            index = self._video_at(position) if attempt == 0 else self._any_video(generator)
+            source, name = self._source(index)
+            try:
+                clip = self._read(source, generator)
+            except DecodingError as error:
+                self.bad_videos.add(name, str(error), used=False)
+                failures.append(f"{name} ({error})")
+                continue
+            if clip.note is not None:
+                self.bad_videos.add(name, clip.note, used=True)
+            return self._sample(clip.frames, position, generator)
+        raise RuntimeError(
+            f"no clip for position {position}: {MAX_ATTEMPTS} videos in a row cannot be decoded, among them "
+            f"{'; '.join(failures[:3])}. Repair or remove the bad videos."
+        )
+
+    def _video_at(self, position: int) -> int:
+        epoch, offset = divmod(position, len(self.videos))
+        if epoch != self._epoch:
+            generator = generator_for("epoch", self.seed, epoch)
+            self._order = torch.randperm(len(self.videos), generator=generator).tolist()
+            self._epoch = epoch
+        return self._order[offset]
+
+    def _any_video(self, generator: torch.Generator) -> int:
+        return int(torch.randint(len(self.videos), (), generator=generator))
+
+    def _source(self, index: int) -> tuple[str | bytes, str]:
+        """A path or bytes to decode, and the name of the video in reports."""
+        video = self.videos[index]["video"]
+        if video["bytes"] is None:
+            return video["path"], video["path"]
+        # The path of embedded bytes is a mere file name, which several rows may share.
+        return video["bytes"], f"row {index} ({video['path']})"
+
+    def _read(self, source: str | bytes, generator: torch.Generator) -> Clip:
+        # Drawn before decoding: a second choice for the same video with another number of frames draws nothing new.
+        fraction = float(torch.rand((), generator=generator))
+        span = (self.num_frames - 1) * self.frame_stride + 1
+
+        def choose(available: int) -> list[int]:
+            start = int(fraction * max(1, available - span + 1))
+            return list(range(start, available, self.frame_stride))[: self.num_frames]
+
+        return read_clip(source, choose)
+
+    def _sample(self, frames: torch.Tensor, position: int, generator: torch.Generator) -> dict:
+        frames = random_crop(frames, self.image_size, self.resize_factor, generator)
+        frames = random_flip(frames, generator)
+        missing = self.num_frames - len(frames)
+        frames = torch.cat([frames, frames[-1:].expand(missing, -1, -1, -1)]) if missing else frames
+        return {"pixel_values_videos": frames.contiguous(), "position": position, "is_padded": missing > 0}

@@ -1,0 +1,176 @@
+"""Reading chosen frames of a video file: torchcodec where it loads, PyAV otherwise and for files torchcodec rejects."""
+
+import functools
+import io
+import logging
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import av
+import numpy as np
+import torch
+
+
+logger = logging.getLogger(__name__)
+
+# FFmpeg prints hundreds of lines per damaged file; the reason reaches the user through DecodingError and Clip.note.
+av.logging.set_level(av.logging.PANIC)
+
+
+class DecodingError(Exception):
+    """No frame of a video can be decoded; the message is the reason, in one line."""
+
+
+@dataclass
+class Clip:
+    """Frames of one video.
+
+    Attributes:
+        frames: uint8 RGB, shape (T, C, H, W), turned upright as the rotation metadata asks.
+        num_frames: number of frames of the video.
+        note: None for a healthy video, else what is wrong with it.
+    """
+
+    frames: torch.Tensor
+    num_frames: int
+    note: str | None = None
+
+
+# From the number of frames of a video to the ascending indices of those to read.
+Choose = Callable[[int], list[int]]
+
+
+def decoder_name() -> str:
+    """The decoder `read_clip` tries first: "torchcodec" or "PyAV"."""
+    return "PyAV" if _torchcodec_decoder() is None else "torchcodec"
+
+
+def read_clip(source: str | bytes, choose: Choose) -> Clip:
+    """Read the frames `choose(num_frames)` of the best video stream of a local file or of its bytes.
+
+    A file that torchcodec cannot read goes to PyAV, which reads the part before the damage; `choose` is then
+    called again with the number of frames there are, and `note` of the clip says what happened.
+
+    Raises:
+        DecodingError: when nothing can be decoded.
+    """
+    source = _checked(source)
+    if _torchcodec_decoder() is None:
+        return read_clip_pyav(source, choose)
+    try:
+        return _read_clip_torchcodec(source, choose)
+    except (RuntimeError, ValueError, IndexError) as error:
+        clip = read_clip_pyav(source, choose)
+        clip.note = clip.note or f"only PyAV decodes it, torchcodec says: {_one_line(error)}"
+        return clip
+
+
+def read_clip_pyav(source: str | bytes, choose: Choose) -> Clip:
+    """`read_clip` without torchcodec: decodes from the first frame on, up to the last one asked for."""
+    source = _checked(source)
+    try:
+        claimed = _count_packets(source)
+        indices = choose(claimed) if claimed else []
+        frames = _pick(_decode(source), indices)
+        if indices and len(frames) == len(indices):
+            return Clip(torch.stack(frames), claimed)
+        num_frames = sum(1 for _ in _decode(source))
+        if num_frames == 0:
+            raise DecodingError("no frame can be decoded")
+        frames = _pick(_decode(source), choose(num_frames))
+    except av.FFmpegError as error:
+        raise DecodingError(_one_line(error.strerror or error)) from error
+    return Clip(torch.stack(frames), num_frames, f"only {num_frames} of {claimed} frames decode")
+
+
+@functools.cache
+def _torchcodec_decoder() -> type | None:
+    """torchcodec's VideoDecoder, or None when it does not load on this machine."""
+    try:
+        from torchcodec.decoders import VideoDecoder
+    except (ImportError, RuntimeError, OSError) as error:
+        logger.warning("PyAV decodes the videos, slower than torchcodec, which does not load: %s", _one_line(error))
+        return None
+    return VideoDecoder
+
+
+def _read_clip_torchcodec(source: str | bytes, choose: Choose) -> Clip:
+    decoder = _torchcodec_decoder()(source, dimension_order="NCHW", num_ffmpeg_threads=1, seek_mode="exact")
+    num_frames = len(decoder)
+    if num_frames == 0:
+        raise ValueError("no frames")
+    return Clip(decoder.get_frames_at(choose(num_frames)).data, num_frames)
+
+
+def _checked(source: str | bytes) -> str | bytes:
+    """The source, with a path made absolute: FFmpeg takes a name such as "http://x" or "a:b.mp4" for a protocol."""
+    if isinstance(source, bytes):
+        return source
+    if not os.path.isfile(source):
+        raise DecodingError("no such file")
+    return os.path.abspath(source)
+
+
+def _open(source: str | bytes) -> av.container.InputContainer:
+    # The whitelist keeps a playlist inside a file from opening network connections.
+    file = io.BytesIO(source) if isinstance(source, bytes) else source
+    return av.open(file, options={"protocol_whitelist": "file"})
+
+
+def _video_stream(container: av.container.InputContainer) -> av.VideoStream:
+    stream = container.streams.best("video")
+    if stream is None:
+        raise DecodingError("no video stream")
+    # Threaded decoding would report an error some frames after the damage, depending on the number of cores.
+    stream.thread_type = "NONE"
+    return stream
+
+
+def _count_packets(source: str | bytes) -> int:
+    """The number of frames the container claims, as torchcodec's exact mode counts them: without decoding."""
+    with _open(source) as container:
+        packets = container.demux(_video_stream(container))
+        return sum(1 for packet in packets if packet.size and not packet.is_discard)
+
+
+def _decode(source: str | bytes) -> Iterator[av.VideoFrame]:
+    """The frames before the first damage, in order of presentation."""
+    with _open(source) as container:
+        stream = _video_stream(container)
+        started = False
+        for packet in container.demux(stream):
+            try:
+                frames = packet.decode()
+            except av.FFmpegError:
+                # A recording may start in the middle of a group of pictures: what precedes the first frame is skipped.
+                if not started:
+                    continue
+                # Frames after the damage refer to missing ones; those still in the decoder precede it.
+                frames = stream.decode(None)
+                yield from frames
+                return
+            started = started or bool(frames)
+            yield from frames
+
+
+def _pick(frames: Iterator[av.VideoFrame], indices: list[int]) -> list[torch.Tensor]:
+    """The frames at ascending indices as uint8 tensors (C, H, W), fewer where the video ends before the last one."""
+    picked = []
+    for index, frame in enumerate(frames):
+        if len(picked) == len(indices):
+            break
+        if index == indices[len(picked)]:
+            picked.append(_to_tensor(frame))
+    return picked
+
+
+def _to_tensor(frame: av.VideoFrame) -> torch.Tensor:
+    # Bicubic concerns the chroma of odd-sized videos only, and is what torchcodec does.
+    pixels = frame.to_ndarray(format="rgb24", interpolation="BICUBIC")
+    pixels = np.rot90(pixels, round(frame.rotation / 90), axes=(0, 1))
+    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
+
+
+def _one_line(error: object) -> str:
+    return " ".join(str(error).split())[:200]

@@ -1,0 +1,20 @@
+from .configuration_layerlock import PRESETS, LayerLockViTConfig
+from .modeling_layerlock import LayerLockViTModel, LayerLockViTPreTrainedModel, patchify, unpatchify
+from .modeling_layerlock_pretraining import LayerLockViTForPretraining, LayerLockViTForPretrainingOutput
+from .objectives import Latents, Objective, Pixels, Stage
+
+
+__all__ = [
+    "PRESETS",
+    "LayerLockViTConfig",
+    "LayerLockViTForPretraining",
+    "LayerLockViTForPretrainingOutput",
+    "LayerLockViTModel",
+    "LayerLockViTPreTrainedModel",
+    "Latents",
+    "Objective",
+    "Pixels",
+    "Stage",
+    "patchify",
+    "unpatchify",
+]

@@ -1,0 +1,159 @@
+"""Configuration of the LayerLock video ViT, and the sizes that the papers name."""
+
+from typing import ClassVar, Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+
+@strict
+class LayerLockViTConfig(PreTrainedConfig):
+    """Shape of a LayerLock video ViT. The defaults are those of `4ds-b`, the base size of the 4DS family.
+
+    Args:
+        image_size: height and width of the clips, in pixels.
+        num_frames: frames per clip.
+        num_channels: colour channels.
+        patch_size: height and width of a token's box, in pixels.
+        tubelet_size: depth in time of a token's box, in frames.
+        hidden_size: width of the transformer.
+        num_hidden_layers: number of layers; with the trunk decoder the last `num_decoder_layers` of them decode.
+        num_attention_heads: attention heads per layer.
+        intermediate_size: hidden width of the MLPs.
+        hidden_act: activation of the MLPs.
+        layer_norm_eps: epsilon of the layer norms.
+        position_embedding: `"rope"` rotates the output of the first norm of every layer (LayerLock, sec. 3.1),
+            `"learned"` adds a learned table to the embedded tokens (the released 4DS weights), `"none"` does nothing.
+        rope_theta: longest wavelength of the rotary embedding (LayerLock, Table 8).
+        rope_axis_fractions: shares of the channels that encode time, height and width; the rest carries no position.
+        use_final_norm: layer norm after the last layer. The 4DS models have none.
+        decoder: `"trunk"` decodes with the last layers of the ViT itself (4DS).
+        num_decoder_layers: layers of the ViT that decode.
+        decoding_tokens: content of the tokens that are decoded: `"rope"`, a vector of ones rotated to its position
+            (LayerLock, Alg. 1), or `"learned"`, a learned table.
+        num_frozen_layers: leading layers that the run that wrote this checkpoint had frozen. A record: loading a
+            checkpoint freezes nothing.
+
+    Raises:
+        ValueError: if the sizes contradict each other.
+    """
+
+    model_type = "layerlock"
+    base_model_fsdp_plan: ClassVar[dict[str, str]] = {"layers.*": "free_full_weight"}
+
+    image_size: int = 224
+    num_frames: int = 16
+    num_channels: int = 3
+    patch_size: int = 16
+    tubelet_size: int = 2
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu_pytorch_tanh"
+    layer_norm_eps: float = 1e-6
+    position_embedding: Literal["rope", "learned", "none"] = "rope"
+    rope_theta: float | int = 10_000.0
+    rope_axis_fractions: list[float] | tuple[float, ...] = (0.10, 0.25, 0.25)
+    use_final_norm: bool = False
+    decoder: Literal["trunk"] = "trunk"
+    num_decoder_layers: int = 4
+    decoding_tokens: Literal["rope", "learned"] = "rope"
+    num_frozen_layers: int = 0
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        self.check_sizes()
+
+    def check_sizes(self):
+        """Raise a `ValueError` that names the fields if the sizes contradict each other."""
+        for whole, part in (
+            ("image_size", "patch_size"),
+            ("num_frames", "tubelet_size"),
+            ("hidden_size", "num_attention_heads"),
+        ):
+            if getattr(self, part) < 1 or getattr(self, whole) % getattr(self, part):
+                raise ValueError(
+                    f"{whole} must be a multiple of {part}, got {whole}={getattr(self, whole)} and "
+                    f"{part}={getattr(self, part)}"
+                )
+        if not 1 <= self.num_decoder_layers < self.num_hidden_layers:
+            raise ValueError(
+                f"num_decoder_layers must leave at least one of the {self.num_hidden_layers} layers to the encoder, "
+                f"got num_decoder_layers={self.num_decoder_layers}"
+            )
+        if not 0 <= self.num_frozen_layers <= self.num_hidden_layers:
+            raise ValueError(
+                f"num_frozen_layers={self.num_frozen_layers} is not between 0 and the {self.num_hidden_layers} layers "
+                "of the ViT"
+            )
+        fractions = self.rope_axis_fractions
+        if len(fractions) != 3 or min(fractions) < 0 or sum(fractions) > 1:
+            raise ValueError(
+                f"rope_axis_fractions must be three shares (time, height, width) that sum to 1 at most, got {fractions}"
+            )
+
+    @property
+    def grid_size(self) -> tuple[int, int, int]:
+        """Tokens along time, height and width of a clip of the configured size."""
+        side = self.image_size // self.patch_size
+        return self.num_frames // self.tubelet_size, side, side
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of a clip of the configured size."""
+        t, h, w = self.grid_size
+        return t * h * w
+
+    @property
+    def values_per_token(self) -> int:
+        """Pixel values in the box of one token."""
+        return self.tubelet_size * self.patch_size**2 * self.num_channels
+
+    @classmethod
+    def from_preset(cls, name: str, **overrides) -> "LayerLockViTConfig":
+        """The configuration of a named size, with some fields changed.
+
+        >>> LayerLockViTConfig.from_preset("4ds-g", position_embedding="learned").hidden_size
+        1664
+
+        Raises:
+            ValueError: for an unknown preset or an unknown field.
+        """
+        if name not in PRESETS:
+            raise ValueError(f"unknown preset {name!r}; known are {', '.join(PRESETS)}")
+        unknown = sorted(set(overrides) - set(architecture_fields()))
+        if unknown:
+            raise ValueError(f"unknown field(s) of LayerLockViTConfig: {', '.join(unknown)}")
+        return cls(**{**PRESETS[name], **overrides})
+
+
+def architecture_fields() -> dict[str, type]:
+    """Name and type of the fields that `LayerLockViTConfig` itself declares."""
+    return {
+        name: kind
+        for name, kind in LayerLockViTConfig.__annotations__.items()
+        if name in LayerLockViTConfig.__dataclass_fields__
+    }
+
+
+def _size(hidden_size, num_hidden_layers, intermediate_size, num_attention_heads, **others):
+    return {
+        "hidden_size": hidden_size,
+        "num_hidden_layers": num_hidden_layers,
+        "intermediate_size": intermediate_size,
+        "num_attention_heads": num_attention_heads,
+        **others,
+    }
+
+
+# Widths, depths, MLPs and heads of the 4DS family ("Scaling 4D Representations"; LayerLock, sec. 3.4).
+PRESETS = {
+    "tiny": _size(128, 8, 512, 4, image_size=64, patch_size=8),
+    "4ds-s": _size(384, 12, 1536, 6),
+    "4ds-b": _size(768, 12, 3072, 12),
+    "4ds-l": _size(1024, 24, 4096, 16),
+    "4ds-h": _size(1280, 32, 5120, 16),
+    "4ds-g": _size(1664, 48, 8192, 16),
+    "4ds-e": _size(1792, 56, 15360, 16),
+}

@@ -1,0 +1,63 @@
+"""Training arguments of LayerLock, and where they depart from those of Transformers."""
+
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+
+@dataclass
+class LayerLockTrainingArguments(TrainingArguments):
+    """`transformers.TrainingArguments`, with these departures.
+
+    New: `global_batch_size`, `switch_warmup_steps`. Other defaults: AdamW betas (0.9, 0.95) and weight decay 0.05
+    (LayerLock, Table 8); `ddp_find_unused_parameters=False`, because DDP is wrapped anew at every switch;
+    `remove_unused_columns=False`; `logging_nan_inf_filter=False`, because a loss that is not finite stops the run;
+    persistent data workers. A run is measured in steps: `max_steps` is required.
+
+    Raises:
+        ValueError: if the batch sizes contradict each other, or `max_steps` is missing.
+    """
+
+    global_batch_size: int | None = field(
+        default=None,
+        metadata={"help": "Clips per optimizer step over all processes; sets gradient_accumulation_steps."},
+    )
+    switch_warmup_steps: int = field(
+        default=1000,
+        metadata={"help": "Steps over which the learning rate rises again after a switch of target."},
+    )
+    learning_rate: float = field(default=3e-4, metadata={"help": "Peak learning rate."})
+    weight_decay: float = field(default=0.05, metadata={"help": "Weight decay of the linear layers' weights."})
+    adam_beta2: float = field(default=0.95, metadata={"help": "Beta2 of AdamW."})
+    ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "Not needed: see the class."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "The collator reads the columns."})
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "A loss that is not finite stops the run."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.max_steps <= 0:
+            raise ValueError("max_steps must be set: freeze schedules are measured in optimizer steps")
+        if self.switch_warmup_steps < 0:
+            raise ValueError(f"switch_warmup_steps must not be negative, got {self.switch_warmup_steps}")
+        if self.deepspeed:
+            raise ValueError("deepspeed is not supported: it keeps training layers that have been frozen")
+        if self.ddp_find_unused_parameters:
+            raise ValueError("ddp_find_unused_parameters must be False: it would go on communicating frozen layers")
+        if self.global_batch_size is not None:
+            self._divide_global_batch()
+        self.dataloader_persistent_workers = self.dataloader_num_workers > 0
+
+    def _divide_global_batch(self):
+        per_step = self.per_device_train_batch_size * self.world_size
+        if self.global_batch_size % per_step:
+            raise ValueError(
+                f"global_batch_size={self.global_batch_size} is not a multiple of per_device_train_batch_size="
+                f"{self.per_device_train_batch_size} times {self.world_size} processes"
+            )
+        accumulation = self.global_batch_size // per_step
+        if self.gradient_accumulation_steps not in (1, accumulation):
+            raise ValueError(
+                f"global_batch_size={self.global_batch_size} needs gradient_accumulation_steps={accumulation}, but "
+                f"{self.gradient_accumulation_steps} is set"
+            )
+        self.gradient_accumulation_steps = accumulation

@@ -1,0 +1,114 @@
+"""A run as a list of stages: plain methods, freeze schedules, and LayerLock as what one does to a method."""
+
+import dataclasses
+from dataclasses import dataclass
+from itertools import pairwise
+
+from ..models.objectives import Latents, Objective, Pixels, Stage
+
+
+def stage_at(stages: list[Stage], step: int) -> Stage:
+    """The stage that optimizer step `step` (counted from 0) belongs to."""
+    return max((stage for stage in stages if stage.start <= step), key=lambda stage: stage.start)
+
+
+def check_stages(stages: list[Stage]) -> list[Stage]:
+    """The stages themselves, if they make a run.
+
+    Raises:
+        ValueError: unless the first starts at step 0, the starts ascend and the frozen prefix never shrinks.
+    """
+    if not stages or stages[0].start != 0:
+        raise ValueError(f"the first stage must start at step 0, got {stages}")
+    for before, after in pairwise(stages):
+        if after.start <= before.start:
+            raise ValueError(f"stages must start one after the other, got starts {before.start} and {after.start}")
+        if after.num_frozen < before.num_frozen:
+            raise ValueError(
+                f"the stage at step {after.start} unfreezes layers: {before.num_frozen} -> {after.num_frozen} frozen"
+            )
+    return stages
+
+
+@dataclass(frozen=True)
+class FreezeSchedule:
+    """When how many layers are frozen, and which layer is predicted then (LayerLock, sec. 4.3 and Table 8).
+
+    The n-th freezing happens at step `start + (n - 1) * interval` and brings the frozen prefix to
+    `n * layers_per_freeze` layers, or to `max_frozen` if that is less.
+
+    Args:
+        start: step of the first freezing.
+        interval: steps between freezings.
+        layers_per_freeze: layers frozen at each.
+        num_freezes: number of freezings. Default: as many as it takes to reach `max_frozen`.
+        max_frozen: most layers ever frozen.
+        target_layers: the layer predicted after each freezing, for the tables of the paper that do not predict the
+            last frozen one.
+
+    Raises:
+        ValueError: if neither or both ends are missing, or the targets do not fit the freezings.
+    """
+
+    start: int
+    interval: int
+    layers_per_freeze: int = 1
+    num_freezes: int | None = None
+    max_frozen: int | None = None
+    target_layers: tuple[int, ...] | None = None
+
+    def __post_init__(self):
+        if self.num_freezes is None and self.max_frozen is None:
+            raise ValueError("a freeze schedule needs num_freezes or max_frozen to end")
+        for name in ("start", "interval", "layers_per_freeze", "num_freezes", "max_frozen"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.target_layers is None:
+            return
+        if len(self.target_layers) != len(self.freezings()):
+            raise ValueError(
+                f"target_layers names {len(self.target_layers)} layers for {len(self.freezings())} freezings: "
+                f"{self.target_layers}"
+            )
+        for target, (step, num_frozen) in zip(self.target_layers, self.freezings(), strict=True):
+            if not 1 <= target <= num_frozen:
+                raise ValueError(
+                    f"target_layers: layer {target} is predicted from step {step} on, when {num_frozen} layers are "
+                    "frozen: a target must lie within the frozen prefix"
+                )
+
+    def freezings(self) -> list[tuple[int, int]]:
+        """(step, number of frozen layers) of each freezing."""
+        num_freezes = self.num_freezes or -(-self.max_frozen // self.layers_per_freeze)
+        counts = [n * self.layers_per_freeze for n in range(1, num_freezes + 1)]
+        if self.max_frozen is not None:
+            counts = [min(count, self.max_frozen) for count in counts]
+        return [(self.start + n * self.interval, count) for n, count in enumerate(counts)]
+
+
+def mae(depth: int, normalize: bool = False, patch_fraction: float = 1.0) -> list[Stage]:
+    """Plain 4DS-MAE: predict the pixels from the last of `depth` layers."""
+    return [Stage(0, 0, (Objective(depth, Pixels(normalize), patch_fraction=patch_fraction),))]
+
+
+def locked(
+    base: list[Stage], schedule: FreezeSchedule, predict_latents: bool = True, patch_fraction: float = 1.0
+) -> list[Stage]:
+    """LayerLock on top of a method: freeze by the schedule, and from each freezing on predict the frozen layers.
+
+    Args:
+        base: the method, up to the first freezing.
+        schedule: the freezings.
+        predict_latents: False freezes but keeps the target of the method (LayerLock, sec. 4.1).
+        patch_fraction: share of the tokens on which the latents are computed and predicted (LayerLock, sec. 3.4).
+    """
+    last = base[-1]
+    (objective, *_) = last.objectives
+    stages = list(base)
+    targets = schedule.target_layers or [num_frozen for _, num_frozen in schedule.freezings()]
+    for (step, num_frozen), target in zip(schedule.freezings(), targets, strict=True):
+        objectives = last.objectives
+        if predict_latents:
+            objectives = (dataclasses.replace(objective, target=Latents(target), patch_fraction=patch_fraction),)
+        stages.append(Stage(step, num_frozen, objectives))
+    return check_stages(stages)

@@ -1,0 +1,37 @@
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'^__version__ = "([^"]+)"', (ROOT / "layerlock_hf" / "__init__.py").read_text(), re.M).group(1)
+README = ROOT / "README.md"
+
+TRAIN = ["tensorboard", "matplotlib"]
+DEV = [*TRAIN, "pytest", "pytest-xdist", "ruff", "codespell", "pre-commit", "psutil"]
+
+setup(
+    name="layerlock_hf",
+    version=VERSION,
+    description="LayerLock and its relatives: self-supervised pretraining of video ViTs with progressive freezing",
+    long_description=README.read_text(encoding="utf-8") if README.exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=find_packages(include=["layerlock_hf", "layerlock_hf.*"]),
+    python_requires=">=3.10",
+    install_requires=[
+        "torch>=2.11",
+        "transformers>=5.19,<6",
+        "accelerate>=1.12",
+        "datasets>=5",
+        "huggingface-hub>=1.31,<3",
+        "safetensors",
+        "torchcodec>=0.12",
+        "av>=14",
+        "numpy",
+        "pyyaml",
+        "tqdm",
+    ],
+    extras_require={"train": TRAIN, "dev": DEV},
+)

@@ -1,0 +1,143 @@
+"""Who may import whom, how long a file may be, and that importing the package is silent."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "layerlock_hf"
+FILES = sorted(PACKAGE.rglob("*.py"))
+PROGRAMS = [path for folder in ("scripts", "tests", "benchmarks") for path in sorted((ROOT / folder).rglob("*.py"))]
+MAX_LINES = 450
+
+# Part of the package -> modules of ours that it may import, besides itself. Any submodule of a named one is allowed.
+LAW = {
+    "models": (),
+    "data": (),
+    "training": ("layerlock_hf.models",),
+    "evaluation": ("layerlock_hf.models", "layerlock_hf.data"),
+    "analysis": ("layerlock_hf.models", "layerlock_hf.training.stages"),
+    "hub": ("layerlock_hf.models",),
+}
+# Entry points, which nothing else imports.
+ENTRIES = {"__init__", "__main__", "cli"}
+
+# Files of `models` are copied to the Hub with a checkpoint, and run there without the package.
+HUB_LIBRARIES = {*sys.stdlib_module_names, "torch", "transformers", "huggingface_hub"}
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def part_of(path: Path) -> str:
+    """The subpackage or the top-level module that a file of the package belongs to."""
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def import_nodes(path: Path) -> list[ast.Import | ast.ImportFrom]:
+    nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8"), str(path)))
+    return [node for node in nodes if isinstance(node, (ast.Import, ast.ImportFrom))]
+
+
+def imported_modules(path: Path) -> list[str]:
+    """Absolute names of what a file imports. `from a import b` counts as a.b: b may be a module."""
+    package = path.relative_to(ROOT).parent.parts
+    names = []
+    for node in import_nodes(path):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        else:
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            names += [f"{module}.{alias.name}" for alias in node.names]
+    return names
+
+
+def is_within(name: str, module: str) -> bool:
+    return name == module or name.startswith(module + ".")
+
+
+def breaches(path: Path) -> list[str]:
+    """Imports of ours that the law forbids to this file."""
+    part = part_of(path)
+    allowed = (f"layerlock_hf.{part}", *LAW[part])
+    ours = [name for name in imported_modules(path) if is_within(name, "layerlock_hf")]
+    return [name for name in ours if not any(is_within(name, module) for module in allowed)]
+
+
+def hub_breaches(path: Path) -> list[str]:
+    """Imports by a file of `models` that do not work where it was copied to, without its package."""
+    found = []
+    for node in import_nodes(path):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names if alias.name.split(".")[0] not in HUB_LIBRARIES]
+        elif not node.level:
+            found += [node.module] if node.module.split(".")[0] not in HUB_LIBRARIES else []
+        elif node.level > 1 or not node.module or not (path.parent / f"{node.module}.py").is_file():
+            found.append("." * node.level + (node.module or ""))
+    return found
+
+
+def test_every_part_is_under_the_law():
+    assert {part_of(path) for path in FILES} - ENTRIES <= set(LAW), "name the new part in LAW"
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if part_of(path) in LAW], ids=name_of)
+def test_import_law(path):
+    assert not breaches(path), f"{name_of(path)} may import, of ours, only {part_of(path)} and {LAW[part_of(path)]}"
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "models").rglob("*.py")), ids=name_of)
+def test_models_run_without_the_package(path):
+    assert not hub_breaches(path), "only stdlib, torch, transformers, huggingface_hub and `from .sibling import name`"
+
+
+@pytest.mark.parametrize("path", FILES + PROGRAMS, ids=name_of)
+def test_nobody_imports_scripts(path):
+    assert not [name for name in imported_modules(path) if is_within(name, "scripts")]
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_file_length(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= MAX_LINES
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "is_allowed"),
+    [
+        ("models/new.py", "from .modeling_layerlock import patchify", True),
+        ("models/new.py", "from . import modeling_layerlock", False),
+        ("models/new.py", "from ..models.modeling_layerlock import patchify", False),
+        ("models/new.py", "from layerlock_hf.models.modeling_layerlock import patchify", False),
+        ("models/new.py", "import numpy", False),
+        ("data/new.py", "from ..models import patchify", False),
+        ("data/new.py", "import layerlock_hf", False),
+        ("training/new.py", "from ..models.objectives import Pixels", True),
+        ("training/new.py", "from .. import data", False),
+        ("analysis/new.py", "from ..training.stages import stage_at", True),
+        ("analysis/new.py", "from ..training import stages", True),
+        ("analysis/new.py", "from ..training.trainer import x", False),
+        ("hub.py", "from .models import Pixels", True),
+        ("hub.py", "from .data import x", False),
+    ],
+)
+def test_the_law_has_teeth(tmp_path, monkeypatch, file, line, is_allowed):
+    path = tmp_path / "layerlock_hf" / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    (path.parent / "modeling_layerlock.py").touch()
+    path.write_text(f"def late():\n    {line}\n")
+    monkeypatch.setitem(globals(), "ROOT", tmp_path)
+    monkeypatch.setitem(globals(), "PACKAGE", tmp_path / "layerlock_hf")
+    found = breaches(path) + (hub_breaches(path) if part_of(path) == "models" else [])
+    assert (not found) == is_allowed
+
+
+def test_importing_the_package_is_silent():
+    command = [sys.executable, "-c", "import layerlock_hf"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
