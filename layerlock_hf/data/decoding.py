@@ -1,4 +1,4 @@
-"""Reading chosen frames of a video file: torchcodec where it loads, PyAV otherwise and for files torchcodec rejects."""
+"""Reading chosen frames of a video file: torchcodec, or PyAV where torchcodec fails."""
 
 import functools
 import io
@@ -70,11 +70,11 @@ def read_clip_pyav(source: str | bytes, choose: Choose) -> Clip:
     """`read_clip` without torchcodec: decodes from the first frame on, up to the last one asked for."""
     source = _checked(source)
     try:
-        claimed = _count_packets(source)
-        indices = choose(claimed) if claimed else []
+        num_packets, claimed = _count_packets(source)
+        indices = choose(num_packets) if num_packets else []
         frames = _pick(_decode(source), indices)
         if indices and len(frames) == len(indices):
-            return Clip(torch.stack(frames), claimed)
+            return Clip(torch.stack(frames), num_packets)
         num_frames = sum(1 for _ in _decode(source))
         if num_frames == 0:
             raise DecodingError("no frame can be decoded")
@@ -100,6 +100,9 @@ def _read_clip_torchcodec(source: str | bytes, choose: Choose) -> Clip:
     num_frames = len(decoder)
     if num_frames == 0:
         raise ValueError("no frames")
+    if decoder.metadata.codec == "h264" and "444" in (decoder.metadata.pixel_format or ""):
+        # Only the first frame names the x264 version, without which FFmpeg garbles 4:4:4 files of old versions.
+        decoder.get_frame_at(0)
     return Clip(decoder.get_frames_at(choose(num_frames)).data, num_frames)
 
 
@@ -127,11 +130,13 @@ def _video_stream(container: av.container.InputContainer) -> av.VideoStream:
     return stream
 
 
-def _count_packets(source: str | bytes) -> int:
-    """The number of frames the container claims, as torchcodec's exact mode counts them: without decoding."""
+def _count_packets(source: str | bytes) -> tuple[int, int]:
+    """The number of frames in the file as torchcodec's exact mode counts them, without decoding, and that claimed."""
     with _open(source) as container:
-        packets = container.demux(_video_stream(container))
-        return sum(1 for packet in packets if packet.size and not packet.is_discard)
+        stream = _video_stream(container)
+        num_packets = sum(1 for packet in container.demux(stream) if packet.size and not packet.is_discard)
+        # The header of a truncated file still knows how many frames there were.
+        return num_packets, max(num_packets, stream.frames)
 
 
 def _decode(source: str | bytes) -> Iterator[av.VideoFrame]:

@@ -106,11 +106,20 @@ class Billboard:
     orbit_radius: float
     orbit_phase: float
 
+    @property
+    def window(self) -> float:
+        """Side of the visible square at the object's depth, in metres."""
+        return self.depth / FOCAL_LENGTH
+
+    @property
+    def period(self) -> float:
+        """Period of the torus along x and y in metres."""
+        # Longer than what the window and the object span together, so that the wrap happens out of view.
+        return self.window + 2.5 * self.radius
+
     def pose(self, motion: str, times: Tensor, camera_x: Tensor, camera_y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Centre x and y relative to the camera (metres) and angle (radians) at `times` (frames); all (T,)."""
-        window = self.depth / FOCAL_LENGTH
-        # Longer than what the window and the object span together, so that the wrap happens out of view.
-        period = window + 2.5 * self.radius
+        window, period = self.window, self.period
         x, y, angle = torch.zeros_like(times), torch.zeros_like(times), torch.full_like(times, self.start_angle)
         turn = -1.0 if "counterclockwise" in motion else 1.0
         if motion in _DIRECTIONS:

@@ -15,6 +15,8 @@ SIDE_FILES = {
     *(".csv", ".json", ".jsonl", ".yaml", ".yml", ".txt", ".md"),
     *(".parquet", ".npz", ".npy", ".log", ".html", ".xml"),
 }
+# Moving images, and MPEG transport streams, which the type tables take for translations of Qt.
+MISTAKEN_FOR_SIDE_FILES = {".gif", ".ts"}
 
 
 def load_videos(source: str, split: str = "train", video_column: str | None = None) -> datasets.Dataset:
@@ -53,7 +55,8 @@ def _is_side_file(file: Path) -> bool:
     """Whether a file is known to be no video; an unknown one is kept, for a broken video must be reported."""
     suffix = file.suffix.lower()
     kind = mimetypes.guess_type(f"name{suffix}")[0] or ""
-    return suffix in SIDE_FILES or kind.startswith("text/") or (kind.startswith("image/") and suffix != ".gif")
+    is_side_type = kind.startswith(("text/", "image/")) and suffix not in MISTAKEN_FOR_SIDE_FILES
+    return suffix in SIDE_FILES or is_side_type
 
 
 def _from_list(path: Path, video_column: str | None) -> datasets.Dataset:
@@ -101,7 +104,9 @@ def _from_datasets(source: str, path: Path, split: str, video_column: str | None
         try:
             dataset = datasets.load_dataset(source, split=split)
         except (datasets.exceptions.DatasetNotFoundError, ConnectionError) as error:
-            raise ValueError(f"{source!r} is neither an existing path nor a dataset on the Hub within reach") from error
+            raise ValueError(
+                f"{source!r} is neither an existing path nor a dataset on the Hub within reach"
+            ) from error
     typed = [name for name, feature in dataset.features.items() if isinstance(feature, datasets.Video)]
     column = _video_column(source, dataset.column_names, video_column or next(iter(typed), None))
     kept = [column] + [name for name in dataset.column_names if name == LABEL_COLUMN]

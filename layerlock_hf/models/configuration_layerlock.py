@@ -1,5 +1,6 @@
 """Configuration of the LayerLock video ViT, and the sizes that the papers name."""
 
+import dataclasses
 from typing import ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
@@ -130,10 +131,9 @@ class LayerLockViTConfig(PreTrainedConfig):
 
 def architecture_fields() -> dict[str, type]:
     """Name and type of the fields that `LayerLockViTConfig` itself declares."""
+    inherited = {field.name for field in dataclasses.fields(PreTrainedConfig)}
     return {
-        name: kind
-        for name, kind in LayerLockViTConfig.__annotations__.items()
-        if name in LayerLockViTConfig.__dataclass_fields__
+        field.name: field.type for field in dataclasses.fields(LayerLockViTConfig) if field.name not in inherited
     }
 
 

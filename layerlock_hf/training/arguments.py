@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+import torch
 from transformers import TrainingArguments
 
 
@@ -45,6 +46,7 @@ class LayerLockTrainingArguments(TrainingArguments):
             raise ValueError("ddp_find_unused_parameters must be False: it would go on communicating frozen layers")
         if self.global_batch_size is not None:
             self._divide_global_batch()
+        self.dataloader_pin_memory = self.dataloader_pin_memory and torch.cuda.is_available()
         self.dataloader_persistent_workers = self.dataloader_num_workers > 0
 
     def _divide_global_batch(self):

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
-from transformers import Trainer, TrainerCallback
+from transformers import AutoConfig, Trainer, TrainerCallback
 from transformers.utils import logging
 
+from ..models.configuration_layerlock import architecture_fields
 from ..models.modeling_layerlock_pretraining import LayerLockViTForPretraining
 from ..models.objectives import Stage
 from .arguments import LayerLockTrainingArguments
@@ -253,6 +254,14 @@ class LayerLockTrainer(Trainer):
                 f"{resume_from_checkpoint} was written by a run with other stages; its stages: "
                 f"{[stage['is'] for stage in record['stages']]}, now: {[describe(stage) for stage in self.stages]}"
             )
+        then, now = AutoConfig.from_pretrained(resume_from_checkpoint), self._core(model).config
+        differing = [
+            f"{name}: {getattr(then, name)} then, {getattr(now, name)} now"
+            for name in architecture_fields()
+            if name != "num_frozen_layers" and getattr(then, name) != getattr(now, name)
+        ]
+        if differing:
+            raise ValueError(f"{resume_from_checkpoint} holds another model ({'; '.join(differing)})")
         super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_optimizer_and_scheduler(self, checkpoint):

@@ -1,0 +1,81 @@
+import json
+from pathlib import Path
+
+import datasets
+import pytest
+
+from layerlock_hf.data import load_videos
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
+def names(dataset):
+    return [Path(row["path"]).name for row in dataset["video"]]
+
+
+def test_folder_is_walked_in_order_without_side_files(folder):
+    dataset = load_videos(str(folder))
+    assert names(dataset) == ["short.mp4", "v1.mp4", "v3.mp4", "v5.mp4", "v0.mp4", "v2.mp4", "v4.mp4"]
+    assert dataset.features["video"] == datasets.Video(decode=False)
+    assert dataset[0]["video"]["bytes"] is None
+
+
+def test_unknown_and_broken_files_of_a_folder_are_kept(tmp_path):
+    for name in ("a.ts", "b.gif", "c.m4a", "d", "e.jpg", "f.csv", "g.YML"):
+        (tmp_path / name).write_bytes(b"")
+    assert names(load_videos(str(tmp_path))) == ["a.ts", "b.gif", "c.m4a", "d"]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "json", "jsonl"])
+@pytest.mark.parametrize("column", ["path", "video", "file"])
+def test_lists_are_relative_to_their_folder(tmp_path, suffix, column):
+    rows = [{column: "a.mp4", "label": "run", "other": "x"}, {column: "sub/b.mp4", "label": "walk", "other": "y"}]
+    text = {
+        "csv": "\n".join([",".join(rows[0])] + [",".join(row.values()) for row in rows]),
+        "json": json.dumps(rows),
+        "jsonl": "\n".join(map(json.dumps, rows)),
+    }[suffix]
+    (tmp_path / f"list.{suffix}").write_text(text)
+    dataset = load_videos(str(tmp_path / f"list.{suffix}"))
+    assert [row["path"] for row in dataset["video"]] == [str(tmp_path / "a.mp4"), str(tmp_path / "sub/b.mp4")]
+    assert dataset["label"][:] == ["run", "walk"]
+    assert dataset.column_names == ["video", "label"]
+
+
+def test_parquet_with_embedded_videos(tmp_path, video):
+    rows = [{"path": "v0.mp4", "bytes": Path(video).read_bytes()}]
+    datasets.Dataset.from_dict({"clip": rows, "label": [3]}).to_parquet(tmp_path / "videos.parquet")
+    dataset = load_videos(str(tmp_path / "videos.parquet"), video_column="clip")
+    assert dataset[0]["video"] == rows[0]
+    assert dataset.column_names == ["video", "label"]
+
+
+def test_saved_dataset(tmp_path, video):
+    saved = datasets.Dataset.from_dict({"file": [video]})
+    datasets.DatasetDict({"test": saved}).save_to_disk(tmp_path / "saved")
+    assert names(load_videos(str(tmp_path / "saved"), split="test")) == ["v0.mp4"]
+    with pytest.raises(ValueError, match="'train'.*test"):
+        load_videos(str(tmp_path / "saved"))
+
+
+def test_errors_name_the_culprit(tmp_path, folder):
+    with pytest.raises(ValueError, match="holds no videos"):
+        load_videos(str(tmp_path))
+    with pytest.raises(ValueError, match="does not exist"):
+        load_videos(str(tmp_path / "missing"))
+    with pytest.raises(ValueError, match="missing.csv.*does not exist"):
+        load_videos("missing.csv")
+    with pytest.raises(ValueError, match="nobody/nothing"):
+        load_videos("nobody/nothing")
+    with pytest.raises(ValueError, match="no list of videos"):
+        load_videos(str(folder / "v0.mp4"))
+    (tmp_path / "list.csv").write_text("name,size\na.mp4,3\n")
+    with pytest.raises(ValueError, match="path or video or file; its columns are name, size"):
+        load_videos(str(tmp_path / "list.csv"))
+    (tmp_path / "empty.csv").write_text("path\n")
+    with pytest.raises(ValueError, match="empty.csv.*lists no videos"):
+        load_videos(str(tmp_path / "empty.csv"))
