@@ -3,10 +3,9 @@
 accelerate launch scripts/pretrain.py --config scripts/recipes/demo.yaml --train_data VIDEOS --output_dir OUT
 
 Every setting of a recipe is also a flag, and a flag wins over the recipe: `--max_steps 100 --mask_ratio 0.9`.
-`--rehearse true` runs one step of every stage, prints what each costs, and exits. OUT receives the model (loadable with
-`AutoModel.from_pretrained`), checkpoints, `stages.json`, `metrics.jsonl` and `bad_videos.jsonl`.
+`--rehearse true` runs one step of every stage, prints what each costs, and exits. OUT receives the model (loadable
+with `AutoModel.from_pretrained`), checkpoints, `stages.json`, `metrics.jsonl` and `bad_videos.jsonl`.
 """
-
 
 import json
 import sys
@@ -126,7 +125,9 @@ def describe_stages(model: LayerLockViTForPretraining, stages) -> list[dict]:
 
 def print_table(rows: list[dict]):
     columns = list(rows[0])
-    cells = [[f"{row[name]:.3f}" if isinstance(row[name], float) else str(row[name]) for name in columns] for row in rows]
+    cells = [
+        [f"{row[name]:.3f}" if isinstance(row[name], float) else str(row[name]) for name in columns] for row in rows
+    ]
     widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
     for line in [columns, *cells]:
         print("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)), flush=True)

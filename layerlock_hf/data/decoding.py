@@ -4,6 +4,7 @@ import functools
 import io
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -62,7 +63,7 @@ def read_clip(source: str | bytes, choose: Choose) -> Clip:
         return _read_clip_torchcodec(source, choose)
     except (RuntimeError, ValueError, IndexError) as error:
         clip = read_clip_pyav(source, choose)
-        clip.note = clip.note or f"only PyAV decodes it, torchcodec says: {_one_line(error)}"
+        clip.note = clip.note or f"PyAV reads this clip, torchcodec fails: {_one_line(error)}"
         return clip
 
 
@@ -178,4 +179,6 @@ def _to_tensor(frame: av.VideoFrame) -> torch.Tensor:
 
 
 def _one_line(error: object) -> str:
-    return " ".join(str(error).split())[:200]
+    # torchcodec begins its messages with a function and a line of its C++ sources.
+    message = re.sub(r"^\w+, \S+\.cpp:\d+, ", "", str(error))
+    return " ".join(message.split())[:200]

@@ -64,6 +64,7 @@ class LayerLockViTConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
+        self.rope_axis_fractions = list(self.rope_axis_fractions)  # as JSON has it
         self.check_sizes()
 
     def check_sizes(self):
@@ -91,7 +92,8 @@ class LayerLockViTConfig(PreTrainedConfig):
         fractions = self.rope_axis_fractions
         if len(fractions) != 3 or min(fractions) < 0 or sum(fractions) > 1:
             raise ValueError(
-                f"rope_axis_fractions must be three shares (time, height, width) that sum to 1 at most, got {fractions}"
+                "rope_axis_fractions must be three shares (time, height, width) that sum to 1 at most, "
+                f"got {fractions}"
             )
 
     @property
@@ -132,9 +134,7 @@ class LayerLockViTConfig(PreTrainedConfig):
 def architecture_fields() -> dict[str, type]:
     """Name and type of the fields that `LayerLockViTConfig` itself declares."""
     inherited = {field.name for field in dataclasses.fields(PreTrainedConfig)}
-    return {
-        field.name: field.type for field in dataclasses.fields(LayerLockViTConfig) if field.name not in inherited
-    }
+    return {field.name: field.type for field in dataclasses.fields(LayerLockViTConfig) if field.name not in inherited}
 
 
 def _size(hidden_size, num_hidden_layers, intermediate_size, num_attention_heads, **others):

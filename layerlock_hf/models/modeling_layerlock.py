@@ -85,9 +85,7 @@ def rotate(hidden_states: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tens
     """
     cos, sin = rotation
     num_pairs = cos.shape[-1]
-    first, second, rest = hidden_states.split(
-        [num_pairs, num_pairs, hidden_states.shape[-1] - 2 * num_pairs], dim=-1
-    )
+    first, second, rest = hidden_states.split([num_pairs, num_pairs, hidden_states.shape[-1] - 2 * num_pairs], dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1)
 
 
@@ -290,7 +288,9 @@ class LayerLockViTModel(LayerLockViTPreTrainedModel):
             ValueError: if a depth is not between 0 and the number of layers.
         """
         if not all(0 <= depth <= len(self.layers) for depth in depths):
-            raise ValueError(f"depths {list(depths)} are not all between 0 and the {len(self.layers)} layers of the ViT")
+            raise ValueError(
+                f"depths {list(depths)} are not all between 0 and the {len(self.layers)} layers of the ViT"
+            )
         hidden_states, rotation = self.embed(video, ids)
         taps, passed = {}, 0
         for depth in sorted(set(depths)):

@@ -18,6 +18,7 @@ from .objectives import Objective, Pixels, Stage
 
 HEAD_INIT_STD = 0.02
 
+
 @dataclass
 class LayerLockViTForPretrainingOutput(ModelOutput):
     """Loss of a stage.
@@ -137,9 +138,7 @@ class LayerLockViTForPretraining(LayerLockViTPreTrainedModel):
         else:
             ids = target_ids
         tokens = self.embed_positions(ids, grid_size).to(context.dtype)
-        rotation = self.encoder.rotation(
-            torch.cat([ids.expand(context.shape[0], -1), context_ids], dim=1), grid_size
-        )
+        rotation = self.encoder.rotation(torch.cat([ids.expand(context.shape[0], -1), context_ids], dim=1), grid_size)
         # Decoding every position, the tokens are the same for every clip
         shared, own = (tokens, context) if target_ids is None else (None, torch.cat([tokens, context], dim=1))
         return self.encoder.run_layers(
@@ -150,7 +149,9 @@ class LayerLockViTForPretraining(LayerLockViTPreTrainedModel):
         """The decoding tokens, which know nothing but their position: (B, M) -> (B, M, D)."""
         if self.config.decoding_tokens == "learned":
             if grid_size != self.config.grid_size:
-                raise ValueError(f"learned decoding tokens exist for a grid of {self.config.grid_size}, not {grid_size}")
+                raise ValueError(
+                    f"learned decoding tokens exist for a grid of {self.config.grid_size}, not {grid_size}"
+                )
             return take_tokens(self.decoding_tokens, ids)
         # "rope(tokens.shape)" of Algorithm 1, read as the rotation of a vector of ones
         ones = torch.ones(1, 1, self.config.hidden_size, device=ids.device).expand(*ids.shape, -1)

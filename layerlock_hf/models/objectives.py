@@ -75,7 +75,9 @@ class Objective:
         if self.patch_fraction == 1:
             return None
         if target_ids is None:
-            raise ValueError(f"predicting a fraction {self.patch_fraction} of the tokens needs target_ids to draw from")
+            raise ValueError(
+                f"predicting a fraction {self.patch_fraction} of the tokens needs target_ids to draw from"
+            )
         return target_ids[:, : max(1, round(self.patch_fraction * target_ids.shape[1]))]
 
 

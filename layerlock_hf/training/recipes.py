@@ -26,7 +26,9 @@ class StageArguments:
     latent_patch_fraction: float = field(
         default=1.0, metadata={"help": "Share of the tokens whose latents are computed and predicted."}
     )
-    pixel_patch_fraction: float = field(default=1.0, metadata={"help": "Share of the tokens whose pixels are predicted."})
+    pixel_patch_fraction: float = field(
+        default=1.0, metadata={"help": "Share of the tokens whose pixels are predicted."}
+    )
     normalize_pixels: bool = field(default=False, metadata={"help": "Normalise the pixels of each token (VideoMAE)."})
 
     def build(self, config: LayerLockViTConfig) -> list[Stage]:
@@ -46,11 +48,11 @@ class StageArguments:
             raise ValueError("freeze_start is set but freeze_interval is not")
         schedule = FreezeSchedule(
             start=self.freeze_start,
-            interval=self.freeze_interval or 1,
-            layers_per_freeze=self.layers_per_freeze or 1,
+            interval=1 if self.freeze_interval is None else self.freeze_interval,
+            layers_per_freeze=1 if self.layers_per_freeze is None else self.layers_per_freeze,
             num_freezes=self.num_freezes,
             max_frozen=self.max_frozen,
-            target_layers=tuple(self.target_layers) if self.target_layers else None,
+            target_layers=None if self.target_layers is None else tuple(self.target_layers),
         )
         for step, num_frozen in schedule.freezings():
             if num_frozen > config.num_hidden_layers:

@@ -112,7 +112,7 @@ class LayerLockTrainer(Trainer):
         self.stage = stage
         self._rebuild_optimizer({parameter for head in fresh for parameter in model.heads[head].parameters()})
         self._rewrap()
-        logger.info(f"step {stage.start}: {describe(stage)}")
+        logger.info(describe(stage))
 
     def _core(self, model=None) -> LayerLockViTForPretraining:
         return self.accelerator.unwrap_model(model if model is not None else self.model)
@@ -190,7 +190,8 @@ class LayerLockTrainer(Trainer):
 
     def _discard_a_backward(self, model: DistributedDataParallel, inputs):
         """DDP lays out its buckets twice: when constructed and after its first backward. From three processes on the
-        two layouts sum in another order, and a resumed run would differ from the uninterrupted one in the last bits."""
+        two layouts sum in another order, and a resumed run would differ from the uninterrupted one in its last bits.
+        """
         syncs, model.require_backward_grad_sync = model.require_backward_grad_sync, True
         inputs = self._prepare_inputs(dict(inputs))
         inputs.pop("num_padded", None)
@@ -215,7 +216,7 @@ class LayerLockTrainer(Trainer):
             if not math.isfinite(logs["loss"]):
                 raise RuntimeError(
                     f"the loss is {logs['loss']} in the steps up to {self.state.global_step}, in the stage that "
-                    f"{describe(self.stage)}. Lower learning_rate, or resume from the last checkpoint with another seed"
+                    f"{describe(self.stage)}. Lower learning_rate, or resume from the last checkpoint"
                 )
             logs.update(self._stage_logs())
         super().log(logs, start_time)
@@ -280,6 +281,7 @@ class LayerLockTrainer(Trainer):
         """
         batch = next(iter(self.get_train_dataloader()))
         self.model.to(self.args.device)
+        self.current_gradient_accumulation_steps = 1  # set by the training loop, read by `training_step`
         rows = []
         for stage in self.stages:
             self.stage = stage
@@ -296,7 +298,7 @@ class LayerLockTrainer(Trainer):
                 {
                     "start": stage.start,
                     "num_frozen": stage.num_frozen,
-                    "does": describe(stage),
+                    "target": " + ".join(label(objective) for objective in stage.objectives),
                     "seconds": seconds,
                     "trainable_parameters": self._core().num_parameters(only_trainable=True),
                     "peak_memory_gib": peak_memory_gib(self.args.device),
@@ -313,7 +315,7 @@ def label(objective) -> str:
 def describe(stage: Stage) -> str:
     """A stage in words."""
     predicted = " + ".join(label(objective) for objective in stage.objectives)
-    return f"freezes {stage.num_frozen} layers and predicts {predicted}"
+    return f"from step {stage.start} on freezes {stage.num_frozen} layers and predicts {predicted}"
 
 
 def read_run_file(checkpoint: str) -> dict:

@@ -5,7 +5,9 @@ from layerlock_hf.models import LayerLockViTConfig, LayerLockViTForPretraining
 
 
 def test_json_round_trip(tiny_config, tmp_path):
-    tiny_config.update({"position_embedding": "learned", "rope_axis_fractions": [0.2, 0.2, 0.2], "num_frozen_layers": 3})
+    tiny_config.update(
+        {"position_embedding": "learned", "rope_axis_fractions": [0.2, 0.2, 0.2], "num_frozen_layers": 3}
+    )
     tiny_config.save_pretrained(tmp_path)
     loaded = LayerLockViTConfig.from_pretrained(tmp_path)
     assert loaded.to_dict() | {"_name_or_path": ""} == tiny_config.to_dict() | {"_name_or_path": ""}

@@ -1,5 +1,3 @@
-import itertools
-
 import pytest
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForPreTraining
@@ -96,7 +94,9 @@ def test_gradient_checkpointing_changes_nothing(tiny_config, video, context_ids,
     model.encoder.layers[-1].norm2.register_forward_hook(lambda *_: calls.append(1))
     for checkpoint in (False, True):
         if checkpoint:
-            model.gradient_checkpointing_enable()
+            # The name of Transformers' older versions warns in later ones
+            name = "activation_checkpointing_enable"
+            getattr(model, name if hasattr(model, name) else "gradient_checkpointing_enable")()
         model.zero_grad()
         calls.clear()
         loss = model(video, context_ids, stage=stage).loss
@@ -106,9 +106,8 @@ def test_gradient_checkpointing_changes_nothing(tiny_config, video, context_ids,
     torch.testing.assert_close(results[0], results[1])
 
 
-@pytest.mark.parametrize(
-    "positions, tokens", itertools.product(["rope", "learned", "none"], ["rope", "learned"])
-)
+@pytest.mark.parametrize("positions", ["rope", "learned", "none"])
+@pytest.mark.parametrize("tokens", ["rope", "learned"])
 def test_save_and_load(tiny_config, video, context_ids, tmp_path, positions, tokens):
     tiny_config.update({"position_embedding": positions, "decoding_tokens": tokens})
     model = LayerLockViTForPretraining(tiny_config).eval()
@@ -209,8 +208,6 @@ def test_rotate():
     states = torch.randn(3, 32, 40)
     rotated = rotate(states, rotation)
     assert torch.equal(rotated[..., 24:], states[..., 24:])  # 40% carry no position
-    for tensor in (states, rotated):
-        assert tensor.shape == (3, 32, 40)
     torch.testing.assert_close(
         rotated[..., :12] ** 2 + rotated[..., 12:24] ** 2, states[..., :12] ** 2 + states[..., 12:24] ** 2
     )
@@ -221,9 +218,9 @@ def test_rotate():
         assert {int(channel) for channel in changed[token].nonzero()} <= {*pairs, *(p + 12 for p in pairs)}
         # The first pair of an axis turns by one radian per position
         first = pairs[0]
-        expected = states[:, token, first] * torch.tensor(1.0).cos() - states[:, token, first + 12] * torch.tensor(
-            1.0
-        ).sin()
+        expected = (
+            states[:, token, first] * torch.tensor(1.0).cos() - states[:, token, first + 12] * torch.tensor(1.0).sin()
+        )
         torch.testing.assert_close(rotated[:, token, first], expected)
 
 

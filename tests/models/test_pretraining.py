@@ -116,21 +116,13 @@ def test_no_gradient_reaches_the_target(model, batch):
         loss.backward()
         gradients.append([p.grad.clone() for p in model.encoder.parameters()])
     torch.testing.assert_close(gradients[0], gradients[1], atol=1e-6, rtol=1e-4)
-    assert not Latents(2).compute(model.encoder, batch["pixel_values_videos"], None).requires_grad or True
-    # and it is not the zero gradient by accident
     assert gradients[0][0].abs().sum() > 0
+    # The check can fail: through the target itself the gradients would be others
     model.zero_grad()
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
-    model.heads["latents"].bias.requires_grad_(True)
-    model.encoder.layers[0].mlp.up.weight.requires_grad_(True)
-    context = torch.zeros(2, 8, 32)
-    model.encoder.tap, tap = lambda video, depths, ids=None: (
-        [context] if depths == [4] else tap(video, depths, ids)
-    ), model.encoder.tap
-    model(**batch, stage=stage).loss.backward()
-    assert model.encoder.layers[0].mlp.up.weight.grad is None
-    assert model.heads["latents"].bias.grad is not None
+    prediction = model(**batch, stage=stage).predictions[0]
+    F.mse_loss(prediction, latents_by_hand(model.encoder, batch["pixel_values_videos"], 2)).backward()
+    attached = [p.grad for p in model.encoder.parameters()]
+    assert not torch.allclose(attached[0], gradients[0][0], atol=1e-3, rtol=0.1)
 
 
 @pytest.mark.parametrize("decoding_tokens", ["rope", "learned"])
@@ -157,9 +149,7 @@ def test_decoded_order_does_not_matter(model, batch):
     context, ids = torch.randn(2, 8, 32), batch["target_ids"]
     decoded = model.decode(context, batch["context_ids"], ids, (2, 4, 4))
     whole = model.decode(context, batch["context_ids"], None, (2, 4, 4))
-    torch.testing.assert_close(
-        decoded, whole.gather(1, ids.unsqueeze(-1).expand(-1, -1, 32)), atol=1e-5, rtol=1e-5
-    )
+    torch.testing.assert_close(decoded, whole.gather(1, ids.unsqueeze(-1).expand(-1, -1, 32)), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -249,6 +239,4 @@ def test_stages_that_cannot_be(model, batch):
         with pytest.raises(ValueError, match="patch_fraction"):
             Objective(6, Pixels(), patch_fraction=fraction)
     with pytest.raises(ValueError, match="target_ids"):
-        model(
-            batch["pixel_values_videos"], batch["context_ids"], stage=latent_stage(1, patch_fraction=0.5)
-        )
+        model(batch["pixel_values_videos"], batch["context_ids"], stage=latent_stage(1, patch_fraction=0.5))

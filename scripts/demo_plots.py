@@ -1,0 +1,128 @@
+"""The pictures of the demonstration."""
+
+from itertools import pairwise
+from pathlib import Path
+
+import matplotlib
+import torch
+from transformers import AutoModelForPreTraining
+
+from layerlock_hf import LayerLockViTConfig
+from layerlock_hf.data import center_crop, generator_for, random_mask, read_clip
+from layerlock_hf.models import patchify, unpatchify
+
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+
+
+COLOURS = ("#4c566a", "#1f77b4", "#d1495b", "#2a9d8f", "#b07d00", "#7b4fa3", "#00798c")
+MAE_COLOUR = "#a3a9b5"
+GREY = 0.5
+
+
+def spoken(target: str) -> str:
+    return target.replace("_", " ")
+
+
+def plot_losses(runs: dict[str, list[dict]], stages: list[dict], max_steps: int, path: Path):
+    """Losses and explained variances of both runs over the steps; the stages of the LayerLock run are shaded."""
+    plt.rcParams.update({"font.size": 15, "axes.spines.top": False, "axes.spines.right": False})
+    figure, (losses, explained) = plt.subplots(2, 1, figsize=(14, 10), sharex=True, height_ratios=(3, 2))
+    ends = [*(stage["start"] for stage in stages), max_steps]
+    for axes, quantity in ((losses, "loss"), (explained, "explained_variance")):
+        axes.plot(
+            [row["step"] for row in runs["mae"]],
+            [row[f"pixels/{quantity}"] for row in runs["mae"]],
+            color=MAE_COLOUR,
+            linewidth=2.5,
+            label="plain MAE: pixels throughout",
+        )
+        for index, (stage, (start, end)) in enumerate(zip(stages, pairwise(ends), strict=True)):
+            rows = [row for row in runs["layerlock"] if row["stage"] == index]
+            colour = COLOURS[index % len(COLOURS)]
+            label = f"LayerLock: {spoken(stage['target'])}"
+            if stage["num_frozen"]:
+                label += f", {stage['num_frozen']} frozen"
+            axes.plot(
+                [row["step"] for row in rows],
+                [row[f"{stage['target']}/{quantity}"] for row in rows],
+                color=colour,
+                linewidth=2.5,
+                label=label,
+            )
+            axes.axvspan(start, end, color=colour, alpha=0.06, linewidth=0)
+            if index:
+                axes.axvline(start, color="#888888", linewidth=1, linestyle="--")
+        axes.grid(axis="y", alpha=0.3)
+    losses.set_yscale("log")
+    losses.set_ylabel("loss (log scale)")
+    for index, (stage, (start, end)) in enumerate(zip(stages, pairwise(ends), strict=True)):
+        losses.annotate(
+            spoken(stage["target"]),
+            ((start + end) / 2, 1.0),
+            xycoords=("data", "axes fraction"),
+            xytext=(0, 5),
+            textcoords="offset points",
+            ha="center",
+            color=COLOURS[index % len(COLOURS)],
+            weight="bold",
+        )
+    losses.set_title("What is predicted, and how well: every freezing starts a new target", pad=34, fontsize=18)
+    explained.set_ylabel("explained variance")
+    explained.set_ylim(-0.5, 1)
+    explained.axhline(0, color="#888888", linewidth=1)
+    explained.set_xlabel("step")
+    explained.set_xlim(0, max_steps)
+    figure.tight_layout()
+    handles, labels = losses.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower center", ncols=3, frameon=False, fontsize=13)
+    figure.subplots_adjust(bottom=0.15)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+@torch.inference_mode()
+def reconstruct(model, clips: torch.Tensor, mask_ratio: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the encoder sees of float clips (B, T, C, H, W), hidden boxes grey, and what the model makes of it."""
+    config: LayerLockViTConfig = model.config
+    context_ids = torch.stack(
+        [random_mask(config.num_tokens, mask_ratio, generator_for("demo", index))[0] for index in range(len(clips))]
+    )
+    boxes = patchify(clips, config.tubelet_size, config.patch_size)
+    hidden = torch.ones(boxes.shape[:2], dtype=torch.bool).scatter(1, context_ids, False)
+    (predicted,) = model(clips, context_ids).predictions
+    sizes = config.grid_size, config.tubelet_size, config.patch_size
+    seen = torch.where(hidden.unsqueeze(-1), torch.tensor(GREY), boxes)
+    return unpatchify(seen, *sizes), unpatchify(predicted, *sizes).clamp(0, 1)
+
+
+def plot_reconstruction(folder: Path, videos: list[Path], mask_ratio: float, resize_factor: float, path: Path):
+    """Input, seen part and prediction of the MAE model in `folder`, for the start of each video."""
+    model = AutoModelForPreTraining.from_pretrained(folder).eval()
+    config = model.config
+    frames = [read_clip(str(video), lambda available: list(range(config.num_frames))).frames for video in videos]
+    clips = torch.stack([center_crop(clip, config.image_size, resize_factor) for clip in frames]).float() / 255
+    seen, predicted = reconstruct(model, clips, mask_ratio)
+    times = torch.linspace(0, config.num_frames - 1, 3).round().int().tolist()
+    rows = (
+        ("input", clips),
+        (f"seen by the encoder\n({1 - mask_ratio:.0%} of the boxes)", seen),
+        ("predicted", predicted),
+    )
+    figure = plt.figure(figsize=(1.75 * len(videos) * len(times) + 1.6, 6.3))
+    for block, part in enumerate(figure.subfigures(1, len(videos), wspace=0.03, squeeze=False)[0]):
+        axes = part.subplots(len(rows), len(times), gridspec_kw={"wspace": 0.04, "hspace": 0.04})
+        for i, (name, images) in enumerate(rows):
+            for j, time in enumerate(times):
+                axes[i, j].imshow(images[block, time].permute(1, 2, 0), interpolation="nearest")
+                axes[i, j].set_xticks([])
+                axes[i, j].set_yticks([])
+                if i == 0:
+                    axes[i, j].set_title(f"frame {time + 1}", fontsize=13)
+            if block == 0:
+                axes[i, 0].set_ylabel(name, fontsize=13)
+        part.subplots_adjust(left=0.14 if block == 0 else 0.02, right=0.99, top=0.86, bottom=0.02)
+    figure.suptitle("Test clips, as the plain MAE completes them", fontsize=18)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

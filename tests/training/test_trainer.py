@@ -1,0 +1,338 @@
+import copy
+import json
+import math
+
+import pytest
+import torch
+from transformers import TrainerCallback, set_seed
+
+from layerlock_hf.models import LayerLockViTForPretraining
+from layerlock_hf.training import (
+    FreezeSchedule,
+    Latents,
+    LayerLockTrainer,
+    LayerLockTrainingArguments,
+    Objective,
+    Stage,
+    locked,
+    mae,
+    stage_at,
+)
+
+
+# Four stages in ten steps: pixels, then layers 2, 4 and 6 frozen and predicted from steps 3, 5 and 7 on
+STAGES = locked(mae(6), FreezeSchedule(3, 2, 2, num_freezes=3), patch_fraction=0.5)
+SWITCHES = (3, 5, 7)
+
+
+class Clips(torch.utils.data.Dataset):
+    def __len__(self):
+        return 64
+
+    def __getitem__(self, index):
+        generator = torch.Generator().manual_seed(index)
+        return {
+            "pixel_values_videos": torch.randint(0, 256, (4, 3, 16, 16), generator=generator, dtype=torch.uint8),
+            "context_ids": torch.randperm(32, generator=generator)[:8],
+            "target_ids": torch.randperm(32, generator=generator),
+        }
+
+
+def arguments(output_dir, **kwargs):
+    defaults = {
+        "max_steps": 10,
+        "per_device_train_batch_size": 4,
+        "save_strategy": "no",
+        "logging_steps": 1,
+        "report_to": [],
+        "use_cpu": True,
+        "learning_rate": 1e-2,
+        "weight_decay": 0.5,
+        "switch_warmup_steps": 1,
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+    }
+    return LayerLockTrainingArguments(output_dir=str(output_dir), **{**defaults, **kwargs})
+
+
+def make_trainer(config, output_dir, stages=STAGES, dataset=None, **kwargs):
+    set_seed(0)
+    model = LayerLockViTForPretraining(copy.deepcopy(config))
+    return LayerLockTrainer(model, arguments(output_dir, **kwargs), stages, dataset or Clips())
+
+
+def weights(model):
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+class Recorder(TrainerCallback):
+    """Snapshots after the switch and after the step. Added last, it sees each switch done."""
+
+    def __init__(self, trainer):
+        self.trainer, self.before, self.after, self.states, self.learning, self.kept = trainer, [], [], [], [], []
+        trainer.add_callback(self)
+
+    def optimizer_state(self):
+        optimizer = getattr(self.trainer.optimizer, "optimizer", self.trainer.optimizer)
+        names = {parameter: name for name, parameter in self.trainer.model.named_parameters()}
+        return {names[p]: {k: v.clone() for k, v in state.items()} for p, state in optimizer.state.items()}
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.before.append(weights(self.trainer.model))
+        self.kept.append(self.optimizer_state())
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.after.append(weights(self.trainer.model))
+        self.states.append(self.optimizer_state())
+        self.learning.append({n for n, p in self.trainer.model.named_parameters() if p.requires_grad})
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    """One recorded run, its configuration that of the fixture `tiny_config`."""
+    from layerlock_hf import LayerLockViTConfig
+
+    config = LayerLockViTConfig.from_preset(
+        "tiny",
+        hidden_size=32,
+        num_hidden_layers=6,
+        num_attention_heads=2,
+        intermediate_size=64,
+        image_size=16,
+        patch_size=4,
+        num_frames=4,
+        num_decoder_layers=2,
+        decoding_tokens="learned",
+    )
+    trainer = make_trainer(config, tmp_path_factory.mktemp("run"))
+    recorder = Recorder(trainer)
+    trainer.train()
+    return recorder
+
+
+def test_frozen_parameters_stay_and_the_others_move(recorded):
+    assert len(recorded.after) == 10
+    for step, (before, after) in enumerate(zip(recorded.before, recorded.after, strict=True)):
+        stage = stage_at(STAGES, step)
+        learning = {"heads.latents.weight", "heads.latents.bias"} if step >= 3 else {"heads.pixels.weight"}
+        assert learning <= recorded.learning[step]
+        for name in before:
+            moved = not torch.equal(before[name], after[name])
+            assert moved == (name in recorded.learning[step]), (step, name)
+            if name.startswith("encoder.layers."):
+                assert moved == (int(name.split(".")[2]) >= stage.num_frozen), (step, name)
+            if name.startswith("encoder.embeddings."):
+                assert moved == (stage.num_frozen == 0)
+
+
+def test_nothing_but_a_new_head_changes_at_a_switch(recorded):
+    for step in range(1, 10):
+        changed = {
+            name
+            for name, tensor in recorded.before[step].items()
+            if not torch.equal(tensor, recorded.after[step - 1][name])
+        }
+        first_switch = {"heads.latents.weight"}  # until then its bias is zero as it is
+        expected = {"heads.latents.weight", "heads.latents.bias"} if step in SWITCHES[1:] else first_switch
+        assert changed == (expected if step in SWITCHES else set()), step
+    heads = [recorded.before[step]["heads.latents.weight"] for step in SWITCHES]
+    assert not torch.equal(heads[0], heads[1]) and not torch.equal(heads[1], heads[2])
+    assert all(not recorded.before[step]["heads.latents.bias"].any() for step in SWITCHES)
+    assert all(head.std().item() == pytest.approx(0.02, rel=0.1) for head in heads)
+
+
+def test_optimizer_holds_what_learns(recorded):
+    sizes = []
+    for state, learning in zip(recorded.states, recorded.learning, strict=True):
+        assert set(state) == learning
+        sizes.append(sum(entry["exp_avg"].numel() for entry in state.values()))
+    by_stage = [sizes[step] for step in (0, *SWITCHES)]
+    assert all(after < before for before, after in zip(by_stage, by_stage[1:], strict=False)), by_stage
+    for group_step in range(1, 10):
+        kept, previous = recorded.kept[group_step], recorded.states[group_step - 1]
+        fresh = {"heads.latents.weight", "heads.latents.bias"} if group_step in SWITCHES else set()
+        assert set(kept) == recorded.learning[group_step] - fresh
+        for name, entry in kept.items():  # what goes on learning keeps its moments
+            assert all(torch.equal(value, previous[name][key]) for key, value in entry.items()), name
+    optimizer = recorded.trainer.optimizer
+    assert {p for group in optimizer.param_groups for p in group["params"]} == {
+        p for p in recorded.trainer.model.parameters() if p.requires_grad
+    }
+
+
+def test_weight_decay_is_for_matrices(tiny_config, tmp_path):
+    tiny_config.update({"decoding_tokens": "learned", "position_embedding": "learned"})
+    trainer = make_trainer(tiny_config, tmp_path)
+    trainer.create_optimizer()
+    decayed, exempt = trainer.optimizer.param_groups
+    assert (decayed["weight_decay"], exempt["weight_decay"]) == (0.5, 0.0)
+    assert {p.ndim for p in decayed["params"]} == {2}
+    assert {p.ndim for p in exempt["params"]} == {1, 3}
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_resume_is_bit_identical(tiny_config, tmp_path, accumulation):
+    kwargs = {
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "per_device_train_batch_size": 4 // accumulation,
+        "gradient_accumulation_steps": accumulation,
+    }
+    trainer = make_trainer(tiny_config, tmp_path / "whole", **kwargs)
+    trainer.train()
+    whole = weights(trainer.model)
+    rates = [row["learning_rate"] for row in trainer.state.log_history if "learning_rate" in row]
+    for step in range(1, 10) if accumulation == 1 else (3, 4):
+        resumed = make_trainer(tiny_config, tmp_path / "resumed", **{**kwargs, "save_strategy": "no"})
+        with torch.no_grad():  # what a checkpoint does not restore would show
+            resumed.model.heads["latents"].weight.add_(1)
+        resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{step}"))
+        again = weights(resumed.model)
+        assert [name for name in whole if not torch.equal(again[name], whole[name])] == [], step
+        assert [row["learning_rate"] for row in resumed.state.log_history if "learning_rate" in row] == rates
+        assert resumed.state.total_flos == trainer.state.total_flos
+
+
+def test_resume_refuses_other_stages(tiny_config, tmp_path):
+    make_trainer(tiny_config, tmp_path, max_steps=4, save_strategy="steps", save_steps=2).train()
+    checkpoint = tmp_path / "checkpoint-2"
+    record = json.loads((checkpoint / "layerlock.json").read_text())
+    assert [stage["start"] for stage in record["stages"]] == [0, 3, 5, 7]
+    assert record["stages"][1]["is"] == "from step 3 on freezes 2 layers and predicts layer_2"
+    others = locked(mae(6), FreezeSchedule(4, 2, 2, num_freezes=3), patch_fraction=0.5)
+    with pytest.raises(ValueError, match="other stages"):
+        make_trainer(tiny_config, tmp_path / "b", others).train(resume_from_checkpoint=str(checkpoint))
+    kept = locked(mae(6), FreezeSchedule(3, 2, 2, num_freezes=3), predict_latents=False)
+    with pytest.raises(ValueError, match="other stages"):
+        make_trainer(tiny_config, tmp_path / "b", kept).train(resume_from_checkpoint=str(checkpoint))
+    (checkpoint / "layerlock.json").unlink()
+    with pytest.raises(ValueError, match="layerlock.json"):
+        make_trainer(tiny_config, tmp_path / "b").train(resume_from_checkpoint=str(checkpoint))
+
+
+def test_resume_refuses_another_model(tiny_config, tmp_path):
+    make_trainer(tiny_config, tmp_path, max_steps=2, save_strategy="steps", save_steps=2).train()
+    tiny_config.layer_norm_eps = 1e-3  # fits the weights and would go unnoticed
+    with pytest.raises(ValueError, match="another model.*layer_norm_eps") as error:
+        make_trainer(tiny_config, tmp_path / "b").train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert "rope_axis_fractions" not in str(error.value)  # equal, though JSON makes a list of it
+
+
+def test_accumulation_equals_a_larger_batch(tiny_config, tmp_path):
+    results = []
+    for batch_size, accumulation in ((4, 1), (2, 2)):
+        trainer = make_trainer(
+            tiny_config,
+            tmp_path,
+            per_device_train_batch_size=batch_size,
+            global_batch_size=4,
+            adam_epsilon=1e-3,  # gradients that are nothing but rounding must not become steps
+        )
+        assert trainer.args.gradient_accumulation_steps == accumulation
+        trainer.train()
+        logs = [row for row in trainer.state.log_history if "grad_norm" in row]
+        results.append(([row["loss"] for row in logs], [row["grad_norm"] for row in logs], weights(trainer.model)))
+    for whole, accumulated in zip(*results, strict=True):
+        torch.testing.assert_close(accumulated, whole, atol=1e-4, rtol=1e-3)
+
+
+def test_logs(tiny_config, tmp_path):
+    trainer = make_trainer(tiny_config, tmp_path)
+    trainer.train()
+    logs = [row for row in trainer.state.log_history if "grad_norm" in row]
+    assert [row["stage"] for row in logs] == [0, 0, 0, 1, 1, 2, 2, 3, 3, 3]
+    assert [row["num_frozen"] for row in logs] == [0, 0, 0, 2, 2, 4, 4, 6, 6, 6]
+    for row in logs:
+        name = "pixels" if row["stage"] == 0 else f"layer_{row['num_frozen']}"
+        assert {key.split("/")[0] for key in row if "/" in key} == {name}
+        assert row[f"{name}/loss"] == pytest.approx(row["loss"], rel=1e-4)
+        assert row[f"{name}/explained_variance"] == pytest.approx(
+            1 - row[f"{name}/loss"] / row[f"{name}/target_variance"]
+        )
+        assert row["clips_per_second"] > 0
+    # Uniform bytes have a variance of 1/12 once they are in [0, 1]
+    assert logs[0]["pixels/target_variance"] == pytest.approx(1 / 12, rel=0.05)
+    flops = [row["total_flops"] for row in logs]
+    steps = [after - before for before, after in zip([0, *flops], flops, strict=False)]
+    assert steps[0] == steps[2] and steps[3] == steps[4]
+
+
+def test_logs_are_means_over_the_steps_since_the_last(tiny_config, tmp_path):
+    losses = {}
+    for every in (1, 3):
+        trainer = make_trainer(tiny_config, tmp_path, max_steps=3, logging_steps=every)
+        trainer.train()
+        losses[every] = [row["pixels/loss"] for row in trainer.state.log_history if "grad_norm" in row]
+    assert losses[3] == [pytest.approx(sum(losses[1]) / 3)]
+
+
+class BrokenClips(Clips):
+    def __getitem__(self, index):
+        item = super().__getitem__(index)
+        return {**item, "pixel_values_videos": torch.full((4, 3, 16, 16), math.nan)}
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tiny_config, tmp_path):
+    trainer = make_trainer(tiny_config, tmp_path, dataset=BrokenClips())
+    with pytest.raises(RuntimeError, match="the loss is nan.*predicts pixels"):
+        trainer.train()
+    assert trainer.state.global_step == 1
+
+
+def test_clips_of_bytes_become_floats(tiny_config, tmp_path):
+    trainer = make_trainer(tiny_config, tmp_path)
+    prepared = trainer._prepare_inputs({"pixel_values_videos": torch.tensor([0, 255], dtype=torch.uint8)})
+    assert prepared["pixel_values_videos"].tolist() == [0.0, 1.0]
+    half = torch.tensor([0.5])
+    assert torch.equal(trainer._prepare_inputs({"pixel_values_videos": half})["pixel_values_videos"], half)
+
+
+def test_plain_mae_is_the_default(tiny_config, tmp_path):
+    set_seed(0)
+    trainer = LayerLockTrainer(
+        LayerLockViTForPretraining(tiny_config), arguments(tmp_path, max_steps=2), train_dataset=Clips()
+    )
+    trainer.train()
+    assert trainer.stages == mae(6)
+    assert trainer.state.log_history[0]["stage"] == 0
+
+
+def test_rehearsal(tiny_config, tmp_path):
+    rows = make_trainer(tiny_config, tmp_path).rehearse()
+    assert [(row["start"], row["num_frozen"]) for row in rows] == [(0, 0), (3, 2), (5, 4), (7, 6)]
+    counts = [row["trainable_parameters"] for row in rows]
+    assert counts == sorted(set(counts), reverse=True)
+    assert counts[-1] == 32 * 32 + 32  # nothing but the head
+    assert all(row["seconds"] > 0 for row in rows)
+
+
+@pytest.mark.parametrize(
+    "kwargs, message",
+    [
+        ({"global_batch_size": 6}, "global_batch_size=6 is not a multiple of per_device_train_batch_size=4"),
+        ({"global_batch_size": 8, "gradient_accumulation_steps": 3}, "gradient_accumulation_steps=2"),
+        ({"max_steps": -1}, "max_steps must be set"),
+        ({"max_steps": 0}, "max_steps must be set"),
+        ({"switch_warmup_steps": -1}, "switch_warmup_steps"),
+        ({"ddp_find_unused_parameters": True}, "ddp_find_unused_parameters"),
+    ],
+)
+def test_user_errors(tmp_path, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        arguments(tmp_path, **kwargs)
+
+
+def test_defaults_of_the_paper(tmp_path):
+    args = LayerLockTrainingArguments(output_dir=str(tmp_path), max_steps=1, use_cpu=True)
+    assert (args.adam_beta1, args.adam_beta2, args.weight_decay) == (0.9, 0.95, 0.05)
+    assert args.switch_warmup_steps == 1000
+    assert not args.ddp_find_unused_parameters
+
+
+def test_stages_that_the_model_cannot_do(tiny_config, tmp_path):
+    with pytest.raises(ValueError, match="freezes 7 layers"):
+        make_trainer(tiny_config, tmp_path, [*mae(6), Stage(3, 7, (Objective(6, Latents(1)),))])
+    with pytest.raises(ValueError, match="unfreezes"):
+        make_trainer(tiny_config, tmp_path, [STAGES[0], STAGES[2], Stage(9, 2, STAGES[1].objectives)])
+    with pytest.raises(ValueError, match="depth 5"):
+        make_trainer(tiny_config, tmp_path, mae(5))
