@@ -106,8 +106,8 @@ def pretrain(recipe: Path, videos: Path, folder: Path, settings: dict):
                 is_running = process.poll() is None
                 rows = read_metrics(folder)
                 for row in rows:
-                    period, is_last = row["step"] // REPORT_INTERVAL, not is_running and row is rows[-1]
-                    if period > reported or is_last:
+                    period = row["step"] // REPORT_INTERVAL
+                    if period > reported:
                         reported = period
                         print(progress_line(row), flush=True)
                 if not is_running:

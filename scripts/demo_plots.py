@@ -111,18 +111,24 @@ def plot_reconstruction(folder: Path, videos: list[Path], mask_ratio: float, res
         ("predicted", predicted),
     )
     figure = plt.figure(figsize=(1.75 * len(videos) * len(times) + 1.6, 6.3))
-    for block, part in enumerate(figure.subfigures(1, len(videos), wspace=0.03, squeeze=False)[0]):
-        axes = part.subplots(len(rows), len(times), gridspec_kw={"wspace": 0.04, "hspace": 0.04})
-        for i, (name, images) in enumerate(rows):
-            for j, time in enumerate(times):
-                axes[i, j].imshow(images[block, time].permute(1, 2, 0), interpolation="nearest")
-                axes[i, j].set_xticks([])
-                axes[i, j].set_yticks([])
-                if i == 0:
-                    axes[i, j].set_title(f"frame {time + 1}", fontsize=13)
-            if block == 0:
-                axes[i, 0].set_ylabel(name, fontsize=13)
-        part.subplots_adjust(left=0.14 if block == 0 else 0.02, right=0.99, top=0.86, bottom=0.02)
+    # One row of subplots throughout, with a gap after each clip, keeps all images the same size
+    columns = len(videos) * (len(times) + 1) - 1
+    ratios = [0.15 if column % (len(times) + 1) == len(times) else 1 for column in range(columns)]
+    axes = figure.subplots(len(rows), columns, gridspec_kw={"width_ratios": ratios, "wspace": 0.04, "hspace": 0.04})
+    for i, (name, images) in enumerate(rows):
+        for column in range(columns):
+            block, j = divmod(column, len(times) + 1)
+            image = axes[i, column]
+            if j == len(times):
+                image.axis("off")
+                continue
+            image.imshow(images[block, times[j]].permute(1, 2, 0), interpolation="nearest")
+            image.set(xticks=[], yticks=[])
+            image.spines[:].set_visible(False)
+            if i == 0:
+                image.set_title(f"frame {times[j] + 1}", fontsize=13)
+        axes[i, 0].set_ylabel(name, fontsize=13)
+    figure.subplots_adjust(left=0.06, right=0.99, top=0.86, bottom=0.02)
     figure.suptitle("Test clips, as the plain MAE completes them", fontsize=18)
     figure.savefig(path, dpi=110)
     plt.close(figure)
