@@ -73,7 +73,7 @@ def main(width: int, heads: int, batch_size: int, repeats: int, bf16: bool):
             times[name].append(seconds(function))
     median = {name: statistics.median(values) for name, values in times.items()}
     ratios = [ours / theirs for ours, theirs in zip(times["layerlock"], times["videomae"], strict=True)]
-    rate = batch_size * step_flops(config, ours.pixel_stage, NUM_CONTEXT) / median["layerlock"]
+    rate = batch_size * step_flops(config, ours.pixel_stage, [(NUM_CONTEXT, None)]) / median["layerlock"]
     matmul_rate = 2 * MATRIX_SIZE**3 / median["matmul"]
     print(f"width {width}, {batch_size} clips, {'bf16' if bf16 else 'fp32'}, {torch.get_num_threads()} threads")
     print(f"layerlock {median['layerlock']:.3f} s, videomae {median['videomae']:.3f} s a step")

@@ -24,14 +24,23 @@ class LayerLockViTConfig(PreTrainedConfig):
         hidden_act: activation of the MLPs.
         layer_norm_eps: epsilon of the layer norms.
         position_embedding: `"rope"` rotates the output of the first norm of every layer (LayerLock, sec. 3.1),
-            `"learned"` adds a learned table to the embedded tokens (the released 4DS weights), `"none"` does nothing.
+            `"rope_attention"` the queries and keys alone; `"learned"` adds a learned table to the embedded tokens
+            (the released 4DS weights), `"sincos"` a fixed one (V-JEPA), `"none"` does nothing.
         rope_theta: longest wavelength of the rotary embedding (LayerLock, Table 8).
         rope_axis_fractions: shares of the channels that encode time, height and width; the rest carries no position.
         use_final_norm: layer norm after the last layer. The 4DS models have none.
-        decoder: `"trunk"` decodes with the last layers of the ViT itself (4DS).
-        num_decoder_layers: layers of the ViT that decode.
+        initializer_range: standard deviation of the linear layers at the start; None: LeCun normal.
+        decoder: `"trunk"` decodes with the last layers of the ViT itself (4DS), `"predictor"` with a narrow
+            transformer of its own (V-JEPA, SALT, blockwise).
+        num_decoder_layers: layers that decode: of the ViT, or of each predictor.
         decoding_tokens: content of the tokens that are decoded: `"rope"`, a vector of ones rotated to its position
-            (LayerLock, Alg. 1), or `"learned"`, a learned table.
+            (LayerLock, Alg. 1), or `"learned"`, a learned table. Of the trunk decoder only.
+        predictor_hidden_size: width of a predictor, whose MLPs are four times as wide.
+        predictor_num_attention_heads: its attention heads.
+        predictor_depths: depths of the ViT that are read by a predictor each; None: the last layer only.
+        num_mask_tokens: mask tokens of a predictor, one per type of mask.
+        teacher_hidden_size: width of the latents that are predicted; None: `hidden_size`.
+        latent_head_depths: depths whose latents have a head of their own, for ablations that predict several at once.
         num_frozen_layers: leading layers that the run that wrote this checkpoint had frozen. A record: loading a
             checkpoint freezes nothing.
 
@@ -53,18 +62,26 @@ class LayerLockViTConfig(PreTrainedConfig):
     intermediate_size: int = 3072
     hidden_act: str = "gelu_pytorch_tanh"
     layer_norm_eps: float = 1e-6
-    position_embedding: Literal["rope", "learned", "none"] = "rope"
+    position_embedding: Literal["rope", "rope_attention", "learned", "sincos", "none"] = "rope"
     rope_theta: float | int = 10_000.0
     rope_axis_fractions: list[float] | tuple[float, ...] = (0.10, 0.25, 0.25)
     use_final_norm: bool = False
-    decoder: Literal["trunk"] = "trunk"
+    initializer_range: float | None = None
+    decoder: Literal["trunk", "predictor"] = "trunk"
     num_decoder_layers: int = 4
     decoding_tokens: Literal["rope", "learned"] = "rope"
+    predictor_hidden_size: int = 384
+    predictor_num_attention_heads: int = 12
+    predictor_depths: list[int] | None = None
+    num_mask_tokens: int = 1
+    teacher_hidden_size: int | None = None
+    latent_head_depths: list[int] | tuple[int, ...] = ()
     num_frozen_layers: int = 0
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
         self.rope_axis_fractions = list(self.rope_axis_fractions)  # as JSON has it
+        self.latent_head_depths = list(self.latent_head_depths)
         self.check_sizes()
 
     def check_sizes(self):
@@ -79,7 +96,23 @@ class LayerLockViTConfig(PreTrainedConfig):
                     f"{whole} must be a multiple of {part}, got {whole}={getattr(self, whole)} and "
                     f"{part}={getattr(self, part)}"
                 )
-        if not 1 <= self.num_decoder_layers < self.num_hidden_layers:
+        if self.predictor_hidden_size % self.predictor_num_attention_heads:
+            raise ValueError(
+                "predictor_hidden_size must be a multiple of predictor_num_attention_heads, got "
+                f"{self.predictor_hidden_size} and {self.predictor_num_attention_heads}"
+            )
+        depths = self.predictor_depths
+        if depths is not None and (self.decoder == "trunk" or sorted({*depths}) != depths or not depths):
+            raise ValueError(f"predictor_depths needs decoder='predictor' and ascending depths, got {depths}")
+        for name in ("predictor_depths", "latent_head_depths"):
+            if any(not 1 <= depth <= self.num_hidden_layers for depth in getattr(self, name) or ()):
+                raise ValueError(
+                    f"{name} must lie between 1 and the {self.num_hidden_layers} layers of the ViT, got "
+                    f"{getattr(self, name)}"
+                )
+        if self.num_decoder_layers < 1:
+            raise ValueError(f"num_decoder_layers must be at least 1, got {self.num_decoder_layers}")
+        if self.decoder == "trunk" and self.num_decoder_layers >= self.num_hidden_layers:
             raise ValueError(
                 f"num_decoder_layers must leave at least one of the {self.num_hidden_layers} layers to the encoder, "
                 f"got num_decoder_layers={self.num_decoder_layers}"
@@ -112,6 +145,31 @@ class LayerLockViTConfig(PreTrainedConfig):
     def values_per_token(self) -> int:
         """Pixel values in the box of one token."""
         return self.tubelet_size * self.patch_size**2 * self.num_channels
+
+    @property
+    def rotary_width(self) -> int:
+        """Channels over which the axes of the rotary embedding are shared: all, those of a head, or none."""
+        head_width = self.hidden_size // self.num_attention_heads
+        return {"rope": self.hidden_size, "rope_attention": head_width}.get(self.position_embedding, 0)
+
+    @property
+    def decoder_depths(self) -> list[int]:
+        """Depths that a prediction is read from: the objectives' sources."""
+        return self.predictor_depths or [self.num_hidden_layers]
+
+    def for_predictor(self) -> "LayerLockViTConfig":
+        """The configuration of a predictor's layers."""
+        sizes = _size(
+            self.predictor_hidden_size,
+            self.num_decoder_layers,
+            4 * self.predictor_hidden_size,
+            self.predictor_num_attention_heads,
+        )
+        fields = {name: getattr(self, name) for name in architecture_fields()} | sizes
+        fields |= {"predictor_depths": None, "latent_head_depths": (), "num_frozen_layers": 0}
+        config = type(self)(**fields)
+        config._attn_implementation = self._attn_implementation
+        return config
 
     @classmethod
     def from_preset(cls, name: str, **overrides) -> "LayerLockViTConfig":
@@ -156,4 +214,18 @@ PRESETS = {
     "4ds-h": _size(1280, 32, 5120, 16),
     "4ds-g": _size(1664, 48, 8192, 16),
     "4ds-e": _size(1792, 56, 15360, 16),
+    # V-JEPA (facebookresearch/jepa): final norm, fixed positions, exact GELU, a 12-layer predictor with the encoder's
+    # heads and a mask token per type of mask
+    "vjepa-l": _size(
+        *(1024, 24, 4096, 16),
+        position_embedding="sincos",
+        hidden_act="gelu",
+        use_final_norm=True,
+        initializer_range=0.02,
+        decoder="predictor",
+        num_decoder_layers=12,
+        predictor_hidden_size=384,
+        predictor_num_attention_heads=16,
+        num_mask_tokens=2,
+    ),
 }

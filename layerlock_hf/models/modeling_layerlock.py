@@ -20,14 +20,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_layerlock import LayerLockViTConfig
-
-
-def take_tokens(tokens: torch.Tensor, ids: torch.Tensor | None) -> torch.Tensor:
-    """Tokens at `ids`, or all of them: (B or 1, N, D), (B, K) -> (B, K, D)."""
-    if ids is None:
-        return tokens
-    tokens = tokens.expand(ids.shape[0], -1, -1)
-    return tokens.gather(1, ids.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+from .positions_layerlock import ADDED_POSITIONS, grid_ids, rotary_embedding, rotate, take_tokens
 
 
 def patchify(video: torch.Tensor, tubelet_size: int, patch_size: int) -> torch.Tensor:
@@ -60,35 +53,6 @@ def unpatchify(
     )
 
 
-def rotary_embedding(
-    ids: torch.Tensor, grid_size: tuple[int, int, int], config: LayerLockViTConfig
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and sines that encode the positions `ids` in time, height and width: (B, K) -> 2 x (B, K, R / 2).
-
-    R is the number of rotated channels: each axis gets its share of the D channels, rounded to an even count.
-    """
-    _, h, w = grid_size
-    positions = (ids // (h * w), ids // w % h, ids % w)
-    angles = []
-    for position, fraction in zip(positions, config.rope_axis_fractions, strict=True):
-        num_pairs = round(config.hidden_size * fraction / 2)
-        exponents = torch.arange(num_pairs, device=ids.device, dtype=torch.float32) / max(num_pairs, 1)
-        angles.append(position.unsqueeze(-1).float() * config.rope_theta**-exponents)
-    angles = torch.cat(angles, dim=-1)
-    return angles.cos(), angles.sin()
-
-
-def rotate(hidden_states: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """Rotate pairs of channels by their angles: (B, K, D) -> (B, K, D).
-
-    The first R / 2 channels pair with the next R / 2; the remaining D - R channels carry no position.
-    """
-    cos, sin = rotation
-    num_pairs = cos.shape[-1]
-    first, second, rest = hidden_states.split([num_pairs, num_pairs, hidden_states.shape[-1] - 2 * num_pairs], dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1)
-
-
 def eager_attention_forward(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
     """Attention in plain operations, softmax in fp32; the signature is that of Transformers' attention interface."""
     weights = F.softmax(query @ key.transpose(-1, -2) * scaling, dim=-1, dtype=torch.float32).to(query.dtype)
@@ -96,30 +60,16 @@ def eager_attention_forward(module, query, key, value, attention_mask, scaling, 
 
 
 class LayerLockViTEmbeddings(nn.Module):
-    """Embeds boxes of pixels; adds the learned positions where the config asks for them."""
+    """Embeds boxes of pixels; adds positions where the config asks for it."""
 
     def __init__(self, config: LayerLockViTConfig):
         super().__init__()
-        self.config = config
         self.projection = nn.Linear(config.values_per_token, config.hidden_size)
-        if config.position_embedding == "learned":
-            self.position_embeddings = nn.Parameter(torch.empty(1, config.num_tokens, config.hidden_size))
+        self.positions = ADDED_POSITIONS[config.position_embedding](config.grid_size, config.hidden_size)
 
     def forward(self, patches: torch.Tensor, ids: torch.Tensor | None, grid_size: tuple) -> torch.Tensor:
         """(B, K, P), (B, K) -> (B, K, D)"""
-        tokens = self.projection(patches)
-        if self.config.position_embedding == "learned":
-            positions = resample_positions(self.position_embeddings, self.config.grid_size, grid_size)
-            tokens = tokens + take_tokens(positions, ids)
-        return tokens
-
-
-def resample_positions(table: torch.Tensor, from_grid: tuple, to_grid: tuple) -> torch.Tensor:
-    """Resample a learned table to another grid, trilinearly: (1, N, D) -> (1, N', D)."""
-    if from_grid == to_grid:
-        return table
-    volume = table.reshape(1, *from_grid, -1).permute(0, 4, 1, 2, 3)
-    return F.interpolate(volume.float(), size=to_grid, mode="trilinear").flatten(2).transpose(1, 2).to(table.dtype)
+        return self.positions(self.projection(patches), ids, grid_size)
 
 
 class LayerLockViTAttention(nn.Module):
@@ -137,13 +87,15 @@ class LayerLockViTAttention(nn.Module):
     def forward(
         self,
         hidden_states: torch.Tensor,
+        rotation: tuple | None = None,
         shared: torch.Tensor | None = None,
         num_outputs: int | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(B, K, D) -> (B, K, D), and the weights (B, heads, K, K) where the attention function gives them.
 
-        shared and num_outputs are those of `LayerLockViTLayer`.
+        rotation, of queries and keys, is None unless the positions are `"rope_attention"`; shared and num_outputs are
+        those of `LayerLockViTLayer`.
         """
         batch_size = hidden_states.shape[0]
 
@@ -156,6 +108,10 @@ class LayerLockViTAttention(nn.Module):
         num_own_outputs = num_outputs if shared is None or num_outputs is None else num_outputs - shared.shape[1]
         query = project(self.query, hidden_states[:, :num_own_outputs])
         key, value = project(self.key, hidden_states), project(self.value, hidden_states)
+        if rotation is not None:
+            rotation = tuple(table.unsqueeze(1) for table in rotation)
+            key = rotate(key, rotation)
+            query = rotate(query, tuple(table[:, :, : query.shape[2]] for table in rotation))
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         context, weights = attention(
             self, query, key, value, None, scaling=self.scaling, dropout=0.0, is_causal=self.is_causal, **kwargs
@@ -175,11 +131,12 @@ class LayerLockViTMLP(nn.Module):
 
 
 class LayerLockViTLayer(GradientCheckpointingLayer):
-    """Pre-norm transformer block; positions are rotated in after the first norm, so that they reach q, k and v
-    (LayerLock, sec. 3.1)."""
+    """Pre-norm transformer block; rotary positions enter after the first norm, so that they reach q, k and v
+    (LayerLock, sec. 3.1), or only q and k with `"rope_attention"`."""
 
     def __init__(self, config: LayerLockViTConfig):
         super().__init__()
+        self.rotates_in_attention = config.position_embedding == "rope_attention"
         self.norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.attention = LayerLockViTAttention(config)
         self.norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
@@ -204,12 +161,13 @@ class LayerLockViTLayer(GradientCheckpointingLayer):
         normed, normed_shared = self.norm1(hidden_states), None
         if shared is not None:
             normed_shared = self.norm1(shared)
-            if rotation is not None:
-                normed_shared = rotate(normed_shared, tuple(table[:1, : shared.shape[1]] for table in rotation))
-                rotation = tuple(table[:, shared.shape[1] :] for table in rotation)
-        if rotation is not None:
-            normed = rotate(normed, rotation)
-        attended = self.attention(normed, normed_shared, num_outputs, **kwargs)[0]
+        if rotation is not None and not self.rotates_in_attention:
+            num_shared = 0 if shared is None else shared.shape[1]
+            if shared is not None:
+                normed_shared = rotate(normed_shared, tuple(table[:1, :num_shared] for table in rotation))
+            normed = rotate(normed, tuple(table[:, num_shared:] for table in rotation))
+            rotation = None
+        attended = self.attention(normed, rotation, normed_shared, num_outputs, **kwargs)[0]
         if shared is not None:
             hidden_states = torch.cat([shared.expand(hidden_states.shape[0], -1, -1), hidden_states], dim=1)
         hidden_states = hidden_states[:, :num_outputs] + attended
@@ -232,9 +190,13 @@ class LayerLockViTPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module):
-        # Linear: LeCun normal, as the 4DS code has it for attention; norms: identity; tables: truncated normal 0.02
+        # Linear: LeCun normal, as the 4DS code has it for attention, unless the config gives a deviation (V-JEPA);
+        # norms: identity; tables: truncated normal 0.02
         if isinstance(module, nn.Linear):
-            init.lecun_normal_(module.weight)
+            if self.config.initializer_range is None:
+                init.lecun_normal_(module.weight)
+            else:
+                init.trunc_normal_(module.weight, std=self.config.initializer_range)
             init.zeros_(module.bias)
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
@@ -253,7 +215,7 @@ class LayerLockViTModel(LayerLockViTPreTrainedModel):
     """
 
     # What a pretraining checkpoint holds besides the encoder.
-    _keys_to_ignore_on_load_unexpected = [r"^heads\.", r"^decoding_tokens$"]
+    _keys_to_ignore_on_load_unexpected = [r"^decoders\."]
 
     def __init__(self, config: LayerLockViTConfig):
         super().__init__(config)
@@ -325,8 +287,11 @@ class LayerLockViTModel(LayerLockViTPreTrainedModel):
         return patchify(video, self.config.tubelet_size, self.config.patch_size)
 
     def rotation(self, ids: torch.Tensor, grid_size: tuple[int, int, int]) -> tuple | None:
-        """What `run_layers` needs to know of the positions `ids` (B, K); None unless the positions are rotary."""
-        return rotary_embedding(ids, grid_size, self.config) if self.config.position_embedding == "rope" else None
+        """What `run_layers` needs to know of the positions `ids` (B, K); None unless they are rotary."""
+        width = self.config.rotary_width
+        if width == 0:
+            return None
+        return rotary_embedding(ids, grid_size, width, self.config.rope_theta, self.config.rope_axis_fractions)
 
     def embed(self, video: torch.Tensor, ids: torch.Tensor | None = None) -> tuple[torch.Tensor, tuple | None]:
         """(B, T, C, H, W) -> tokens (B, K, D) and their rotation."""
@@ -336,7 +301,7 @@ class LayerLockViTModel(LayerLockViTPreTrainedModel):
             raise ValueError(f"expected {self.config.num_channels} channels, got a clip of shape {tuple(video.shape)}")
         tokens = self.embeddings(patches, ids, grid_size)
         if ids is None:
-            ids = torch.arange(patches.shape[1], device=video.device).unsqueeze(0)
+            ids = grid_ids(grid_size, video.device)
         return tokens, self.rotation(ids, grid_size)
 
     def run_layers(

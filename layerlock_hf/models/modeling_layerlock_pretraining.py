@@ -1,4 +1,4 @@
-"""Masked pretraining of the LayerLock video ViT: the trunk decoder of 4DS and one head per kind of target.
+"""Pretraining of the LayerLock video ViT: the encoder, its decoders, and the loss of a stage.
 
 B batch, T frames, N tokens of the grid, K context tokens, M target tokens, D width, P pixel values per token.
 """
@@ -6,14 +6,15 @@ B batch, T frames, N tokens of the grid, K context tokens, M target tokens, D wi
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from .configuration_layerlock import LayerLockViTConfig
-from .modeling_layerlock import LayerLockViTModel, LayerLockViTPreTrainedModel, rotary_embedding, rotate, take_tokens
-from .objectives import Objective, Pixels, Stage
+from .modeling_layerlock import LayerLockViTModel, LayerLockViTPreTrainedModel
+from .modeling_layerlock_decoders import DECODERS, Heads, Predictor
+from .objectives import LOSSES, Objective, Pixels, Stage
+from .positions_layerlock import take_tokens
 
 
 HEAD_INIT_STD = 0.02
@@ -25,10 +26,11 @@ class LayerLockViTForPretrainingOutput(ModelOutput):
 
     Args:
         loss: weighted sum of the losses, ().
-        losses: one () per objective, unweighted.
-        target_variances: one () per objective: variance of the target about the mean of each of its channels in this
-            batch. A constant prediction scores 1 - loss / variance = 0 at best; a variance that falls means collapse.
-        predictions: one (B, M, D or P) per objective.
+        losses: one () per objective, unweighted, averaged over the types of mask.
+        target_variances: one () per objective: what its loss gives for a constant prediction, the mean of every channel
+            in this batch; with `"l2"` the variance of the target. Such a prediction scores 1 - loss / variance = 0;
+            a variance that falls means collapse.
+        predictions: one (B, M, D or P) per type of mask and objective.
     """
 
     loss: torch.FloatTensor | None = None
@@ -37,8 +39,30 @@ class LayerLockViTForPretrainingOutput(ModelOutput):
     predictions: tuple[torch.FloatTensor, ...] | None = None
 
 
+class SettledLoss(torch.autograd.Function):
+    """A loss whose gradients are known already: the graph behind it is gone, `backward` only hands them out."""
+
+    @staticmethod
+    def forward(ctx, loss, gradients, *parameters):
+        ctx.gradients = gradients
+        return loss.detach().clone()
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        gradients, ctx.gradients = ctx.gradients, None
+        return None, None, *(gradient.mul_(grad_output.to(gradient.dtype)) for gradient in gradients)
+
+
+def settle(loss: torch.Tensor, parameters: list[nn.Parameter]) -> torch.Tensor:
+    """Backpropagate now to these parameters, free the activations, and return a loss that brings the gradients along.
+
+    A caller that later calls `backward`, be it through DDP or gradient accumulation, finds them as usual.
+    """
+    return SettledLoss.apply(loss, torch.autograd.grad(loss, parameters), *parameters)
+
+
 class LayerLockViTForPretraining(LayerLockViTPreTrainedModel):
-    """The encoder, whose last layers decode, and the linear heads. It is *told* the stage and keeps none.
+    """The encoder and its decoders. It is *told* the stage and keeps none.
 
     >>> model = LayerLockViTForPretraining(LayerLockViTConfig.from_preset("tiny"))
     >>> context_ids = torch.rand(1, 512).argsort(dim=1)[:, :26]
@@ -49,34 +73,26 @@ class LayerLockViTForPretraining(LayerLockViTPreTrainedModel):
     def __init__(self, config: LayerLockViTConfig):
         super().__init__(config)
         self.encoder = LayerLockViTModel(config)
-        if config.decoding_tokens == "learned":
-            self.decoding_tokens = nn.Parameter(torch.empty(1, config.num_tokens, config.hidden_size))
-        # One head per kind of target, all from the start: the latent head is reset at each switch, so that the
-        # structure that DDP, FSDP and checkpoints see never changes.
-        self.heads = nn.ModuleDict(
-            {
-                "pixels": nn.Linear(config.hidden_size, config.values_per_token),
-                "latents": nn.Linear(config.hidden_size, config.hidden_size),
-            }
+        self.decoders = nn.ModuleDict(
+            {str(depth): DECODERS[config.decoder](config, depth) for depth in config.decoder_depths}
         )
         self.post_init()
 
+    @torch.no_grad()
     def _init_weights(self, module):
         super()._init_weights(module)
-        # The tokens that the heads read are not normalised: a small start keeps the first losses near the variance
-        # of the target.
-        if any(module is head for head in self.heads.values()):
-            init.normal_(module.weight, std=HEAD_INIT_STD)
-
-    @property
-    def context_depth(self) -> int:
-        """Layers that see the context tokens alone; the remaining ones decode."""
-        return self.config.num_hidden_layers - self.config.num_decoder_layers
+        if isinstance(module, Heads):
+            # What a head reads may not be normalised: a small start keeps the first losses near the variance of the
+            # target.
+            for head in module.values():
+                init.normal_(head.weight, std=HEAD_INIT_STD)
+        elif isinstance(module, Predictor):
+            init.zeros_(module.mask_tokens)  # as V-JEPA has it
 
     @property
     def pixel_stage(self) -> Stage:
-        """Plain 4DS-MAE, what `forward` does unless it is told another stage."""
-        return Stage(0, 0, (Objective(self.config.num_hidden_layers, Pixels()),))
+        """Plain masked autoencoding, what `forward` does unless it is told another stage."""
+        return Stage(0, 0, (Objective(self.config.decoder_depths[-1], Pixels()),))
 
     def get_input_embeddings(self) -> nn.Module:
         return self.encoder.get_input_embeddings()
@@ -84,78 +100,106 @@ class LayerLockViTForPretraining(LayerLockViTPreTrainedModel):
     def forward(
         self,
         pixel_values_videos: torch.Tensor,
-        context_ids: torch.Tensor,
-        target_ids: torch.Tensor | None = None,
+        context_ids: torch.Tensor | list[torch.Tensor],
+        target_ids: torch.Tensor | list[torch.Tensor] | None = None,
         stage: Stage | None = None,
+        teacher: nn.Module | None = None,
+        settle_blocks: bool = False,
     ) -> LayerLockViTForPretrainingOutput:
         """Predict the stage's targets from the context tokens.
 
         Args:
             pixel_values_videos: clips in [0, 1], (B, T, C, H, W).
-            context_ids: the tokens that the encoder sees, (B, K).
-            target_ids: a random order of the grid, (B, N), of which objectives with a `patch_fraction` below 1 predict
-                the beginning. Not needed by the others: they predict every token, seen ones too.
+            context_ids: the tokens that the encoder sees, (B, K), or one such tensor per type of mask: the losses are
+                averaged over the types.
+            target_ids: the tokens to predict, (B, M) per type of mask, in random order where an objective has a
+                `patch_fraction` below 1 and predicts the first ones. All tokens if None.
             stage: what to predict; pixels if None.
+            teacher: the network of targets `of="teacher"`; it has the encoder's verb `tap`.
+            settle_blocks: in a local stage, backpropagate each block before the next one runs, so that the activations
+                of one block exist at a time. The gradients are the same. Not under FSDP, which must see the backward.
+
+        Raises:
+            ValueError: if the model cannot do what the stage asks, or arguments are missing.
         """
         stage = stage or self.pixel_stage
         self.check_stage(stage)
-        (context,) = self.encoder.tap(pixel_values_videos, [self.context_depth], context_ids)
-        grid_size = self.encoder.grid_size(pixel_values_videos)
-        decoded = {}  # by fraction: objectives that predict the same tokens share the decoder's pass
-        losses, variances, predictions = [], [], []
-        for objective in stage.objectives:
-            ids = objective.select(target_ids)
-            if objective.patch_fraction not in decoded:
-                decoded[objective.patch_fraction] = self.decode(context, context_ids, ids, grid_size)
-            prediction = self.heads[objective.target.head](decoded[objective.patch_fraction])
+        if stage.needs_teacher and teacher is None:
+            raise ValueError(f"the stage that starts at step {stage.start} predicts a teacher's latents: give teacher")
+        networks = {"encoder": self.encoder, "teacher": teacher}
+        masks = _masks(context_ids, target_ids)
+        settles = settle_blocks and stage.local and torch.is_grad_enabled()
+        whole_targets, total, predictions = {}, 0, []
+        losses, variances = [0] * len(stage.objectives), [0] * len(stage.objectives)
+
+        def target_at(objective, ids):
+            """(B, M, D or P). A target of the whole clip is computed once for all masks."""
             with torch.no_grad():
-                target = objective.target.compute(self.encoder, pixel_values_videos, ids)
-                variances.append(F.mse_loss(target, target.mean(dim=(0, 1)).expand_as(target)))
-            # Squared error over all predicted tokens, in fp32 also under autocast (LayerLock, sec. 3.4)
-            losses.append(F.mse_loss(prediction.float(), target))
-            predictions.append(prediction)
+                if objective.patch_fraction < 1:
+                    return objective.target.compute(networks, pixel_values_videos, ids)
+                if objective.target not in whole_targets:
+                    whole_targets[objective.target] = objective.target.compute(networks, pixel_values_videos, None)
+                return take_tokens(whole_targets[objective.target], ids)
+
+        for mask_type, (visible, wanted) in enumerate(masks):
+            for source, learning, decode in self._read(pixel_values_videos, visible, mask_type, stage):
+                of_block = 0
+                for index, objective in enumerate(stage.objectives):
+                    if objective.source != source:
+                        continue
+                    ids = objective.select(wanted, self._num_tokens(pixel_values_videos))
+                    prediction = self.decoders[str(source)].heads[objective.target.head](decode(ids))
+                    target = target_at(objective, ids)
+                    if target.shape != prediction.shape:
+                        raise ValueError(
+                            f"the targets {tuple(target.shape)} do not fit the predictions {tuple(prediction.shape)}: "
+                            "set teacher_hidden_size, and give the teacher the encoder's grid"
+                        )
+                    # In fp32 also under autocast (LayerLock, sec. 3.4)
+                    loss_function = LOSSES[objective.target.loss]
+                    loss = loss_function(prediction.float(), target) / len(masks)
+                    constant = target.mean(dim=(0, 1), keepdim=True).expand_as(target)
+                    of_block = of_block + objective.weight * loss
+                    losses[index] = losses[index] + loss.detach()
+                    variances[index] = variances[index] + loss_function(target, constant) / len(masks)
+                    predictions.append(prediction.detach() if settles else prediction)
+                total = total + (settle(of_block, learning) if settles else of_block)
         return LayerLockViTForPretrainingOutput(
-            loss=sum(objective.weight * loss for objective, loss in zip(stage.objectives, losses, strict=True)),
-            losses=tuple(losses),
-            target_variances=tuple(variances),
-            predictions=tuple(predictions),
+            loss=total, losses=tuple(losses), target_variances=tuple(variances), predictions=tuple(predictions)
         )
 
-    def decode(
-        self,
-        context: torch.Tensor,
-        context_ids: torch.Tensor,
-        target_ids: torch.Tensor | None,
-        grid_size: tuple[int, int, int],
-    ) -> torch.Tensor:
-        """Put a decoding token per position before the context and run the last layers on both.
+    def _num_tokens(self, video: torch.Tensor) -> int:
+        t, h, w = self.encoder.grid_size(video)
+        return t * h * w
 
-        (B, K, D), (B, K), (B, M) or None for every position -> (B, M, D)
-        """
-        t, h, w = grid_size
-        if target_ids is None:
-            ids = torch.arange(t * h * w, device=context.device).unsqueeze(0)
-        else:
-            ids = target_ids
-        tokens = self.embed_positions(ids, grid_size).to(context.dtype)
-        rotation = self.encoder.rotation(torch.cat([ids.expand(context.shape[0], -1), context_ids], dim=1), grid_size)
-        # Decoding every position, the tokens are the same for every clip
-        shared, own = (tokens, context) if target_ids is None else (None, torch.cat([tokens, context], dim=1))
-        return self.encoder.run_layers(
-            own, rotation, self.context_depth, self.config.num_hidden_layers, shared=shared, num_outputs=ids.shape[1]
-        )
+    def _read(self, video: torch.Tensor, context_ids: torch.Tensor, mask_type: int, stage: Stage):
+        """Run the encoder from source to source: yields each with the parameters that learn from it if the stage is
+        local, and a function that decodes the context at some positions, (B, M) -> (B, M, D or W)."""
+        grid_size = self.encoder.grid_size(video)
+        hidden_states, rotation = self.encoder.embed(video, context_ids)
+        passed = 0
+        for source in stage.sources:
+            decoder = self.decoders[str(source)]
+            begin, end = passed, decoder.context_depth
+            if stage.local:
+                passed = max(begin, end - stage.overlap)
+                hidden_states = self.encoder.run_layers(hidden_states, rotation, begin, passed)
+                beyond_cut = hidden_states.detach()
+            context = self.encoder.run_layers(hidden_states, rotation, passed, end)
+            decoded = {}  # objectives that predict the same tokens share the decoder's pass
 
-    def embed_positions(self, ids: torch.Tensor, grid_size: tuple[int, int, int]) -> torch.Tensor:
-        """The decoding tokens, which know nothing but their position: (B, M) -> (B, M, D)."""
-        if self.config.decoding_tokens == "learned":
-            if grid_size != self.config.grid_size:
-                raise ValueError(
-                    f"learned decoding tokens exist for a grid of {self.config.grid_size}, not {grid_size}"
-                )
-            return take_tokens(self.decoding_tokens, ids)
-        # "rope(tokens.shape)" of Algorithm 1, read as the rotation of a vector of ones
-        ones = torch.ones(1, 1, self.config.hidden_size, device=ids.device).expand(*ids.shape, -1)
-        return rotate(ones, rotary_embedding(ids, grid_size, self.config))
+            def decode(ids, decoder=decoder, context=context, decoded=decoded):
+                key = None if ids is None else ids.shape[1]
+                if key not in decoded:
+                    decoded[key] = decoder(self.encoder, context, context_ids, ids, grid_size, mask_type)
+                return decoded[key]
+
+            modules = [decoder, *self.encoder.layers[begin:end]]
+            modules += [self.encoder.embeddings] if begin == 0 else []
+            modules += [self.encoder.norm] if end == len(self.encoder.layers) else []
+            parameters = [parameter for module in modules for parameter in module.parameters()]
+            yield source, [parameter for parameter in parameters if parameter.requires_grad], decode
+            hidden_states, passed = (beyond_cut, passed) if stage.local else (context, end)
 
     def check_stage(self, stage: Stage):
         """Raise a `ValueError` if this model cannot do what the stage asks."""
@@ -165,31 +209,42 @@ class LayerLockViTForPretraining(LayerLockViTPreTrainedModel):
                 f"the stage that starts at step {stage.start} freezes {stage.num_frozen} layers, but the ViT has "
                 f"{num_layers}"
             )
+        if stage.local and self.config.decoder == "trunk":
+            raise ValueError("a local stage needs decoder='predictor': the trunk decodes with the last block's layers")
         for objective in stage.objectives:
-            if objective.source != num_layers:
+            if str(objective.source) not in self.decoders:
                 raise ValueError(
-                    f"the trunk decoder is read after its last layer ({num_layers}), not at depth {objective.source}"
+                    f"the {self.config.decoder} decoder is read at depth {', '.join(self.decoders)}, not at depth "
+                    f"{objective.source}"
                 )
+            if objective.target.head not in self.decoders[str(objective.source)].heads:
+                raise ValueError(f"there is no head {objective.target.head}: set latent_head_depths")
 
     def freeze_for(self, stage: Stage):
         """Let exactly the parameters that learn in this stage require gradients. Idempotent, both ways."""
         self.check_stage(stage)
         self.encoder.freeze(stage.num_frozen)
-        used = {objective.target.head for objective in stage.objectives}
-        for name, head in self.heads.items():
-            head.requires_grad_(name in used)
-        if self.config.decoding_tokens == "learned":
-            # They enter with the first decoding layer and are frozen with it: below a frozen layer a trainable
-            # parameter would make autograd keep the activations of the whole prefix.
-            self.decoding_tokens.requires_grad_(stage.num_frozen <= self.context_depth)
+        deepest = stage.sources[-1]
+        for layer in self.encoder.layers[deepest:]:
+            layer.requires_grad_(False)  # not run in this stage
+        if deepest < len(self.encoder.layers):
+            self.encoder.norm.requires_grad_(False)
+        for source, decoder in self.decoders.items():
+            used = {objective.target.head for objective in stage.objectives if str(objective.source) == source}
+            decoder.requires_grad_(bool(used))
+            for name, head in decoder.heads.items():
+                head.requires_grad_(name in used)
+            if used:
+                decoder.freeze_behind(stage.num_frozen)
 
     @torch.no_grad()
-    def reset_head(self, name: str, generator: torch.Generator):
+    def reset_head(self, source: int, name: str, generator: torch.Generator) -> nn.Module:
         """Start a head afresh, in place, for a new target ("a new patch-wise linear decoder", LayerLock, sec. 3.3)."""
-        head = self.heads[name]
+        head = self.decoders[str(source)].heads[name]
         weight = torch.empty(head.weight.shape).normal_(std=HEAD_INIT_STD, generator=generator)
         head.weight.copy_(weight)
         head.bias.zero_()
+        return head
 
     def parameter_breakdown(self) -> dict[str, int]:
         """Number of parameters of each part."""
@@ -197,11 +252,24 @@ class LayerLockViTForPretraining(LayerLockViTPreTrainedModel):
         def count(*modules):
             return sum(parameter.numel() for module in modules for parameter in module.parameters())
 
-        tokens = [self.decoding_tokens] if self.config.decoding_tokens == "learned" else []
+        decoders = self.decoders.values()
+        first_decoding = min(decoder.context_depth for decoder in decoders) if self.config.decoder == "trunk" else None
+        layers = self.encoder.layers
         return {
             "embeddings": count(self.encoder.embeddings),
-            "encoder layers": count(*self.encoder.layers[: self.context_depth]),
-            "decoder layers": count(*self.encoder.layers[self.context_depth :], self.encoder.norm),
-            "decoding tokens": sum(table.numel() for table in tokens),
-            **{f"{name} head": count(head) for name, head in self.heads.items()},
+            "encoder layers": count(*layers[:first_decoding], self.encoder.norm),
+            "decoder layers": count(*layers[first_decoding:]) if first_decoding is not None else 0,
+            "decoders": sum(count(decoder) - count(decoder.heads) for decoder in decoders),
+            "pixel heads": sum(count(decoder.heads["pixels"]) for decoder in decoders),
+            "latent heads": sum(count(decoder.heads) - count(decoder.heads["pixels"]) for decoder in decoders),
         }
+
+
+def _masks(context_ids, target_ids) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
+    """One pair of context and target tokens per type of mask."""
+    if isinstance(context_ids, torch.Tensor):
+        return [(context_ids, target_ids)]
+    target_ids = [None] * len(context_ids) if target_ids is None else target_ids
+    if isinstance(target_ids, torch.Tensor) or len(target_ids) != len(context_ids):
+        raise ValueError(f"context_ids has {len(context_ids)} types of mask: give as many target_ids")
+    return list(zip(context_ids, target_ids, strict=True))

@@ -3,13 +3,18 @@
 B batch, T frames, N tokens of the grid, M target tokens, D width, P pixel values per token.
 """
 
+import dataclasses
+import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 
-from .modeling_layerlock import take_tokens
+from .positions_layerlock import take_tokens
+
+
+LOSSES = {"l1": F.l1_loss, "l2": F.mse_loss}
 
 
 @dataclass(frozen=True)
@@ -18,36 +23,64 @@ class Pixels:
 
     Args:
         normalize: give every box mean 0 and variance 1 (VideoMAE); LayerLock and 4DS do not.
+        loss: `"l2"`, the mean squared error, or `"l1"`, the mean absolute one.
     """
 
     normalize: bool = False
+    loss: Literal["l1", "l2"] = "l2"
     head: ClassVar[str] = "pixels"
+    label: ClassVar[str] = "pixels"
     depth: ClassVar[int] = 0
+    of: ClassVar[str] = "encoder"
 
-    def compute(self, encoder, video: torch.Tensor, ids: torch.Tensor | None) -> torch.Tensor:
+    def compute(self, networks: dict, video: torch.Tensor, ids: torch.Tensor | None) -> torch.Tensor:
         """(B, T, C, H, W), (B, M) -> (B, M, P)"""
-        patches = take_tokens(encoder.patchify(video), ids).float()
+        patches = take_tokens(networks["encoder"].patchify(video), ids).float()
         return F.layer_norm(patches, patches.shape[-1:], eps=1e-6) if self.normalize else patches
+
+    def at_depth(self, depth: int) -> "Latents":
+        """What LayerLock predicts in its place once `depth` layers are frozen."""
+        return Latents(depth)
 
 
 @dataclass(frozen=True)
 class Latents:
-    """Output of the encoder's first `depth` layers for the whole clip, without masking (LayerLock, sec. 3.3).
+    """Output of a network's first `depth` layers for the whole clip, without masking (LayerLock, sec. 3.3).
 
     Args:
         depth: number of layers passed.
-        normalize: layer norm without affine over the channels; LayerLock predicts the raw residual stream.
+        of: `"encoder"`, whose layers must be frozen, or `"teacher"`, a network that does not learn.
+        normalize: layer norm without affine over the channels (V-JEPA); LayerLock predicts the raw residual stream.
+        loss: `"l2"`, the mean squared error, or `"l1"`, the mean absolute one.
+        has_own_head: keep a head for this depth alone (`latent_head_depths` of the configuration), instead of the one
+            that is started afresh for every new depth.
     """
 
     depth: int
+    of: Literal["encoder", "teacher"] = "encoder"
     normalize: bool = False
-    head: ClassVar[str] = "latents"
+    loss: Literal["l1", "l2"] = "l2"
+    has_own_head: bool = False
 
-    def compute(self, encoder, video: torch.Tensor, ids: torch.Tensor | None) -> torch.Tensor:
+    @property
+    def head(self) -> str:
+        """Name of the head that predicts this."""
+        return f"latents_{self.depth}" if self.has_own_head else "latents"
+
+    @property
+    def label(self) -> str:
+        """Name in the logs."""
+        return f"layer_{self.depth}" if self.of == "encoder" else f"{self.of}_layer_{self.depth}"
+
+    def compute(self, networks: dict, video: torch.Tensor, ids: torch.Tensor | None) -> torch.Tensor:
         """(B, T, C, H, W), (B, M) -> (B, M, D). With `ids`, the pass itself runs on these tokens alone."""
-        (latents,) = encoder.tap(video, [self.depth], ids)
+        (latents,) = networks[self.of].tap(video, [self.depth], ids)
         latents = latents.float()
         return F.layer_norm(latents, latents.shape[-1:]) if self.normalize else latents
+
+    def at_depth(self, depth: int) -> "Latents":
+        """The same at another depth."""
+        return dataclasses.replace(self, depth=depth)
 
 
 @dataclass(frozen=True)
@@ -59,26 +92,34 @@ class Objective:
         target: what is predicted.
         weight: factor of this objective in the sum.
         patch_fraction: share of the tokens that are predicted, drawn at random for every clip.
+        weight_ramp_steps: steps over which the weight rises from 0, along a cosine (LayerLock, Table 3).
     """
 
     source: int
     target: Pixels | Latents
     weight: float = 1.0
     patch_fraction: float = 1.0
+    weight_ramp_steps: int = 0
 
     def __post_init__(self):
         if not 0 < self.patch_fraction <= 1:
             raise ValueError(f"patch_fraction must lie in (0, 1], got {self.patch_fraction}")
 
-    def select(self, target_ids: torch.Tensor | None) -> torch.Tensor | None:
-        """The first `patch_fraction` of the ids, (B, N) -> (B, M); None stands for every token."""
-        if self.patch_fraction == 1:
-            return None
-        if target_ids is None:
+    def select(self, target_ids: torch.Tensor | None, num_tokens: int) -> torch.Tensor | None:
+        """The first `patch_fraction` of the ids, (B, M') -> (B, M); None stands for every token of the grid."""
+        if self.patch_fraction < 1 and target_ids is None:
             raise ValueError(
                 f"predicting a fraction {self.patch_fraction} of the tokens needs target_ids to draw from"
             )
+        if target_ids is None or self.patch_fraction == 1 and target_ids.shape[1] == num_tokens:
+            return None
         return target_ids[:, : max(1, round(self.patch_fraction * target_ids.shape[1]))]
+
+    def weight_at(self, step: int) -> float:
+        """The weight in optimizer step `step`, counted from 0."""
+        if step >= self.weight_ramp_steps:
+            return self.weight
+        return self.weight * 0.5 * (1 - math.cos(math.pi * step / self.weight_ramp_steps))
 
 
 @dataclass(frozen=True)
@@ -89,23 +130,60 @@ class Stage:
         start: first optimizer step.
         num_frozen: leading layers (and the embeddings) that no longer learn.
         objectives: what is minimised.
+        local: cut the gradient at every source, so that each block of layers learns from its own objective alone.
+        overlap: layers before a cut that also learn from the next objective (LoCo).
+        may_collapse: allow a target of the encoder itself deeper than the frozen prefix. It moves with the encoder
+            that predicts it, and the representation collapses (LayerLock, Table 3): for that ablation only.
 
     Raises:
-        ValueError: if a latent target lies deeper than the frozen prefix: such a target moves with the encoder that
-            predicts it, and the representation collapses (LayerLock, Table 3).
+        ValueError: if a latent target lies deeper than the frozen prefix and `may_collapse` is not set, or objectives
+            share a head.
     """
 
     start: int
     num_frozen: int
     objectives: tuple[Objective, ...]
+    local: bool = False
+    overlap: int = 0
+    may_collapse: bool = False
 
     def __post_init__(self):
         if self.start < 0 or self.num_frozen < 0 or not self.objectives:
             raise ValueError(f"a stage needs start >= 0, num_frozen >= 0 and an objective, got {self}")
+        if self.overlap < 0 or self.overlap and not self.local:
+            raise ValueError(f"overlap needs a local stage and must not be negative, got {self}")
+        heads = [(objective.source, objective.target.head) for objective in self.objectives]
+        if len({*heads}) < len(heads):
+            raise ValueError(f"the stage that starts at step {self.start} predicts several targets with one head")
         for objective in self.objectives:
-            if objective.target.depth > self.num_frozen:
+            target = objective.target
+            if target.of == "encoder" and target.depth > self.num_frozen and not self.may_collapse:
                 raise ValueError(
                     f"the stage that starts at step {self.start} predicts the output of layer "
-                    f"{objective.target.depth} but freezes {self.num_frozen} layers only: a target deeper than the "
+                    f"{target.depth} but freezes {self.num_frozen} layers only: a target deeper than the "
                     "frozen prefix collapses"
                 )
+
+    @property
+    def sources(self) -> list[int]:
+        """The depths that predictions are read from, ascending."""
+        return sorted({objective.source for objective in self.objectives})
+
+    @property
+    def labels(self) -> list[str]:
+        """A name per objective: of its target, and of its source where there are several."""
+        prefix = "depth_{}/" if len(self.sources) > 1 else ""
+        return [prefix.format(objective.source) + objective.target.label for objective in self.objectives]
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether a target is taken from a teacher."""
+        return any(objective.target.of == "teacher" for objective in self.objectives)
+
+    def at(self, step: int) -> "Stage":
+        """The stage with the weights of optimizer step `step`."""
+        objectives = (
+            dataclasses.replace(objective, weight=objective.weight_at(step), weight_ramp_steps=0)
+            for objective in self.objectives
+        )
+        return dataclasses.replace(self, objectives=tuple(objectives))

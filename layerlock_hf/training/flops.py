@@ -5,7 +5,7 @@ gradients of inputs and of weights), frozen ones once; matrix products only, as 
 """
 
 from ..models.configuration_layerlock import LayerLockViTConfig
-from ..models.objectives import Stage
+from ..models.objectives import Objective, Stage
 
 
 def layer_flops(config: LayerLockViTConfig, num_tokens: int, num_outputs: int | None = None) -> int:
@@ -19,35 +19,109 @@ def layer_flops(config: LayerLockViTConfig, num_tokens: int, num_outputs: int | 
     return keys_and_values + queries_and_outputs + attention + mlp
 
 
-def step_flops(config: LayerLockViTConfig, stage: Stage, num_context: int, num_tokens: int | None = None) -> int:
+def prefix_flops(config: LayerLockViTConfig, depth: int, num_tokens: int) -> int:
+    """Forward pass of the embedding and the first `depth` layers, per clip."""
+    return num_tokens * linear_flops(config.values_per_token, config.hidden_size) + depth * layer_flops(
+        config, num_tokens
+    )
+
+
+def linear_flops(width_in: int, width_out: int) -> int:
+    """Forward pass of a linear layer, per token."""
+    return 2 * width_in * width_out
+
+
+def step_flops(
+    config: LayerLockViTConfig,
+    stage: Stage,
+    masks: list[tuple[int, int | None]],
+    num_tokens: int | None = None,
+    teacher: LayerLockViTConfig | None = None,
+) -> int:
     """Forward and backward pass of one clip in this stage, its targets included.
 
     Args:
-        num_context: context tokens.
+        masks: for each type of mask the number of context tokens and of target tokens (None: all of them).
         num_tokens: tokens of the clip's grid; those of the configured clip size if None.
+        teacher: configuration of the teacher; that of the model if None.
     """
     num_tokens = num_tokens or config.num_tokens
-    num_layers = config.num_hidden_layers
-    context_depth = num_layers - config.num_decoder_layers
-    embedding = 2 * config.values_per_token * config.hidden_size
+    total = 0
+    for num_context, num_targets in masks:
+        num_targets = num_tokens if num_targets is None else num_targets
+        total += _encoder_flops(config, stage, num_context)
+        for source in stage.sources:
+            objectives = [objective for objective in stage.objectives if objective.source == source]
+            for num_decoded in {_num_decoded(objective, num_targets) for objective in objectives}:
+                total += _DECODER_FLOPS[config.decoder](config, stage, source, num_context, num_decoded)
+            for objective in objectives:
+                total += _head_flops(config, stage, objective, _num_decoded(objective, num_targets))
+    return total + _target_flops(config, stage, masks, num_tokens, teacher or config)
 
-    def passes(depth):
-        return 1 if depth <= stage.num_frozen else 3
 
-    total = num_context * embedding * (1 if stage.num_frozen else 2)  # pixels need no gradient
-    total += sum(passes(depth) * layer_flops(config, num_context) for depth in range(1, context_depth + 1))
-    decoder_passes = {objective.patch_fraction for objective in stage.objectives}
-    for fraction in decoder_passes:
-        num_decoded = max(1, round(fraction * num_tokens))
-        for depth in range(context_depth + 1, num_layers + 1):
-            num_outputs = num_decoded if depth == num_layers else None
-            total += passes(depth) * layer_flops(config, num_context + num_decoded, num_outputs)
+def _num_decoded(objective: Objective, num_targets: int) -> int:
+    return max(1, round(objective.patch_fraction * num_targets))
+
+
+def _encoder_flops(config, stage, num_context):
+    """The layers that see the context alone."""
+    deepest = stage.sources[-1] - (config.num_decoder_layers if config.decoder == "trunk" else 0)
+    embedding = num_context * linear_flops(config.values_per_token, config.hidden_size)
+    total = embedding * (1 if stage.num_frozen else 2)  # pixels need no gradient
+    # With an overlap, the layers before a cut run once more, for the next block
+    runs = list(range(1, deepest + 1))
+    for cut in stage.sources[:-1]:
+        runs += range(cut - stage.overlap + 1, cut + 1)
+    return total + sum(_passes(stage, depth) * layer_flops(config, num_context) for depth in runs)
+
+
+def _passes(stage, depth):
+    return 1 if depth <= stage.num_frozen else 3
+
+
+def _trunk_flops(config, stage, source, num_context, num_decoded):
+    total = 0
+    for depth in range(source - config.num_decoder_layers + 1, source + 1):
+        num_outputs = num_decoded if depth == source else None
+        total += _passes(stage, depth) * layer_flops(config, num_context + num_decoded, num_outputs)
+    return total
+
+
+def _predictor_flops(config, stage, source, num_context, num_decoded):
+    sizes = config.for_predictor()
+    # No gradient goes into an encoder that is frozen as a whole
+    projection_passes = 2 if stage.num_frozen >= source else 3
+    total = projection_passes * num_context * linear_flops(config.hidden_size, sizes.hidden_size)
+    num_all = num_context + num_decoded
+    total += 3 * (config.num_decoder_layers - 1) * layer_flops(sizes, num_all)
+    return total + 3 * layer_flops(sizes, num_all, num_decoded)
+
+
+_DECODER_FLOPS = {"trunk": _trunk_flops, "predictor": _predictor_flops}
+
+
+def _head_flops(config, stage, objective, num_decoded):
+    width_in = config.predictor_hidden_size if config.decoder == "predictor" else config.hidden_size
+    latent_width = config.teacher_hidden_size or config.hidden_size
+    width_out = latent_width if objective.target.depth else config.values_per_token
+    # Nothing before the head learns when the layers that decode are frozen
+    passes = 2 if config.decoder == "trunk" and stage.num_frozen == config.num_hidden_layers else 3
+    return passes * num_decoded * linear_flops(width_in, width_out)
+
+
+def _target_flops(config, stage, masks, num_tokens, teacher):
+    """Whole-clip targets are computed once for all masks, subsets once for each."""
+    networks = {"encoder": config, "teacher": teacher}
+    total, counted = 0, set()
     for objective in stage.objectives:
-        num_decoded = max(1, round(objective.patch_fraction * num_tokens))
-        depth = objective.target.depth
-        head_width = config.hidden_size if depth else config.values_per_token
-        head_passes = 2 if stage.num_frozen == num_layers else 3
-        total += head_passes * 2 * num_decoded * config.hidden_size * head_width
-        if depth:
-            total += num_decoded * embedding + depth * layer_flops(config, num_decoded)
+        target = objective.target
+        if target.depth == 0:
+            continue
+        if objective.patch_fraction < 1:
+            for _, num_targets in masks:
+                num_decoded = _num_decoded(objective, num_tokens if num_targets is None else num_targets)
+                total += prefix_flops(networks[target.of], target.depth, num_decoded)
+        elif target not in counted:
+            counted.add(target)
+            total += prefix_flops(networks[target.of], target.depth, num_tokens)
     return total

@@ -1,4 +1,4 @@
-"""Learning rate as a pure function of the step, so that nothing about it needs to be saved."""
+"""Learning rate, weight decay and teacher momentum as pure functions of the step, so that nothing of them is saved."""
 
 import math
 from itertools import pairwise
@@ -6,19 +6,47 @@ from itertools import pairwise
 from ..models.objectives import Stage
 
 
+def cosine(start: float, end: float, progress: float) -> float:
+    """From `start` to `end` along half a cosine, as `progress` goes from 0 to 1."""
+    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def linear(start: float, end: float, progress: float) -> float:
+    """From `start` to `end` along a line, as `progress` goes from 0 to 1."""
+    return start + (end - start) * min(1.0, progress)
+
+
+def constant(start: float, end: float, progress: float) -> float:
+    """`start`, whatever the progress."""
+    return start
+
+
+LEARNING_RATE_DECAYS = {"cosine": cosine, "linear": linear, "constant": constant}
+
+
 def learning_rate_factor(
-    step: int, max_steps: int, warmup_steps: int, stages: list[Stage], switch_warmup_steps: int
+    step: int,
+    max_steps: int,
+    warmup_steps: int,
+    stages: list[Stage],
+    switch_warmup_steps: int,
+    decay: str = "cosine",
+    first: float = 0.0,
+    last: float = 0.0,
 ) -> float:
-    """Share of the peak learning rate: linear warm-up, cosine to zero, and a small warm-up after every switch.
+    """Share of the peak learning rate: linear warm-up, decay, and a small warm-up after every switch.
 
     The small warm-ups multiply the schedule by a ramp from 1 / (n + 1) to 1 over n steps (LayerLock, Table 6; where
     the ramp starts is not stated).
+
+    Args:
+        decay: a key of `LEARNING_RATE_DECAYS`.
+        first: share of the peak that the warm-up starts from, and `last`, that the decay ends at.
     """
     if step < warmup_steps:
-        factor = (step + 1) / (warmup_steps + 1)
+        factor = linear(first, 1.0, (step + 1) / (warmup_steps + 1))
     else:
-        progress = min(1.0, (step - warmup_steps) / max(1, max_steps - warmup_steps))
-        factor = 0.5 * (1 + math.cos(math.pi * progress))
+        factor = LEARNING_RATE_DECAYS[decay](1.0, last, (step - warmup_steps) / max(1, max_steps - warmup_steps))
     switch = last_switch(stages, step)
     if switch > 0 and step - switch < switch_warmup_steps:
         factor *= (step - switch + 1) / (switch_warmup_steps + 1)

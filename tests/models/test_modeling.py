@@ -12,7 +12,7 @@ from layerlock_hf.models import (
     patchify,
     unpatchify,
 )
-from layerlock_hf.models.modeling_layerlock import resample_positions, rotary_embedding, rotate
+from layerlock_hf.models.positions_layerlock import resample_positions, rotary_embedding, rotate
 
 
 @pytest.fixture
@@ -204,7 +204,7 @@ def test_patchify_refuses(shape):
 def test_rotate():
     config = LayerLockViTConfig.from_preset("tiny", hidden_size=40)
     ids = torch.arange(32).unsqueeze(0)
-    rotation = rotary_embedding(ids, (2, 4, 4), config)
+    rotation = rotary_embedding(ids, (2, 4, 4), 40, 10_000, config.rope_axis_fractions)
     states = torch.randn(3, 32, 40)
     rotated = rotate(states, rotation)
     assert torch.equal(rotated[..., 24:], states[..., 24:])  # 40% carry no position

@@ -1,9 +1,11 @@
+import functools
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from layerlock_hf.models import Latents, LayerLockViTForPretraining, Objective, Pixels, Stage, patchify
-from layerlock_hf.models.modeling_layerlock import rotary_embedding
+from layerlock_hf.models.positions_layerlock import rotary_embedding
 
 
 def latent_stage(num_frozen, target=None, **kwargs):
@@ -29,7 +31,7 @@ def latents_by_hand(encoder, video, depth, ids=None):
     if ids is None:
         ids = torch.arange(32).expand(len(video), -1)
     states = encoder.embeddings.projection(torch.stack([clip[i] for clip, i in zip(patches, ids, strict=True)]))
-    rotation = rotary_embedding(ids, (2, 4, 4), encoder.config)
+    rotation = rotary_embedding(ids, (2, 4, 4), 32, 10_000, [0.10, 0.25, 0.25])
     for layer in list(encoder.layers)[:depth]:
         states = layer(states, rotation)
     return states
@@ -38,22 +40,22 @@ def latents_by_hand(encoder, video, depth, ids=None):
 @pytest.mark.parametrize("depth", [1, 3, 6])
 def test_latent_target_by_hand(model, batch, depth):
     video, ids = batch["pixel_values_videos"], batch["target_ids"][:, :12]
-    whole = Latents(depth).compute(model.encoder, video, None)
+    whole = Latents(depth).compute({"encoder": model.encoder}, video, None)
     torch.testing.assert_close(whole, latents_by_hand(model.encoder, video, depth))
-    subset = Latents(depth).compute(model.encoder, video, ids)
+    subset = Latents(depth).compute({"encoder": model.encoder}, video, ids)
     torch.testing.assert_close(subset, latents_by_hand(model.encoder, video, depth, ids))
     # The pass sees the subset alone: it is not the whole clip's, gathered
     assert not torch.allclose(subset, whole.gather(1, ids.unsqueeze(-1).expand(-1, -1, 32)), atol=1e-3)
-    normalized = Latents(depth, normalize=True).compute(model.encoder, video, None)
+    normalized = Latents(depth, normalize=True).compute({"encoder": model.encoder}, video, None)
     torch.testing.assert_close(normalized, F.layer_norm(whole, (32,)))
 
 
 def test_pixel_target_by_hand(model, batch):
     video, ids = batch["pixel_values_videos"], batch["target_ids"][:, :5]
     boxes = patchify(video, 2, 4)
-    assert torch.equal(Pixels().compute(model.encoder, video, None), boxes)
-    assert torch.equal(Pixels().compute(model.encoder, video, ids)[1], boxes[1, ids[1]])
-    normalized = Pixels(normalize=True).compute(model.encoder, video, None)
+    assert torch.equal(Pixels().compute({"encoder": model.encoder}, video, None), boxes)
+    assert torch.equal(Pixels().compute({"encoder": model.encoder}, video, ids)[1], boxes[1, ids[1]])
+    normalized = Pixels(normalize=True).compute({"encoder": model.encoder}, video, None)
     torch.testing.assert_close(normalized.mean(-1), torch.zeros(2, 32), atol=1e-5, rtol=0)
     torch.testing.assert_close(normalized.var(-1, unbiased=False), torch.ones(2, 32), atol=1e-3, rtol=0)
 
@@ -139,16 +141,16 @@ def test_shared_tokens_change_nothing(tiny_config, batch, decoding_tokens, posit
     )
     model = LayerLockViTForPretraining(tiny_config)
     context = torch.randn(2, 8, 32)
-    plain = model.decode(context, batch["context_ids"], torch.arange(32).expand(2, -1), (2, 4, 4))
-    shared = model.decode(context, batch["context_ids"], None, (2, 4, 4))
+    decode = functools.partial(model.decoders["6"], model.encoder, context, batch["context_ids"], grid_size=(2, 4, 4))
+    plain, shared = decode(torch.arange(32).expand(2, -1)), decode(None)
     assert shared.shape == (2, 32, 32)
     torch.testing.assert_close(shared, plain, atol=1e-5, rtol=1e-5)
 
 
 def test_decoded_order_does_not_matter(model, batch):
     context, ids = torch.randn(2, 8, 32), batch["target_ids"]
-    decoded = model.decode(context, batch["context_ids"], ids, (2, 4, 4))
-    whole = model.decode(context, batch["context_ids"], None, (2, 4, 4))
+    decode = functools.partial(model.decoders["6"], model.encoder, context, batch["context_ids"], grid_size=(2, 4, 4))
+    decoded, whole = decode(ids), decode(None)
     torch.testing.assert_close(decoded, whole.gather(1, ids.unsqueeze(-1).expand(-1, -1, 32)), atol=1e-5, rtol=1e-5)
 
 
@@ -190,10 +192,10 @@ def test_exactly_the_right_parameters_learn(tiny_config, batch, decoding_tokens,
     for stage in [*stages, *reversed(stages)]:
         model.freeze_for(stage)
         n, is_latent = stage.num_frozen, stage.objectives[0].target.depth > 0
-        expected = {f"heads.{'latents' if is_latent else 'pixels'}.{name}" for name in ("weight", "bias")}
+        expected = {f"decoders.6.heads.{'latents' if is_latent else 'pixels'}.{name}" for name in ("weight", "bias")}
         expected |= {f"encoder.embeddings.projection.{name}" for name in ("weight", "bias") if n == 0}
         if decoding_tokens == "learned" and n <= 4:
-            expected.add("decoding_tokens")
+            expected.add("decoders.6.tokens")
         if use_final_norm and n < 6:
             expected |= {"encoder.norm.weight", "encoder.norm.bias"}
         for name, _ in model.named_parameters():
@@ -208,19 +210,19 @@ def test_exactly_the_right_parameters_learn(tiny_config, batch, decoding_tokens,
 def test_reset_head(model):
     before = {name: p.clone() for name, p in model.named_parameters()}
     with torch.no_grad():
-        model.heads["latents"].bias.fill_(3)
+        model.decoders["6"].heads["latents"].bias.fill_(3)
     state = torch.get_rng_state()
-    model.reset_head("latents", torch.Generator().manual_seed(7))
-    first = model.heads["latents"].weight.clone()
-    model.reset_head("latents", torch.Generator().manual_seed(7))
-    assert torch.equal(model.heads["latents"].weight, first)
-    model.reset_head("latents", torch.Generator().manual_seed(8))
-    assert not torch.equal(model.heads["latents"].weight, first)
+    model.reset_head(6, "latents", torch.Generator().manual_seed(7))
+    first = model.decoders["6"].heads["latents"].weight.clone()
+    model.reset_head(6, "latents", torch.Generator().manual_seed(7))
+    assert torch.equal(model.decoders["6"].heads["latents"].weight, first)
+    model.reset_head(6, "latents", torch.Generator().manual_seed(8))
+    assert not torch.equal(model.decoders["6"].heads["latents"].weight, first)
     assert torch.equal(torch.get_rng_state(), state)
-    assert not model.heads["latents"].bias.any()
+    assert not model.decoders["6"].heads["latents"].bias.any()
     assert first.std().item() == pytest.approx(0.02, rel=0.1)
     for name, parameter in model.named_parameters():
-        assert torch.equal(parameter, before[name]) == (name != "heads.latents.weight"), name
+        assert torch.equal(parameter, before[name]) == (name != "decoders.6.heads.latents.weight"), name
 
 
 def test_stages_that_cannot_be(model, batch):

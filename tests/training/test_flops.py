@@ -24,19 +24,19 @@ def measured(config, stage, num_context):
 @pytest.mark.parametrize("fraction", [1.0, 0.25])
 def test_pixel_stage_is_what_pytorch_counts(tiny_config, num_context, fraction):
     (stage,) = mae(6, patch_fraction=fraction)
-    assert step_flops(tiny_config, stage, num_context) == measured(tiny_config, stage, num_context)
+    assert step_flops(tiny_config, stage, [(num_context, None)]) == measured(tiny_config, stage, num_context)
 
 
 @pytest.mark.parametrize("fraction", [1.0, 0.25])
 @pytest.mark.parametrize("num_frozen", range(1, 7))
 def test_latent_stages_are_what_pytorch_counts(tiny_config, num_frozen, fraction):
     stage = Stage(1, num_frozen, (Objective(6, Latents(num_frozen), patch_fraction=fraction),))
-    assert step_flops(tiny_config, stage, 8) == measured(tiny_config, stage, 8)
+    assert step_flops(tiny_config, stage, [(8, None)]) == measured(tiny_config, stage, 8)
 
 
 def test_flops_fall_with_freezing_alone(tiny_config):
     stages = locked(mae(6), FreezeSchedule(1, 1, num_freezes=6), predict_latents=False)
-    counts = [step_flops(tiny_config, stage, 8) for stage in stages]
+    counts = [step_flops(tiny_config, stage, [(8, None)]) for stage in stages]
     assert all(after < before for before, after in zip(counts, counts[1:], strict=False)), counts
     real = [measured(tiny_config, stage, 8) for stage in stages]
     assert all(after < before for before, after in zip(real, real[1:], strict=False)), real
@@ -44,5 +44,5 @@ def test_flops_fall_with_freezing_alone(tiny_config):
 
 def test_flops_of_another_grid(tiny_config):
     (stage,) = mae(6)
-    assert step_flops(tiny_config, stage, 8, 32) == step_flops(tiny_config, stage, 8)
-    assert step_flops(tiny_config, stage, 8, 64) > step_flops(tiny_config, stage, 8)
+    assert step_flops(tiny_config, stage, [(8, None)], 32) == step_flops(tiny_config, stage, [(8, None)])
+    assert step_flops(tiny_config, stage, [(8, None)], 64) > step_flops(tiny_config, stage, [(8, None)])

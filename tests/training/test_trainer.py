@@ -22,6 +22,7 @@ from layerlock_hf.training import (
 
 # Four stages in ten steps: pixels, then layers 2, 4 and 6 frozen and predicted from steps 3, 5 and 7 on
 STAGES = locked(mae(6), FreezeSchedule(3, 2, 2, num_freezes=3), patch_fraction=0.5)
+LATENTS = "decoders.6.heads.latents"
 SWITCHES = (3, 5, 7)
 
 
@@ -114,7 +115,7 @@ def test_frozen_parameters_stay_and_the_others_move(recorded):
     assert len(recorded.after) == 10
     for step, (before, after) in enumerate(zip(recorded.before, recorded.after, strict=True)):
         stage = stage_at(STAGES, step)
-        learning = {"heads.latents.weight", "heads.latents.bias"} if step >= 3 else {"heads.pixels.weight"}
+        learning = {f"{LATENTS}.weight", f"{LATENTS}.bias"} if step >= 3 else {"decoders.6.heads.pixels.weight"}
         assert learning <= recorded.learning[step]
         for name in before:
             moved = not torch.equal(before[name], after[name])
@@ -132,12 +133,12 @@ def test_nothing_but_a_new_head_changes_at_a_switch(recorded):
             for name, tensor in recorded.before[step].items()
             if not torch.equal(tensor, recorded.after[step - 1][name])
         }
-        first_switch = {"heads.latents.weight"}  # until then its bias is zero as it is
-        expected = {"heads.latents.weight", "heads.latents.bias"} if step in SWITCHES[1:] else first_switch
+        first_switch = {f"{LATENTS}.weight"}  # until then its bias is zero as it is
+        expected = {f"{LATENTS}.weight", f"{LATENTS}.bias"} if step in SWITCHES[1:] else first_switch
         assert changed == (expected if step in SWITCHES else set()), step
-    heads = [recorded.before[step]["heads.latents.weight"] for step in SWITCHES]
+    heads = [recorded.before[step][f"{LATENTS}.weight"] for step in SWITCHES]
     assert not torch.equal(heads[0], heads[1]) and not torch.equal(heads[1], heads[2])
-    assert all(not recorded.before[step]["heads.latents.bias"].any() for step in SWITCHES)
+    assert all(not recorded.before[step][f"{LATENTS}.bias"].any() for step in SWITCHES)
     assert all(head.std().item() == pytest.approx(0.02, rel=0.1) for head in heads)
 
 
@@ -150,7 +151,7 @@ def test_optimizer_holds_what_learns(recorded):
     assert all(after < before for before, after in zip(by_stage, by_stage[1:], strict=False)), by_stage
     for group_step in range(1, 10):
         kept, previous = recorded.kept[group_step], recorded.states[group_step - 1]
-        fresh = {"heads.latents.weight", "heads.latents.bias"} if group_step in SWITCHES else set()
+        fresh = {f"{LATENTS}.weight", f"{LATENTS}.bias"} if group_step in SWITCHES else set()
         assert set(kept) == recorded.learning[group_step] - fresh
         for name, entry in kept.items():  # what goes on learning keeps its moments
             assert all(torch.equal(value, previous[name][key]) for key, value in entry.items()), name
@@ -185,7 +186,7 @@ def test_resume_is_bit_identical(tiny_config, tmp_path, accumulation):
     for step in range(1, 10) if accumulation == 1 else (3, 4):
         resumed = make_trainer(tiny_config, tmp_path / "resumed", **{**kwargs, "save_strategy": "no"})
         with torch.no_grad():  # what a checkpoint does not restore would show
-            resumed.model.heads["latents"].weight.add_(1)
+            resumed.model.decoders["6"].heads["latents"].weight.add_(1)
         resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{step}"))
         again = weights(resumed.model)
         assert [name for name in whole if not torch.equal(again[name], whole[name])] == [], step
