@@ -29,7 +29,7 @@ from layerlock_hf.training import (
     StageArguments,
     load_recipe,
 )
-from layerlock_hf.training.trainer import label
+from layerlock_hf.training.trainer import target_label
 
 
 @dataclass
@@ -116,7 +116,7 @@ def describe_stages(model: LayerLockViTForPretraining, stages) -> list[dict]:
             {
                 "start": stage.start,
                 "num_frozen": stage.num_frozen,
-                "target": " + ".join(label(objective) for objective in stage.objectives),
+                "target": target_label(stage),
                 "trainable_parameters": model.num_parameters(only_trainable=True),
             }
         )

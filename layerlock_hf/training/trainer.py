@@ -298,7 +298,7 @@ class LayerLockTrainer(Trainer):
                 {
                     "start": stage.start,
                     "num_frozen": stage.num_frozen,
-                    "target": " + ".join(label(objective) for objective in stage.objectives),
+                    "target": target_label(stage),
                     "seconds": seconds,
                     "trainable_parameters": self._core().num_parameters(only_trainable=True),
                     "peak_memory_gib": peak_memory_gib(self.args.device),
@@ -312,10 +312,14 @@ def label(objective) -> str:
     return f"layer_{objective.target.depth}" if objective.target.depth else objective.target.head
 
 
+def target_label(stage: Stage) -> str:
+    """All that a stage predicts, in tables and messages: `pixels`, or `pixels + layer_3`."""
+    return " + ".join(label(objective) for objective in stage.objectives)
+
+
 def describe(stage: Stage) -> str:
     """A stage in words."""
-    predicted = " + ".join(label(objective) for objective in stage.objectives)
-    return f"from step {stage.start} on freezes {stage.num_frozen} layers and predicts {predicted}"
+    return f"from step {stage.start} on freezes {stage.num_frozen} layers and predicts {target_label(stage)}"
 
 
 def read_run_file(checkpoint: str) -> dict:

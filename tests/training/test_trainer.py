@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import TrainerCallback, set_seed
 
-from layerlock_hf.models import LayerLockViTForPretraining
+from layerlock_hf.models import LayerLockViTConfig, LayerLockViTForPretraining
 from layerlock_hf.training import (
     FreezeSchedule,
     Latents,
@@ -88,22 +88,9 @@ class Recorder(TrainerCallback):
 
 
 @pytest.fixture(scope="module")
-def recorded(tmp_path_factory):
-    """One recorded run, its configuration that of the fixture `tiny_config`."""
-    from layerlock_hf import LayerLockViTConfig
-
-    config = LayerLockViTConfig.from_preset(
-        "tiny",
-        hidden_size=32,
-        num_hidden_layers=6,
-        num_attention_heads=2,
-        intermediate_size=64,
-        image_size=16,
-        patch_size=4,
-        num_frames=4,
-        num_decoder_layers=2,
-        decoding_tokens="learned",
-    )
+def recorded(tmp_path_factory, tiny_sizes):
+    """One recorded run, with learned decoding tokens."""
+    config = LayerLockViTConfig.from_preset("tiny", **tiny_sizes, decoding_tokens="learned")
     trainer = make_trainer(config, tmp_path_factory.mktemp("run"))
     recorder = Recorder(trainer)
     trainer.train()
