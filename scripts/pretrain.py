@@ -9,6 +9,7 @@ with `AutoModel.from_pretrained`), checkpoints, `stages.json`, `metrics.jsonl` a
 
 import json
 import sys
+import tempfile
 import types
 import typing
 from dataclasses import dataclass, field, make_dataclass
@@ -30,6 +31,9 @@ from layerlock_hf.training import (
     load_recipe,
 )
 from layerlock_hf.training.trainer import target_label
+
+
+STAGES, METRICS, BAD_VIDEOS = REPORTS = ("stages.json", "metrics.jsonl", "bad_videos.jsonl")
 
 
 @dataclass
@@ -84,26 +88,41 @@ def parse(arguments: list[str]):
     return parser.parse_args_into_dataclasses(flags + arguments)[:4]
 
 
-def prepare_output(folder: Path, is_fresh: bool):
-    """Make sure that OUT can be written, and start its reports anew unless the run goes on."""
+def check_output(folder: Path):
+    """Make sure that OUT can be written, and leave what it holds as it is."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name in ("metrics.jsonl", "bad_videos.jsonl"):
-            (folder / name).open("w" if is_fresh else "a").close()
+        tempfile.TemporaryFile(dir=folder).close()
+        for path in (folder / name for name in REPORTS):
+            if path.exists():
+                path.open("a").close()
     except OSError as error:
         raise ValueError(f"output_dir: cannot write to {folder}: {error}") from error
 
 
-class MetricsFile(TrainerCallback):
-    """Writes every log to `metrics.jsonl`, with the number of bad videos so far."""
+class Reports(TrainerCallback):
+    """Writes `stages.json`, and every log to `metrics.jsonl` with the number of bad videos so far.
 
-    def __init__(self, path: Path, bad_videos: BadVideos):
-        self.path, self.bad_videos = path, bad_videos
+    A fresh run empties what an earlier one left in OUT, but not before training begins: until then the user may have
+    to be told of an error.
+    """
+
+    def __init__(self, folder: Path, stages: list[dict], bad_videos: BadVideos):
+        self.folder, self.stages, self.bad_videos = folder, stages, bad_videos
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            (self.folder / STAGES).write_text(json.dumps(self.stages, indent=1) + "\n")
+            if state.global_step == 0:
+                for name in (METRICS, BAD_VIDEOS):
+                    (self.folder / name).write_text("")
+        # The others read videos from here on: what they report must not be emptied
+        PartialState().wait_for_everyone()
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if state.is_world_process_zero:
             logs["bad_videos"] = self.bad_videos.count()
-            with self.path.open("a") as file:
+            with (self.folder / METRICS).open("a") as file:
                 file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
 
 
@@ -147,11 +166,15 @@ def build(arguments: list[str]):
     elif checkpoint is not None and not Path(checkpoint).is_dir():
         raise ValueError(f"resume_from_checkpoint: there is no checkpoint {checkpoint}")
     if training_args.process_index == 0:
-        prepare_output(output, is_fresh=checkpoint is None)
+        check_output(output)
     PartialState().wait_for_everyone()
 
-    videos = load_videos(data_args.train_data, data_args.train_split, data_args.video_column)
-    bad_videos = BadVideos(str(output / "bad_videos.jsonl"), len(videos), data_args.max_bad_fraction)
+    try:
+        videos = load_videos(data_args.train_data, data_args.train_split, data_args.video_column)
+    except ValueError as error:
+        raise ValueError(f"train_data: {error}") from error
+    report = None if data_args.rehearse else str(output / BAD_VIDEOS)
+    bad_videos = BadVideos(report, len(videos), data_args.max_bad_fraction)
     clips_per_step = (
         training_args.per_device_train_batch_size
         * training_args.gradient_accumulation_steps
@@ -175,10 +198,9 @@ def build(arguments: list[str]):
     model = LayerLockViTForPretraining(config)
     rows = describe_stages(model, stages)
     trainer = LayerLockTrainer(
-        model, training_args, stages, clips, collator, callbacks=[MetricsFile(output / "metrics.jsonl", bad_videos)]
+        model, training_args, stages, clips, collator, callbacks=[Reports(output, rows, bad_videos)]
     )
     if training_args.process_index == 0:
-        (output / "stages.json").write_text(json.dumps(rows, indent=1) + "\n")
         parts = ", ".join(f"{name} {count / 1e6:.2f}M" for name, count in model.parameter_breakdown().items() if count)
         print(f"{model.num_parameters() / 1e6:.1f}M parameters: {parts}")
         print(f"{len(videos)} videos, decoded by {decoder_name()}; {clips_per_step} clips a step")
