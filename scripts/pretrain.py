@@ -213,19 +213,22 @@ def main(arguments: list[str]):
         trainer, bad_videos, checkpoint, rehearse = build(arguments)
     except (ValueError, StrictDataclassError) as error:
         raise SystemExit(f"error: {error}") from None
-    if rehearse:
-        rows = trainer.rehearse()
-        if trainer.args.process_index == 0:
-            print_table(rows)
-        return
     try:
-        trainer.train(resume_from_checkpoint=checkpoint)
+        if rehearse:
+            rows = trainer.rehearse()
+        else:
+            trainer.train(resume_from_checkpoint=checkpoint)
     except ValueError as error:
         raise SystemExit(f"error: {error}") from error
-    trainer.save_model()
-    trainer.save_state()
-    if trainer.is_world_process_zero() and bad_videos.count():
-        print(f"{bad_videos.count()} videos could not be read, or only in part: see {bad_videos.path}")
+    if not rehearse:
+        trainer.save_model()
+        trainer.save_state()
+    if trainer.is_world_process_zero():
+        if rehearse:
+            print_table(rows)
+        if bad_videos.count():
+            place = f": see {bad_videos.path}" if bad_videos.path else ""
+            print(f"{bad_videos.count()} videos could not be read, or only in part{place}")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """A Trainer that walks through the stages of a run: freezes, swaps heads and keeps the optimizer to what trains."""
 
-import dataclasses
 import json
 import math
 import time
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -34,6 +34,29 @@ class StageCallback(TrainerCallback):
 
     def on_step_begin(self, args, state, control, **kwargs):
         self.trainer.enter_stage(stage_at(self.trainer.stages, state.global_step))
+
+
+class StopwatchCallback(TrainerCallback):
+    """Measures every step of a rehearsal. It comes after `StageCallback`, whose work is not measured."""
+
+    def __init__(self, trainer: "LayerLockTrainer"):
+        self.trainer, self.rows, self._start = trainer, [], 0.0
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        reset_peak_memory(args.device)
+        self._start = time.perf_counter()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if args.device.type == "cuda":
+            torch.cuda.synchronize(args.device)
+        self.rows.append(
+            {
+                "seconds": time.perf_counter() - self._start,
+                "trainable_parameters": self.trainer._core().num_parameters(only_trainable=True),
+                "peak_memory_gib": peak_memory_gib(args.device),
+            }
+        )
+        control.should_training_stop = state.global_step >= state.max_steps
 
 
 class LayerLockTrainer(Trainer):
@@ -244,12 +267,12 @@ class LayerLockTrainer(Trainer):
             return
         path = Path(output_dir or self.args.output_dir) / RUN_FILE
         learning = [name for name, parameter in self._core().named_parameters() if parameter.requires_grad]
-        record = {"stages": [dataclasses.asdict(stage) | {"is": describe(stage)} for stage in self.stages]}
+        record = {"stages": [asdict(stage) | {"is": describe(stage)} for stage in self.stages]}
         path.write_text(json.dumps(record | {"seed": self.args.seed, "learning": learning}, indent=1) + "\n")
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         record = read_run_file(resume_from_checkpoint)
-        ours = json.loads(json.dumps([dataclasses.asdict(stage) | {"is": describe(stage)} for stage in self.stages]))
+        ours = json.loads(json.dumps([asdict(stage) | {"is": describe(stage)} for stage in self.stages]))
         if record["stages"] != ours:
             raise ValueError(
                 f"{resume_from_checkpoint} was written by a run with other stages; its stages: "
@@ -277,34 +300,18 @@ class LayerLockTrainer(Trainer):
     def rehearse(self) -> list[dict]:
         """One optimizer step of every stage, measured: seconds, trainable parameters, peak memory in GiB.
 
-        The model is changed by it: rehearse, then start the run anew.
+        It is a run of its own, through the same loop (precision, checkpointing, wrappers), of one step per stage and
+        one batch per step, that leaves no files. Model and trainer are spent by it: start the run itself anew.
         """
-        batch = next(iter(self.get_train_dataloader()))
-        self.model.to(self.args.device)
-        self.current_gradient_accumulation_steps = 1  # set by the training loop, read by `training_step`
-        rows = []
-        for stage in self.stages:
-            self.stage = stage
-            self._core().freeze_for(stage)
-            self.optimizer = None
-            optimizer = super().create_optimizer()
-            reset_peak_memory(self.args.device)
-            start = time.perf_counter()
-            loss = self.training_step(self.model, dict(batch))
-            optimizer.step()
-            seconds = time.perf_counter() - start + 0 * loss.item()
-            self.model.zero_grad(set_to_none=True)
-            rows.append(
-                {
-                    "start": stage.start,
-                    "num_frozen": stage.num_frozen,
-                    "target": target_label(stage),
-                    "seconds": seconds,
-                    "trainable_parameters": self._core().num_parameters(only_trainable=True),
-                    "peak_memory_gib": peak_memory_gib(self.args.device),
-                }
-            )
-        return rows
+        stages, self.stages = self.stages, [replace(stage, start=n) for n, stage in enumerate(self.stages)]
+        self.args.max_steps, self.args.gradient_accumulation_steps = len(stages), 1
+        stopwatch = StopwatchCallback(self)
+        self.callback_handler.callbacks = [StageCallback(self), stopwatch]
+        self.train()
+        return [
+            {"start": stage.start, "num_frozen": stage.num_frozen, "target": target_label(stage), **row}
+            for stage, row in zip(stages, stopwatch.rows, strict=True)
+        ]
 
 
 def label(objective) -> str:

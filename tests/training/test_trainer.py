@@ -23,6 +23,12 @@ from layerlock_hf.training import (
 # Four stages in ten steps: pixels, then layers 2, 4 and 6 frozen and predicted from steps 3, 5 and 7 on
 STAGES = locked(mae(6), FreezeSchedule(3, 2, 2, num_freezes=3), patch_fraction=0.5)
 SWITCHES = (3, 5, 7)
+# The name of Transformers' older versions warns in later ones
+CHECKPOINTING = next(
+    name
+    for name in ("activation_checkpointing", "gradient_checkpointing")
+    if name in LayerLockTrainingArguments.__dataclass_fields__
+)
 
 
 class Clips(torch.utils.data.Dataset):
@@ -205,6 +211,21 @@ def test_resume_refuses_another_model(tiny_config, tmp_path):
     assert "rope_axis_fractions" not in str(error.value)  # equal, though JSON makes a list of it
 
 
+def test_checkpointing_changes_nothing(tiny_config, tmp_path):
+    runs = []
+    for checkpointing in (False, True):
+        trainer = make_trainer(tiny_config, tmp_path, **{CHECKPOINTING: checkpointing})
+        calls = []
+        trainer.model.encoder.layers[-1].norm2.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        trainer.train()
+        logs = [row for row in trainer.state.log_history if "grad_norm" in row]
+        runs.append(([row["loss"] for row in logs], [row["grad_norm"] for row in logs], weights(trainer.model)))
+        # Ten steps, in three of them also the target's pass; recomputed in the seven in which something below learns
+        assert len(calls) == (20 if checkpointing else 13)
+    for plain, checkpointed in zip(*runs, strict=True):
+        torch.testing.assert_close(checkpointed, plain)
+
+
 def test_accumulation_equals_a_larger_batch(tiny_config, tmp_path):
     results = []
     for batch_size, accumulation in ((4, 1), (2, 2)):
@@ -291,6 +312,16 @@ def test_rehearsal(tiny_config, tmp_path):
     assert counts == sorted(set(counts), reverse=True)
     assert counts[-1] == 32 * 32 + 32  # nothing but the head
     assert all(row["seconds"] > 0 for row in rows)
+    assert not any(tmp_path.iterdir())
+
+
+def test_rehearsal_runs_as_the_run_does(tiny_config, tmp_path):
+    trainer = make_trainer(tiny_config, tmp_path, bf16=True, **{CHECKPOINTING: True})
+    dtypes, first = [], trainer.model.encoder.layers[0]
+    first.mlp.up.register_forward_hook(lambda module, args, output: dtypes.append(output.dtype))
+    assert len(trainer.rehearse()) == 4
+    # In the first stage twice, the second time recomputed; then in the pass of the context and in that of the target
+    assert dtypes == 8 * [torch.bfloat16]
 
 
 @pytest.mark.parametrize(
