@@ -100,7 +100,7 @@ class LayerLockTrainer(Trainer):
         if self.args.fsdp and not self.is_fsdp_enabled:
             raise ValueError("fsdp is set, but accelerate would not use it with this launch")
         self.stage = self.stages[0]
-        self._wrapper_is_new = False
+        self._wrapper_is_new, self._is_finished = False, False
         self._sums: dict[str, torch.Tensor] = {}
         self._counts: dict[str, int] = {}
         self._num_clips, self._clock = 0, time.perf_counter()
@@ -235,6 +235,8 @@ class LayerLockTrainer(Trainer):
         self._counts[name] = self._counts.get(name, 0) + 1
 
     def log(self, logs: dict[str, float], start_time: float | None = None):
+        if self._is_finished:
+            return  # the Trainer's summary of no steps at all, with a loss of 0
         if "grad_norm" in logs or "learning_rate" in logs:
             if not math.isfinite(logs["loss"]):
                 raise RuntimeError(
@@ -260,6 +262,15 @@ class LayerLockTrainer(Trainer):
         return logs
 
     # ---- checkpoints
+
+    def _init_training_state(self, max_steps, num_update_steps_per_epoch, num_train_epochs, *args, **kwargs):
+        """As in `Trainer`, which however trains one more step when a finished run is resumed: leave it no epoch."""
+        done = super()._init_training_state(max_steps, num_update_steps_per_epoch, num_train_epochs, *args, **kwargs)
+        self._is_finished = self.state.global_step >= max_steps
+        if self._is_finished:
+            logger.warning(f"nothing is left to train: step {self.state.global_step} of max_steps={max_steps} is done")
+            return num_train_epochs, 0
+        return done
 
     def _save(self, output_dir=None, state_dict=None):
         super()._save(output_dir, state_dict)

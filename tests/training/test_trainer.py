@@ -211,6 +211,22 @@ def test_resume_refuses_another_model(tiny_config, tmp_path):
     assert "rope_axis_fractions" not in str(error.value)  # equal, though JSON makes a list of it
 
 
+@pytest.mark.parametrize("max_steps", [10, 4])
+def test_a_finished_run_is_not_trained_further(tiny_config, tmp_path, caplog, max_steps):
+    trainer = make_trainer(tiny_config, tmp_path, save_strategy="steps", save_steps=10)
+    trainer.train()
+    before, logs = weights(trainer.model), trainer.state.log_history
+    resumed = make_trainer(tiny_config, tmp_path, max_steps=max_steps)
+    with torch.no_grad():
+        resumed.model.heads["latents"].weight.add_(1)
+    caplog.clear()
+    assert resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-10")).global_step == 10
+    assert f"nothing is left to train: step 10 of max_steps={max_steps} is done" in caplog.text
+    after = weights(resumed.model)
+    assert [name for name in before if not torch.equal(after[name], before[name])] == []
+    assert resumed.state.log_history == logs[:10]  # without a summary of no steps
+
+
 def test_checkpointing_changes_nothing(tiny_config, tmp_path):
     runs = []
     for checkpointing in (False, True):
