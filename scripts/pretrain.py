@@ -69,12 +69,14 @@ ModelArguments = make_dataclass(
 def parse(arguments: list[str]):
     """The settings of the recipe, overridden by flags; unknown ones of either are refused by name."""
     parser = HfArgumentParser(
-        (ModelArguments, StageArguments, DataArguments, LayerLockTrainingArguments), allow_abbrev=False
+        (ModelArguments, StageArguments, DataArguments, LayerLockTrainingArguments),
+        allow_abbrev=False,
+        usage="%(prog)s --config RECIPE --train_data VIDEOS --output_dir OUT [--SETTING VALUE ...]",
     )
     parser.add_argument("--config", required=True, help="Recipe (YAML).")
     if is_tensorboard_available():
         parser.set_defaults(report_to=["tensorboard"])
-    config = HfArgumentParser(allow_abbrev=False)
+    config = HfArgumentParser(allow_abbrev=False, add_help=False)
     config.add_argument("--config")
     recipe = config.parse_known_args(arguments)[0].config
     flags = []
