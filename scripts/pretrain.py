@@ -9,6 +9,7 @@ with `AutoModel.from_pretrained`), checkpoints, `stages.json`, `metrics.jsonl` a
 
 import json
 import sys
+import tempfile
 import types
 import typing
 from dataclasses import dataclass, field, make_dataclass
@@ -29,7 +30,10 @@ from layerlock_hf.training import (
     StageArguments,
     load_recipe,
 )
-from layerlock_hf.training.trainer import label
+from layerlock_hf.training.trainer import target_label
+
+
+STAGES, METRICS, BAD_VIDEOS = REPORTS = ("stages.json", "metrics.jsonl", "bad_videos.jsonl")
 
 
 @dataclass
@@ -65,12 +69,14 @@ ModelArguments = make_dataclass(
 def parse(arguments: list[str]):
     """The settings of the recipe, overridden by flags; unknown ones of either are refused by name."""
     parser = HfArgumentParser(
-        (ModelArguments, StageArguments, DataArguments, LayerLockTrainingArguments), allow_abbrev=False
+        (ModelArguments, StageArguments, DataArguments, LayerLockTrainingArguments),
+        allow_abbrev=False,
+        usage="%(prog)s --config RECIPE --train_data VIDEOS --output_dir OUT [--SETTING VALUE ...]",
     )
     parser.add_argument("--config", required=True, help="Recipe (YAML).")
     if is_tensorboard_available():
         parser.set_defaults(report_to=["tensorboard"])
-    config = HfArgumentParser(allow_abbrev=False)
+    config = HfArgumentParser(allow_abbrev=False, add_help=False)
     config.add_argument("--config")
     recipe = config.parse_known_args(arguments)[0].config
     flags = []
@@ -84,26 +90,41 @@ def parse(arguments: list[str]):
     return parser.parse_args_into_dataclasses(flags + arguments)[:4]
 
 
-def prepare_output(folder: Path, is_fresh: bool):
-    """Make sure that OUT can be written, and start its reports anew unless the run goes on."""
+def check_output(folder: Path):
+    """Make sure that OUT can be written, and leave what it holds as it is."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name in ("metrics.jsonl", "bad_videos.jsonl"):
-            (folder / name).open("w" if is_fresh else "a").close()
+        tempfile.TemporaryFile(dir=folder).close()
+        for path in (folder / name for name in REPORTS):
+            if path.exists():
+                path.open("a").close()
     except OSError as error:
         raise ValueError(f"output_dir: cannot write to {folder}: {error}") from error
 
 
-class MetricsFile(TrainerCallback):
-    """Writes every log to `metrics.jsonl`, with the number of bad videos so far."""
+class Reports(TrainerCallback):
+    """Writes `stages.json`, and every log to `metrics.jsonl` with the number of bad videos so far.
 
-    def __init__(self, path: Path, bad_videos: BadVideos):
-        self.path, self.bad_videos = path, bad_videos
+    A fresh run empties what an earlier one left in OUT, but not before training begins: until then the user may have
+    to be told of an error.
+    """
+
+    def __init__(self, folder: Path, stages: list[dict], bad_videos: BadVideos):
+        self.folder, self.stages, self.bad_videos = folder, stages, bad_videos
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            (self.folder / STAGES).write_text(json.dumps(self.stages, indent=1) + "\n")
+            if state.global_step == 0:
+                for name in (METRICS, BAD_VIDEOS):
+                    (self.folder / name).write_text("")
+        # The others read videos from here on: what they report must not be emptied
+        PartialState().wait_for_everyone()
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if state.is_world_process_zero:
             logs["bad_videos"] = self.bad_videos.count()
-            with self.path.open("a") as file:
+            with (self.folder / METRICS).open("a") as file:
                 file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
 
 
@@ -116,7 +137,7 @@ def describe_stages(model: LayerLockViTForPretraining, stages) -> list[dict]:
             {
                 "start": stage.start,
                 "num_frozen": stage.num_frozen,
-                "target": " + ".join(label(objective) for objective in stage.objectives),
+                "target": target_label(stage),
                 "trainable_parameters": model.num_parameters(only_trainable=True),
             }
         )
@@ -147,11 +168,15 @@ def build(arguments: list[str]):
     elif checkpoint is not None and not Path(checkpoint).is_dir():
         raise ValueError(f"resume_from_checkpoint: there is no checkpoint {checkpoint}")
     if training_args.process_index == 0:
-        prepare_output(output, is_fresh=checkpoint is None)
+        check_output(output)
     PartialState().wait_for_everyone()
 
-    videos = load_videos(data_args.train_data, data_args.train_split, data_args.video_column)
-    bad_videos = BadVideos(str(output / "bad_videos.jsonl"), len(videos), data_args.max_bad_fraction)
+    try:
+        videos = load_videos(data_args.train_data, data_args.train_split, data_args.video_column)
+    except ValueError as error:
+        raise ValueError(f"train_data: {error}") from error
+    report = None if data_args.rehearse else str(output / BAD_VIDEOS)
+    bad_videos = BadVideos(report, len(videos), data_args.max_bad_fraction)
     clips_per_step = (
         training_args.per_device_train_batch_size
         * training_args.gradient_accumulation_steps
@@ -175,10 +200,9 @@ def build(arguments: list[str]):
     model = LayerLockViTForPretraining(config)
     rows = describe_stages(model, stages)
     trainer = LayerLockTrainer(
-        model, training_args, stages, clips, collator, callbacks=[MetricsFile(output / "metrics.jsonl", bad_videos)]
+        model, training_args, stages, clips, collator, callbacks=[Reports(output, rows, bad_videos)]
     )
     if training_args.process_index == 0:
-        (output / "stages.json").write_text(json.dumps(rows, indent=1) + "\n")
         parts = ", ".join(f"{name} {count / 1e6:.2f}M" for name, count in model.parameter_breakdown().items() if count)
         print(f"{model.num_parameters() / 1e6:.1f}M parameters: {parts}")
         print(f"{len(videos)} videos, decoded by {decoder_name()}; {clips_per_step} clips a step")
@@ -191,19 +215,22 @@ def main(arguments: list[str]):
         trainer, bad_videos, checkpoint, rehearse = build(arguments)
     except (ValueError, StrictDataclassError) as error:
         raise SystemExit(f"error: {error}") from None
-    if rehearse:
-        rows = trainer.rehearse()
-        if trainer.args.process_index == 0:
-            print_table(rows)
-        return
     try:
-        trainer.train(resume_from_checkpoint=checkpoint)
+        if rehearse:
+            rows = trainer.rehearse()
+        else:
+            trainer.train(resume_from_checkpoint=checkpoint)
     except ValueError as error:
         raise SystemExit(f"error: {error}") from error
-    trainer.save_model()
-    trainer.save_state()
-    if trainer.is_world_process_zero() and bad_videos.count():
-        print(f"{bad_videos.count()} videos could not be read, or only in part: see {bad_videos.path}")
+    if not rehearse:
+        trainer.save_model()
+        trainer.save_state()
+    if trainer.is_world_process_zero():
+        if rehearse:
+            print_table(rows)
+        if bad_videos.count():
+            place = f": see {bad_videos.path}" if bad_videos.path else ""
+            print(f"{bad_videos.count()} videos could not be read, or only in part{place}")
 
 
 if __name__ == "__main__":

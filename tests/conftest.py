@@ -22,17 +22,22 @@ def seed():
     torch.manual_seed(0)
 
 
-@pytest.fixture
-def tiny_config() -> LayerLockViTConfig:
+@pytest.fixture(scope="session")
+def tiny_sizes() -> dict[str, int]:
     """Six layers of width 32, the last two of them decoding, for clips of 4 frames of 16 x 16 pixels: 32 tokens."""
-    return LayerLockViTConfig.from_preset(
-        "tiny",
-        hidden_size=32,
-        num_hidden_layers=6,
-        num_attention_heads=2,
-        intermediate_size=64,
-        image_size=16,
-        patch_size=4,
-        num_frames=4,
-        num_decoder_layers=2,
-    )
+    return {
+        "hidden_size": 32,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "image_size": 16,
+        "patch_size": 4,
+        "num_frames": 4,
+        "num_decoder_layers": 2,
+    }
+
+
+@pytest.fixture
+def tiny_config(tiny_sizes) -> LayerLockViTConfig:
+    """The configuration of `tiny_sizes`."""
+    return LayerLockViTConfig.from_preset("tiny", **tiny_sizes)

@@ -11,15 +11,15 @@ class BadVideos:
     Args:
         path: the file; None keeps the report in the memory of this process.
         num_videos: number of videos of the data set.
-        max_fraction: `add` raises once more than this fraction of the videos is unusable.
+        max_bad_fraction: `add` raises once more than this fraction of the videos is unusable.
     """
 
-    def __init__(self, path: str | None, num_videos: int, max_fraction: float = 0.5):
-        if not 0 <= max_fraction <= 1:
-            raise ValueError(f"max_fraction is {max_fraction}; give a fraction of the videos between 0 and 1")
+    def __init__(self, path: str | None, num_videos: int, max_bad_fraction: float = 0.5):
+        if not 0 <= max_bad_fraction <= 1:
+            raise ValueError(f"max_bad_fraction is {max_bad_fraction}; give a fraction of the videos between 0 and 1")
         self.path = path
         self.num_videos = num_videos
-        self.max_fraction = max_fraction
+        self.max_bad_fraction = max_bad_fraction
         self._used: dict[str, bool] = {}
         if path is not None:
             os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
@@ -33,16 +33,16 @@ class BadVideos:
             used: whether it is used all the same: a part of it decodes, or only the other decoder reads it.
 
         Raises:
-            RuntimeError: when more than `max_fraction` of the videos are unusable.
+            RuntimeError: when more than `max_bad_fraction` of the videos are unusable.
         """
         if name not in self._used:
             self._record(name, reason, used)
         unusable = sum(not used for used in self._used.values())
-        if unusable > self.max_fraction * self.num_videos:
+        if unusable > self.max_bad_fraction * self.num_videos:
             where = f"See {self.path}" if self.path else f"The last one is {name} ({reason})"
             raise RuntimeError(
                 f"{unusable} of {self.num_videos} videos cannot be decoded, more than the fraction "
-                f"{self.max_fraction} that is tolerated. {where}; repair or remove these videos."
+                f"{self.max_bad_fraction} that is tolerated. {where}; repair or remove these videos."
             )
 
     def count(self) -> int:

@@ -37,6 +37,9 @@ class StageArguments:
         Raises:
             ValueError: naming the field, if the settings contradict each other or the model.
         """
+        for name in ("latent_patch_fraction", "pixel_patch_fraction"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in (0, 1], got {getattr(self, name)}")
         base = mae(config.num_hidden_layers, self.normalize_pixels, self.pixel_patch_fraction)
         schedule_fields = ("freeze_interval", "layers_per_freeze", "num_freezes", "max_frozen", "target_layers")
         if self.freeze_start is None:

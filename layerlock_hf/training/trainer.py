@@ -1,9 +1,9 @@
 """A Trainer that walks through the stages of a run: freezes, swaps heads and keeps the optimizer to what trains."""
 
-import dataclasses
 import json
 import math
 import time
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -34,6 +34,29 @@ class StageCallback(TrainerCallback):
 
     def on_step_begin(self, args, state, control, **kwargs):
         self.trainer.enter_stage(stage_at(self.trainer.stages, state.global_step))
+
+
+class StopwatchCallback(TrainerCallback):
+    """Measures every step of a rehearsal. It comes after `StageCallback`, whose work is not measured."""
+
+    def __init__(self, trainer: "LayerLockTrainer"):
+        self.trainer, self.rows, self._start = trainer, [], 0.0
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        reset_peak_memory(args.device)
+        self._start = time.perf_counter()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if args.device.type == "cuda":
+            torch.cuda.synchronize(args.device)
+        self.rows.append(
+            {
+                "seconds": time.perf_counter() - self._start,
+                "trainable_parameters": self.trainer._core().num_parameters(only_trainable=True),
+                "peak_memory_gib": peak_memory_gib(args.device),
+            }
+        )
+        control.should_training_stop = state.global_step >= state.max_steps
 
 
 class LayerLockTrainer(Trainer):
@@ -77,7 +100,7 @@ class LayerLockTrainer(Trainer):
         if self.args.fsdp and not self.is_fsdp_enabled:
             raise ValueError("fsdp is set, but accelerate would not use it with this launch")
         self.stage = self.stages[0]
-        self._wrapper_is_new = False
+        self._wrapper_is_new, self._is_finished = False, False
         self._sums: dict[str, torch.Tensor] = {}
         self._counts: dict[str, int] = {}
         self._num_clips, self._clock = 0, time.perf_counter()
@@ -212,6 +235,8 @@ class LayerLockTrainer(Trainer):
         self._counts[name] = self._counts.get(name, 0) + 1
 
     def log(self, logs: dict[str, float], start_time: float | None = None):
+        if self._is_finished:
+            return  # the Trainer's summary of no steps at all, with a loss of 0
         if "grad_norm" in logs or "learning_rate" in logs:
             if not math.isfinite(logs["loss"]):
                 raise RuntimeError(
@@ -238,18 +263,27 @@ class LayerLockTrainer(Trainer):
 
     # ---- checkpoints
 
+    def _init_training_state(self, max_steps, num_update_steps_per_epoch, num_train_epochs, *args, **kwargs):
+        """As in `Trainer`, which however trains one more step when a finished run is resumed: leave it no epoch."""
+        done = super()._init_training_state(max_steps, num_update_steps_per_epoch, num_train_epochs, *args, **kwargs)
+        self._is_finished = self.state.global_step >= max_steps
+        if self._is_finished:
+            logger.warning(f"nothing is left to train: step {self.state.global_step} of max_steps={max_steps} is done")
+            return num_train_epochs, 0
+        return done
+
     def _save(self, output_dir=None, state_dict=None):
         super()._save(output_dir, state_dict)
         if not self.args.should_save:
             return
         path = Path(output_dir or self.args.output_dir) / RUN_FILE
         learning = [name for name, parameter in self._core().named_parameters() if parameter.requires_grad]
-        record = {"stages": [dataclasses.asdict(stage) | {"is": describe(stage)} for stage in self.stages]}
+        record = {"stages": [asdict(stage) | {"is": describe(stage)} for stage in self.stages]}
         path.write_text(json.dumps(record | {"seed": self.args.seed, "learning": learning}, indent=1) + "\n")
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         record = read_run_file(resume_from_checkpoint)
-        ours = json.loads(json.dumps([dataclasses.asdict(stage) | {"is": describe(stage)} for stage in self.stages]))
+        ours = json.loads(json.dumps([asdict(stage) | {"is": describe(stage)} for stage in self.stages]))
         if record["stages"] != ours:
             raise ValueError(
                 f"{resume_from_checkpoint} was written by a run with other stages; its stages: "
@@ -277,34 +311,18 @@ class LayerLockTrainer(Trainer):
     def rehearse(self) -> list[dict]:
         """One optimizer step of every stage, measured: seconds, trainable parameters, peak memory in GiB.
 
-        The model is changed by it: rehearse, then start the run anew.
+        It is a run of its own, through the same loop (precision, checkpointing, wrappers), of one step per stage and
+        one batch per step, that leaves no files. Model and trainer are spent by it: start the run itself anew.
         """
-        batch = next(iter(self.get_train_dataloader()))
-        self.model.to(self.args.device)
-        self.current_gradient_accumulation_steps = 1  # set by the training loop, read by `training_step`
-        rows = []
-        for stage in self.stages:
-            self.stage = stage
-            self._core().freeze_for(stage)
-            self.optimizer = None
-            optimizer = super().create_optimizer()
-            reset_peak_memory(self.args.device)
-            start = time.perf_counter()
-            loss = self.training_step(self.model, dict(batch))
-            optimizer.step()
-            seconds = time.perf_counter() - start + 0 * loss.item()
-            self.model.zero_grad(set_to_none=True)
-            rows.append(
-                {
-                    "start": stage.start,
-                    "num_frozen": stage.num_frozen,
-                    "target": " + ".join(label(objective) for objective in stage.objectives),
-                    "seconds": seconds,
-                    "trainable_parameters": self._core().num_parameters(only_trainable=True),
-                    "peak_memory_gib": peak_memory_gib(self.args.device),
-                }
-            )
-        return rows
+        stages, self.stages = self.stages, [replace(stage, start=n) for n, stage in enumerate(self.stages)]
+        self.args.max_steps, self.args.gradient_accumulation_steps = len(stages), 1
+        stopwatch = StopwatchCallback(self)
+        self.callback_handler.callbacks = [StageCallback(self), stopwatch]
+        self.train()
+        return [
+            {"start": stage.start, "num_frozen": stage.num_frozen, "target": target_label(stage), **row}
+            for stage, row in zip(stages, stopwatch.rows, strict=True)
+        ]
 
 
 def label(objective) -> str:
@@ -312,10 +330,14 @@ def label(objective) -> str:
     return f"layer_{objective.target.depth}" if objective.target.depth else objective.target.head
 
 
+def target_label(stage: Stage) -> str:
+    """All that a stage predicts, in tables and messages: `pixels`, or `pixels + layer_3`."""
+    return " + ".join(label(objective) for objective in stage.objectives)
+
+
 def describe(stage: Stage) -> str:
     """A stage in words."""
-    predicted = " + ".join(label(objective) for objective in stage.objectives)
-    return f"from step {stage.start} on freezes {stage.num_frozen} layers and predicts {predicted}"
+    return f"from step {stage.start} on freezes {stage.num_frozen} layers and predicts {target_label(stage)}"
 
 
 def read_run_file(checkpoint: str) -> dict:

@@ -115,7 +115,7 @@ def test_too_many_bad_videos_stop_the_run(tmp_path, folder, broken):
 
 
 def test_no_usable_video_ends_after_ten_attempts(tmp_path, broken):
-    dataset = clips(mixed(tmp_path, broken), bad_videos=BadVideos(None, 1, max_fraction=1.0))
+    dataset = clips(mixed(tmp_path, broken), bad_videos=BadVideos(None, 1, max_bad_fraction=1.0))
     with pytest.raises(RuntimeError, match="10 videos in a row.*broken.mp4"):
         dataset[0]
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import TrainerCallback, set_seed
 
-from layerlock_hf.models import LayerLockViTForPretraining
+from layerlock_hf.models import LayerLockViTConfig, LayerLockViTForPretraining
 from layerlock_hf.training import (
     FreezeSchedule,
     Latents,
@@ -24,6 +24,12 @@ from layerlock_hf.training import (
 STAGES = locked(mae(6), FreezeSchedule(3, 2, 2, num_freezes=3), patch_fraction=0.5)
 LATENTS = "decoders.6.heads.latents"
 SWITCHES = (3, 5, 7)
+# The name of Transformers' older versions warns in later ones
+CHECKPOINTING = next(
+    name
+    for name in ("activation_checkpointing", "gradient_checkpointing")
+    if name in LayerLockTrainingArguments.__dataclass_fields__
+)
 
 
 class Clips(torch.utils.data.Dataset):
@@ -89,22 +95,9 @@ class Recorder(TrainerCallback):
 
 
 @pytest.fixture(scope="module")
-def recorded(tmp_path_factory):
-    """One recorded run, its configuration that of the fixture `tiny_config`."""
-    from layerlock_hf import LayerLockViTConfig
-
-    config = LayerLockViTConfig.from_preset(
-        "tiny",
-        hidden_size=32,
-        num_hidden_layers=6,
-        num_attention_heads=2,
-        intermediate_size=64,
-        image_size=16,
-        patch_size=4,
-        num_frames=4,
-        num_decoder_layers=2,
-        decoding_tokens="learned",
-    )
+def recorded(tmp_path_factory, tiny_sizes):
+    """One recorded run, with learned decoding tokens."""
+    config = LayerLockViTConfig.from_preset("tiny", **tiny_sizes, decoding_tokens="learned")
     trainer = make_trainer(config, tmp_path_factory.mktemp("run"))
     recorder = Recorder(trainer)
     trainer.train()
@@ -219,6 +212,37 @@ def test_resume_refuses_another_model(tiny_config, tmp_path):
     assert "rope_axis_fractions" not in str(error.value)  # equal, though JSON makes a list of it
 
 
+@pytest.mark.parametrize("max_steps", [10, 4])
+def test_a_finished_run_is_not_trained_further(tiny_config, tmp_path, caplog, max_steps):
+    trainer = make_trainer(tiny_config, tmp_path, save_strategy="steps", save_steps=10)
+    trainer.train()
+    before, logs = weights(trainer.model), trainer.state.log_history
+    resumed = make_trainer(tiny_config, tmp_path, max_steps=max_steps)
+    with torch.no_grad():
+        resumed.model.heads["latents"].weight.add_(1)
+    caplog.clear()
+    assert resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-10")).global_step == 10
+    assert f"nothing is left to train: step 10 of max_steps={max_steps} is done" in caplog.text
+    after = weights(resumed.model)
+    assert [name for name in before if not torch.equal(after[name], before[name])] == []
+    assert resumed.state.log_history == logs[:10]  # without a summary of no steps
+
+
+def test_checkpointing_changes_nothing(tiny_config, tmp_path):
+    runs = []
+    for checkpointing in (False, True):
+        trainer = make_trainer(tiny_config, tmp_path, **{CHECKPOINTING: checkpointing})
+        calls = []
+        trainer.model.encoder.layers[-1].norm2.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        trainer.train()
+        logs = [row for row in trainer.state.log_history if "grad_norm" in row]
+        runs.append(([row["loss"] for row in logs], [row["grad_norm"] for row in logs], weights(trainer.model)))
+        # Ten steps, in three of them also the target's pass; recomputed in the seven in which something below learns
+        assert len(calls) == (20 if checkpointing else 13)
+    for plain, checkpointed in zip(*runs, strict=True):
+        torch.testing.assert_close(checkpointed, plain)
+
+
 def test_accumulation_equals_a_larger_batch(tiny_config, tmp_path):
     results = []
     for batch_size, accumulation in ((4, 1), (2, 2)):
@@ -305,6 +329,16 @@ def test_rehearsal(tiny_config, tmp_path):
     assert counts == sorted(set(counts), reverse=True)
     assert counts[-1] == 32 * 32 + 32  # nothing but the head
     assert all(row["seconds"] > 0 for row in rows)
+    assert not any(tmp_path.iterdir())
+
+
+def test_rehearsal_runs_as_the_run_does(tiny_config, tmp_path):
+    trainer = make_trainer(tiny_config, tmp_path, bf16=True, **{CHECKPOINTING: True})
+    dtypes, first = [], trainer.model.encoder.layers[0]
+    first.mlp.up.register_forward_hook(lambda module, args, output: dtypes.append(output.dtype))
+    assert len(trainer.rehearse()) == 4
+    # In the first stage twice, the second time recomputed; then in the pass of the context and in that of the target
+    assert dtypes == 8 * [torch.bfloat16]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,282 @@
+"""The pretraining program, from its arguments to the files that it leaves."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from transformers import AutoModel
+
+from layerlock_hf.data.procedural import write_procedural_dataset
+
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+REPORTS = ("stages.json", "metrics.jsonl", "bad_videos.jsonl")
+
+
+@pytest.fixture(scope="module")
+def pretrain():
+    """`main` of scripts/pretrain.py."""
+    spec = importlib.util.spec_from_file_location("pretrain", SCRIPTS / "pretrain.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["pretrain"] = module  # where the argument parser looks up the types of the fields
+    spec.loader.exec_module(module)
+    yield module.main
+    del sys.modules["pretrain"]
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    """A folder of four videos of 8 frames of 16 x 16 pixels."""
+    return write_procedural_dataset(
+        tmp_path_factory.mktemp("data"), 4, num_frames=8, image_size=16, progress=False
+    ).with_name("videos")
+
+
+@pytest.fixture(scope="module")
+def settings(tiny_sizes, videos):
+    """A recipe of two stages, two steps each."""
+    return {
+        "preset": "tiny",
+        **tiny_sizes,
+        "frame_stride": 1,
+        "mask_ratio": 0.75,
+        "freeze_start": 2,
+        "freeze_interval": 1,
+        "layers_per_freeze": 2,
+        "num_freezes": 1,
+        "max_steps": 4,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 1e-2,
+        "switch_warmup_steps": 1,
+        "logging_steps": 1,
+        "save_strategy": "steps",
+        "save_steps": 2,
+        "train_data": str(videos),
+        "report_to": "none",
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+    }
+
+
+@pytest.fixture(scope="module")
+def run(pretrain, settings, tmp_path_factory):
+    """Run the recipe with some settings changed, into a folder."""
+
+    def run(folder, *flags, **changes):
+        recipe = tmp_path_factory.mktemp("recipe") / "recipe.yaml"
+        recipe.write_text(yaml.safe_dump({**settings, **changes}))
+        pretrain(["--config", str(recipe), "--output_dir", str(folder), *map(str, flags)])
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def finished(run, tmp_path_factory):
+    """The folder of a finished run. Tests leave it as it is."""
+    folder = tmp_path_factory.mktemp("finished")
+    run(folder)
+    return folder
+
+
+def read_lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def read_steps(folder):
+    return [row for row in read_lines(folder / "metrics.jsonl") if "learning_rate" in row]
+
+
+def contents(folder):
+    """Every file below a folder with what it holds."""
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_a_run_leaves_a_model_and_reports(finished):
+    stages = json.loads((finished / "stages.json").read_text())
+    assert [(row["start"], row["num_frozen"], row["target"]) for row in stages] == [
+        (0, 0, "pixels"),
+        (2, 2, "layer_2"),
+    ]
+    assert stages[0]["trainable_parameters"] > stages[1]["trainable_parameters"] > 0
+    rows = read_steps(finished)
+    names = ("step", "stage", "num_frozen")
+    assert [[row[name] for name in names] for row in rows] == [[1, 0, 0], [2, 0, 0], [3, 1, 2], [4, 1, 2]]
+    for row in rows:
+        target = stages[row["stage"]]["target"]
+        assert row[f"{target}/loss"] == pytest.approx(row["loss"])
+        assert row[f"{target}/explained_variance"] < 1
+        assert row["bad_videos"] == 0
+    assert (finished / "bad_videos.jsonl").read_text() == ""
+    model = AutoModel.from_pretrained(finished)
+    assert model(torch.rand(1, 4, 3, 16, 16)).last_hidden_state.shape == (1, 32, 32)
+    assert model.config.num_frozen_layers == 2
+
+
+def test_flags_win_over_the_recipe(run, tmp_path):
+    run(tmp_path, "--max_steps", 1, "--mask_ratio", 0.5, save_strategy="no")
+    (row,) = read_steps(tmp_path)
+    assert row["step"] == 1
+
+
+@pytest.mark.parametrize(
+    "flags, changes, message",
+    [
+        (["--mask_ration", 0.5], {}, "--mask_ration"),
+        (["--max_steps", 0], {}, "max_steps must be set"),
+        ([], {"mask_ration": 0.5}, "mask_ration: unknown setting"),
+        ([], {"num_frozen_layers": 2}, "num_frozen_layers: unknown setting"),
+        ([], {"mask_ratio": 2}, "mask_ratio is 2"),
+        ([], {"max_bad_fraction": 2}, "max_bad_fraction is 2"),
+        ([], {"image_size": 18}, "image_size must be a multiple of patch_size"),
+        ([], {"hidden_size": 33}, "hidden_size must be a multiple of num_attention_heads"),
+        ([], {"num_freezes": 4}, "lower num_freezes or layers_per_freeze"),
+        ([], {"target_layers": [3]}, "target_layers: layer 3"),
+        ([], {"latent_patch_fraction": 0}, "latent_patch_fraction"),
+        ([], {"pixel_patch_fraction": 1.5}, "pixel_patch_fraction"),
+        ([], {"global_batch_size": 6}, "global_batch_size=6 is not a multiple of per_device_train_batch_size=4"),
+        ([], {"resume_from_checkpoint": "nowhere"}, "resume_from_checkpoint: there is no checkpoint nowhere"),
+        ([], {"train_data": "no/such/folder"}, "train_data: 'no/such/folder' does not exist"),
+        (["--config", "nowhere.yaml"], {}, "config: there is no recipe nowhere.yaml"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_user_errors_name_the_field_and_lose_nothing(run, finished, flags, changes, message):
+    before = contents(finished)
+    with pytest.raises(SystemExit) as error:
+        run(finished, *flags, **changes)
+    assert str(error.value).startswith("error: ") and message in str(error.value)
+    assert "\n" not in str(error.value)
+    assert contents(finished) == before
+
+
+def test_a_schedule_without_its_start(pretrain, settings, finished, tmp_path):
+    before = contents(finished)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump({name: value for name, value in settings.items() if name != "freeze_start"}))
+    with pytest.raises(SystemExit, match="error: freeze_interval is set but freeze_start is not"):
+        pretrain(["--config", str(recipe), "--output_dir", str(finished)])
+    assert contents(finished) == before
+
+
+def test_a_value_of_the_wrong_type(run, finished, capsys):
+    before = contents(finished)
+    with pytest.raises(SystemExit) as error:
+        run(finished, "--max_steps", "many")
+    usage, message = capsys.readouterr().err.splitlines()
+    assert error.value.code == 2 and usage.startswith("usage: ")
+    assert "--max_steps" in message and message.endswith("invalid int value: 'many'")
+    assert contents(finished) == before
+
+
+def test_an_empty_folder(run, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SystemExit, match="error: train_data: .*empty' holds no videos"):
+        run(tmp_path / "out", train_data=str(tmp_path / "empty"))
+    assert not any((tmp_path / "out").iterdir())
+
+
+def test_a_file_in_place_of_the_output(run, tmp_path):
+    (tmp_path / "out").write_text("kept")
+    with pytest.raises(SystemExit, match="error: output_dir: cannot write to .*out"):
+        run(tmp_path / "out")
+    assert (tmp_path / "out").read_text() == "kept"
+
+
+def test_resuming_under_other_stages_loses_nothing(run, finished):
+    before = contents(finished)
+    with pytest.raises(SystemExit, match="error: .*checkpoint-4 was written by a run with other stages"):
+        run(finished, resume_from_checkpoint="auto", freeze_start=1)
+    assert contents(finished) == before
+
+
+def test_rehearsal_prints_a_row_per_stage_and_writes_nothing(run, finished, videos, tmp_path, capsys):
+    before = contents(finished)
+    (tmp_path / "000000.mp4").write_bytes((videos / "000000.mp4").read_bytes())
+    (tmp_path / "broken.mp4").write_bytes(b"this is no video" * 100)
+    capsys.readouterr()
+    run(finished, "--rehearse", "true", train_data=str(tmp_path), max_bad_fraction=1)
+    table = capsys.readouterr().out.split("peak_memory_gib\n")[1].splitlines()
+    assert [line.split()[:3] for line in table[:2]] == [["0", "0", "pixels"], ["2", "2", "layer_2"]]
+    assert all(float(line.split()[3]) > 0 for line in table[:2])
+    assert table[2:] == ["1 videos could not be read, or only in part"]
+    assert contents(finished) == before
+    run(tmp_path / "new", "--rehearse", "true")
+    assert not any((tmp_path / "new").iterdir())
+
+
+def test_a_fresh_run_begins_its_reports_anew(run, tmp_path):
+    for name in REPORTS:
+        (tmp_path / name).write_text('{"step": -1, "path": "old.mp4", "used": false}\n')
+    run(tmp_path, max_steps=1, save_strategy="no")
+    assert [row["step"] for row in read_lines(tmp_path / "metrics.jsonl")] == [1, 1]
+    assert (tmp_path / "bad_videos.jsonl").read_text() == ""
+    assert len(json.loads((tmp_path / "stages.json").read_text())) == 2
+
+
+def test_a_broken_video_is_listed(run, videos, tmp_path, capsys):
+    (tmp_path / "data").mkdir()
+    for path in videos.iterdir():
+        (tmp_path / "data" / path.name).write_bytes(path.read_bytes())
+    broken = tmp_path / "data" / "broken.mp4"
+    broken.write_bytes(b"this is no video" * 100)
+    out = tmp_path / "out"
+    run(out, train_data=str(tmp_path / "data"), save_strategy="no")
+    (entry,) = read_lines(out / "bad_videos.jsonl")
+    assert entry["path"] == str(broken) and entry["reason"] and not entry["used"]
+    assert read_steps(out)[-1]["bad_videos"] == 1
+    assert capsys.readouterr().out.endswith(
+        f"1 videos could not be read, or only in part: see {out / 'bad_videos.jsonl'}\n"
+    )
+
+
+def test_resume_goes_on_and_appends(run, finished, tmp_path):
+    # A run that is cut off has the checkpoint and the metrics of its first two steps
+    for path, content in contents(finished / "checkpoint-2").items():
+        copy = tmp_path / path.relative_to(finished)
+        copy.parent.mkdir(exist_ok=True)
+        copy.write_bytes(content)
+    rows = read_steps(finished)
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:2]))
+    run(tmp_path, resume_from_checkpoint="auto")
+    varying = ("clips_per_second", "peak_memory_gib")
+    for again, row in zip(read_steps(tmp_path), rows, strict=True):
+        assert {k: v for k, v in again.items() if k not in varying} == {
+            k: v for k, v in row.items() if k not in varying
+        }
+    assert (tmp_path / "model.safetensors").read_bytes() == (finished / "model.safetensors").read_bytes()
+
+
+def test_resuming_a_finished_run_changes_nothing(run, tmp_path, caplog):
+    run(tmp_path)
+    before = contents(tmp_path)
+    run(tmp_path, resume_from_checkpoint="auto")
+    assert "nothing is left to train: step 4 of max_steps=4 is done" in caplog.text
+    after = contents(tmp_path)
+    assert set(after) == set(before)
+    # The arguments hold the flag itself, and the state that of the checkpoint, without the Trainer's closing summary
+    changed = {path.name for path in after if after[path] != before[path]}
+    assert changed <= {"training_args.bin", "trainer_state.json"}
+
+
+def test_help_lists_the_settings(pretrain, capsys):
+    with pytest.raises(SystemExit) as error:
+        pretrain(["--help"])
+    assert error.value.code == 0
+    text = capsys.readouterr().out
+    assert all(f"--{name}" in text for name in ("train_data", "freeze_start", "hidden_size", "global_batch_size"))
+
+
+@pytest.mark.slow
+def test_demo(tmp_path):
+    command = [sys.executable, str(SCRIPTS / "demo.py"), "--output_dir", str(tmp_path)]
+    subprocess.run([*command, "--max_steps", "12", "--num_videos", "16"], capture_output=True, text=True, check=True)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert len(summary["stages"]) == 5
+    assert set(summary["probes"]) >= {"layerlock", "mae"}
+    assert (tmp_path / "loss.png").is_file() and (tmp_path / "reconstruction.png").is_file()
