@@ -30,7 +30,7 @@ from layerlock_hf.training import (
     StageArguments,
     load_recipe,
 )
-from layerlock_hf.training.trainer import target_label
+from layerlock_hf.training.run_file import target_label
 
 
 STAGES, METRICS, BAD_VIDEOS = REPORTS = ("stages.json", "metrics.jsonl", "bad_videos.jsonl")

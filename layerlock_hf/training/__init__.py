@@ -1,12 +1,30 @@
 from ..models.objectives import Latents, Objective, Pixels, Stage
 from .arguments import LayerLockTrainingArguments
 from .flops import step_flops
-from .recipes import StageArguments, load_recipe
-from .stages import FreezeSchedule, check_stages, locked, mae, stage_at
+from .recipes import METHODS, StageArguments, load_recipe
+from .stages import (
+    FreezeSchedule,
+    blockwise,
+    blockwise_in_sequence,
+    check_stages,
+    locked,
+    mae,
+    mae_and_latents,
+    stage_at,
+    teacher_latents,
+)
+from .teachers import VideoModelTeacher, load_teacher
 from .trainer import LayerLockTrainer
 
 
 __all__ = [
+    "METHODS",
+    "VideoModelTeacher",
+    "blockwise",
+    "blockwise_in_sequence",
+    "load_teacher",
+    "mae_and_latents",
+    "teacher_latents",
     "FreezeSchedule",
     "Latents",
     "LayerLockTrainer",

@@ -5,13 +5,16 @@ from dataclasses import dataclass, field
 import torch
 from transformers import TrainingArguments
 
+from .schedules import LEARNING_RATE_DECAYS
+
 
 @dataclass
 class LayerLockTrainingArguments(TrainingArguments):
     """`transformers.TrainingArguments`, with these departures.
 
-    New: `global_batch_size`, `switch_warmup_steps`. Other defaults: AdamW betas (0.9, 0.95) and weight decay 0.05
-    (LayerLock, Table 8); `ddp_find_unused_parameters=False`, because DDP is wrapped anew at every switch;
+    New: `global_batch_size`, the schedules of learning rate, weight decay and teacher (which replace
+    `lr_scheduler_type`), `settle_blocks` and `diagnostics_steps`. Other defaults: AdamW betas (0.9, 0.95) and weight
+    decay 0.05 (LayerLock, Table 8); `ddp_find_unused_parameters=False`, because DDP is wrapped anew at every switch;
     `remove_unused_columns=False`; `logging_nan_inf_filter=False`, because a loss that is not finite stops the run;
     persistent data workers. A run is measured in steps: `max_steps` is required.
 
@@ -27,6 +30,31 @@ class LayerLockTrainingArguments(TrainingArguments):
         default=1000,
         metadata={"help": "Steps over which the learning rate rises again after a switch of target."},
     )
+    learning_rate_decay: str = field(
+        default="cosine", metadata={"help": "After the warm-up: cosine, linear or constant."}
+    )
+    first_learning_rate: float = field(default=0.0, metadata={"help": "Where the warm-up starts."})
+    last_learning_rate: float = field(default=0.0, metadata={"help": "Where the decay ends."})
+    schedule_stretch: float = field(
+        default=1.0,
+        metadata={"help": "Length of all schedules over max_steps; above 1 they are cut before their end."},
+    )
+    schedule_restarts: bool = field(default=False, metadata={"help": "The learning rate starts anew at every stage."})
+    weight_decay_end: float | None = field(
+        default=None, metadata={"help": "Where the weight decay ends, along a cosine (default: it stays)."}
+    )
+    teacher_momentum: float = field(
+        default=0.998, metadata={"help": "Share of itself that a moving teacher keeps in every step."}
+    )
+    teacher_momentum_end: float | None = field(
+        default=None, metadata={"help": "Where the momentum ends, along a line (default: it stays)."}
+    )
+    settle_blocks: bool = field(
+        default=True, metadata={"help": "Local stages: backpropagate each block before the next one runs."}
+    )
+    diagnostics_steps: int = field(
+        default=100, metadata={"help": "Steps between measurements of feature_std and effective_rank; 0: never."}
+    )
     learning_rate: float = field(default=3e-4, metadata={"help": "Peak learning rate."})
     weight_decay: float = field(default=0.05, metadata={"help": "Weight decay of the linear layers' weights."})
     adam_beta2: float = field(default=0.95, metadata={"help": "Beta2 of AdamW."})
@@ -40,6 +68,17 @@ class LayerLockTrainingArguments(TrainingArguments):
             raise ValueError("max_steps must be set: freeze schedules are measured in optimizer steps")
         if self.switch_warmup_steps < 0:
             raise ValueError(f"switch_warmup_steps must not be negative, got {self.switch_warmup_steps}")
+        for name in ("teacher_momentum", "teacher_momentum_end"):
+            if getattr(self, name) is not None and not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie between 0 and 1, got {getattr(self, name)}")
+        if self.schedule_stretch < 1:
+            raise ValueError(f"schedule_stretch must be at least 1, got {self.schedule_stretch}")
+        if self.learning_rate_decay not in LEARNING_RATE_DECAYS:
+            raise ValueError(
+                f"learning_rate_decay must be one of {', '.join(LEARNING_RATE_DECAYS)}, got {self.learning_rate_decay}"
+            )
+        if self.diagnostics_steps < 0:
+            raise ValueError(f"diagnostics_steps must not be negative, got {self.diagnostics_steps}")
         if self.deepspeed:
             raise ValueError("deepspeed is not supported: it keeps training layers that have been frozen")
         if self.ddp_find_unused_parameters:

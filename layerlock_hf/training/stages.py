@@ -86,13 +86,50 @@ class FreezeSchedule:
         return [(self.start + n * self.interval, count) for n, count in enumerate(counts)]
 
 
-def mae(depth: int, normalize: bool = False, patch_fraction: float = 1.0) -> list[Stage]:
-    """Plain 4DS-MAE: predict the pixels from the last of `depth` layers."""
-    return [Stage(0, 0, (Objective(depth, Pixels(normalize), patch_fraction=patch_fraction),))]
+def mae(depth: int, normalize: bool = False, patch_fraction: float = 1.0, loss: str = "l2") -> list[Stage]:
+    """Plain masked autoencoding: predict the pixels from what is read after `depth` layers."""
+    return [Stage(0, 0, (Objective(depth, Pixels(normalize, loss), patch_fraction=patch_fraction),))]
+
+
+def teacher_latents(depth: int, target_layer: int) -> list[Stage]:
+    """Predict a layer of a teacher: of a moving average of the encoder (V-JEPA), or of a frozen network (SALT)."""
+    return [Stage(0, 0, (Objective(depth, Latents(target_layer, of="teacher", normalize=True, loss="l1")),))]
+
+
+def mae_and_latents(depth: int, layers: list[int], weight: float = 1.0, ramp_steps: int = 0) -> list[Stage]:
+    """Pixels and the encoder's own latents without any freezing, which collapses (LayerLock, Table 3)."""
+    latents = (
+        Objective(depth, Latents(layer, has_own_head=True), weight=weight, weight_ramp_steps=ramp_steps)
+        for layer in layers
+    )
+    return [Stage(0, 0, (Objective(depth, Pixels()), *latents), may_collapse=True)]
+
+
+def blockwise(depths: list[int], normalize: bool = True, overlap: int = 0) -> list[Stage]:
+    """Every block of layers, which ends at one of `depths`, learns from its own reconstruction, all at once.
+
+    Args:
+        overlap: layers before the border of two blocks that learn from both (LoCo).
+    """
+    objectives = tuple(Objective(depth, Pixels(normalize)) for depth in depths)
+    return [Stage(0, 0, objectives, local=True, overlap=overlap)]
+
+
+def blockwise_in_sequence(depths: list[int], steps_per_block: int, normalize: bool = True) -> list[Stage]:
+    """One block after the other, each on top of the frozen ones before it."""
+    borders = [0, *depths[:-1]]
+    return [
+        Stage(index * steps_per_block, num_frozen, (Objective(depth, Pixels(normalize)),))
+        for index, (num_frozen, depth) in enumerate(zip(borders, depths, strict=True))
+    ]
 
 
 def locked(
-    base: list[Stage], schedule: FreezeSchedule, predict_latents: bool = True, patch_fraction: float = 1.0
+    base: list[Stage],
+    schedule: FreezeSchedule,
+    predict_latents: bool = True,
+    patch_fraction: float = 1.0,
+    keep_targets: bool = False,
 ) -> list[Stage]:
     """LayerLock on top of a method: freeze by the schedule, and from each freezing on predict the frozen layers.
 
@@ -101,14 +138,19 @@ def locked(
         schedule: the freezings.
         predict_latents: False freezes but keeps the target of the method (LayerLock, sec. 4.1).
         patch_fraction: share of the tokens on which the latents are computed and predicted (LayerLock, sec. 3.4).
+        keep_targets: predict all targets so far, each with a head of its own (LayerLock, Table 5).
     """
-    last = base[-1]
-    (objective, *_) = last.objectives
     stages = list(base)
     targets = schedule.target_layers or [num_frozen for _, num_frozen in schedule.freezings()]
-    for (step, num_frozen), target in zip(schedule.freezings(), targets, strict=True):
+    for (step, num_frozen), depth in zip(schedule.freezings(), targets, strict=True):
+        last = stages[-1]
         objectives = last.objectives
         if predict_latents:
-            objectives = (dataclasses.replace(objective, target=Latents(target), patch_fraction=patch_fraction),)
-        stages.append(Stage(step, num_frozen, objectives))
+            (objective, *_) = last.objectives
+            target = objective.target.at_depth(depth)
+            if keep_targets:
+                target = dataclasses.replace(target, has_own_head=True)
+            new = dataclasses.replace(objective, target=target, patch_fraction=patch_fraction)
+            objectives = (*objectives, new) if keep_targets else (new,)
+        stages.append(dataclasses.replace(last, start=step, num_frozen=num_frozen, objectives=objectives))
     return check_stages(stages)

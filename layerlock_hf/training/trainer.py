@@ -1,62 +1,33 @@
 """A Trainer that walks through the stages of a run: freezes, swaps heads and keeps the optimizer to what trains."""
 
-import json
 import math
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_model
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from transformers import AutoConfig, Trainer, TrainerCallback
-from transformers.utils import logging
+from transformers import Trainer, TrainerCallback
+from transformers.utils import SAFE_WEIGHTS_NAME, logging
 
-from ..models.configuration_layerlock import architecture_fields
 from ..models.modeling_layerlock_pretraining import LayerLockViTForPretraining
 from ..models.objectives import Stage
 from .arguments import LayerLockTrainingArguments
+from .callbacks import StageCallback, StopwatchCallback
+from .diagnostics import feature_statistics
 from .flops import step_flops
-from .memory import peak_memory_gib, reset_peak_memory
-from .schedules import learning_rate_factor
+from .memory import peak_memory_gib
+from .run_file import check_run_file, describe, read_run_file, target_label, write_run_file
+from .schedules import cosine, learning_rate_factor, linear
 from .stages import check_stages, stage_at
+from .teachers import copy_of, distance, follow
 
 
 logger = logging.get_logger(__name__)
 
-RUN_FILE = "layerlock.json"
-
-
-class StageCallback(TrainerCallback):
-    """Enters a new stage at the beginning of its first optimizer step."""
-
-    def __init__(self, trainer: "LayerLockTrainer"):
-        self.trainer = trainer
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        self.trainer.enter_stage(stage_at(self.trainer.stages, state.global_step))
-
-
-class StopwatchCallback(TrainerCallback):
-    """Measures every step of a rehearsal. It comes after `StageCallback`, whose work is not measured."""
-
-    def __init__(self, trainer: "LayerLockTrainer"):
-        self.trainer, self.rows, self._start = trainer, [], 0.0
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        reset_peak_memory(args.device)
-        self._start = time.perf_counter()
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if args.device.type == "cuda":
-            torch.cuda.synchronize(args.device)
-        self.rows.append(
-            {
-                "seconds": time.perf_counter() - self._start,
-                "trainable_parameters": self.trainer._core().num_parameters(only_trainable=True),
-                "peak_memory_gib": peak_memory_gib(args.device),
-            }
-        )
-        control.should_training_stop = state.global_step >= state.max_steps
+TEACHER_FOLDER = "teacher"
 
 
 class LayerLockTrainer(Trainer):
@@ -70,7 +41,10 @@ class LayerLockTrainer(Trainer):
         args: the training arguments.
         stages: what to do from which step on; plain MAE if None.
         train_dataset, data_collator, callbacks: as for `Trainer`. Batches hold `pixel_values_videos` (uint8, or float
-            in [0, 1]), `context_ids`, `target_ids`, and optionally `num_padded`.
+            in [0, 1]), `context_ids`, `target_ids` (lists of these with several types of mask), and optionally
+            `num_padded`.
+        teacher: a network that does not learn, of stages that predict a teacher's latents. Without it these stages
+            predict those of an exponential moving average of the encoder.
 
     Raises:
         ValueError: if the model cannot do what a stage asks.
@@ -87,6 +61,7 @@ class LayerLockTrainer(Trainer):
         train_dataset=None,
         data_collator=None,
         callbacks: list[TrainerCallback] | None = None,
+        teacher: nn.Module | None = None,
     ):
         self.stages = check_stages(stages or [model.pixel_stage])
         for stage in self.stages:
@@ -100,13 +75,48 @@ class LayerLockTrainer(Trainer):
         if self.args.fsdp and not self.is_fsdp_enabled:
             raise ValueError("fsdp is set, but accelerate would not use it with this launch")
         self.stage = self.stages[0]
-        self._wrapper_is_new, self._is_finished = False, False
+        self._teacher_moves = teacher is None and any(stage.needs_teacher for stage in self.stages)
+        if self._teacher_moves and self.is_fsdp_enabled:
+            raise ValueError("fsdp: a teacher that follows the encoder is not supported under FSDP yet; use DDP")
+        if self._teacher_moves and args.teacher_momentum == 1:
+            raise ValueError(
+                "teacher_momentum=1 means a teacher that never moves: give one that has learned (--teacher)"
+            )
+        if teacher is not None and args.teacher_momentum != 1:
+            raise ValueError("a teacher that is given never moves: set teacher_momentum to 1")
+        self.teacher = copy_of(model.encoder) if self._teacher_moves else teacher
+        if self.teacher is not None:
+            self.teacher.to(self.args.device)
+        self._wrapper_is_new, self._is_finished, self._diagnosed_step = False, False, -1
         self._sums: dict[str, torch.Tensor] = {}
         self._counts: dict[str, int] = {}
         self._num_clips, self._clock = 0, time.perf_counter()
         self.add_callback(StageCallback(self))
 
     # ---- stages
+
+    def begin_step(self, step: int):
+        """Bring everything to the state of this optimizer step that is a function of the step alone."""
+        self.enter_stage(stage_at(self.stages, step))
+        if self.args.weight_decay_end is not None:
+            decay = cosine(self.args.weight_decay, self.args.weight_decay_end, step / self._schedule_steps)
+            self.optimizer.param_groups[0]["weight_decay"] = decay
+
+    def move_teacher(self, step: int):
+        """After the optimizer's step: the teacher follows what learns."""
+        if self._teacher_moves:
+            end = (
+                self.args.teacher_momentum
+                if self.args.teacher_momentum_end is None
+                else self.args.teacher_momentum_end
+            )
+            momentum = linear(self.args.teacher_momentum, end, step / self._schedule_steps)
+            follow(self.teacher, self._core().encoder, momentum)
+
+    @property
+    def _schedule_steps(self) -> float:
+        """Length of the schedules, which may be cut before their end (V-JEPA)."""
+        return self.args.max_steps * self.args.schedule_stretch
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         """An optimizer over exactly the parameters that learn at the step where training starts."""
@@ -126,14 +136,18 @@ class LayerLockTrainer(Trainer):
         if stage == self.stage:
             return
         model = self._core()
-        known_targets = {objective.target for objective in self.stage.objectives}
-        fresh = {objective.target.head for objective in stage.objectives if objective.target not in known_targets}
+        known = {(objective.source, objective.target) for objective in self.stage.objectives}
+        fresh = {
+            (objective.source, objective.target.head)
+            for objective in stage.objectives
+            if (objective.source, objective.target) not in known
+        }
         model.freeze_for(stage)
-        for head in sorted(fresh):
-            # Seeded by (seed, stage) alone: the same on every process and after a resume
-            model.reset_head(head, torch.Generator().manual_seed(self.args.seed * 1_000_003 + stage.start))
+        # Seeded by (seed, stage) alone: the same on every process and after a resume
+        generator = torch.Generator().manual_seed(self.args.seed * 1_000_003 + stage.start)
+        heads = [model.reset_head(source, name, generator) for source, name in sorted(fresh)]
         self.stage = stage
-        self._rebuild_optimizer({parameter for head in fresh for parameter in model.heads[head].parameters()})
+        self._rebuild_optimizer({parameter for head in heads for parameter in head.parameters()})
         self._rewrap()
         logger.info(describe(stage))
 
@@ -174,11 +188,25 @@ class LayerLockTrainer(Trainer):
 
     def create_scheduler(self, num_training_steps: int, optimizer=None):
         if self.lr_scheduler is None:
-            warmup_steps = self.args.get_warmup_steps(num_training_steps)
+            args = self.args
+            warmup_steps = args.get_warmup_steps(num_training_steps)
+            peak = args.learning_rate or 1.0
 
             def factor(step):
+                begin, end = 0, num_training_steps
+                if args.schedule_restarts:  # at every stage, as if each were a run of its own
+                    stage = stage_at(self.stages, step)
+                    begin = stage.start
+                    end = min((later.start for later in self.stages if later.start > begin), default=end)
                 return learning_rate_factor(
-                    step, num_training_steps, warmup_steps, self.stages, self.args.switch_warmup_steps
+                    step - begin,
+                    (end - begin) * args.schedule_stretch,
+                    warmup_steps,
+                    [] if args.schedule_restarts else self.stages,
+                    args.switch_warmup_steps,
+                    args.learning_rate_decay,
+                    args.first_learning_rate / peak,
+                    args.last_learning_rate / peak,
                 )
 
             self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, factor)
@@ -194,18 +222,28 @@ class LayerLockTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         num_padded = inputs.pop("num_padded", None)
-        outputs = model(**inputs, stage=self.stage)
+        outputs = self._forward(model, inputs)
         if num_padded is not None:
             self._add("padded_clips", num_padded.float())
-        for objective, loss, variance in zip(
-            self.stage.objectives, outputs.losses, outputs.target_variances, strict=True
-        ):
-            self._add(f"{label(objective)}/loss", loss)
-            self._add(f"{label(objective)}/target_variance", variance)
-        self._num_clips += inputs["context_ids"].shape[0]
+        for label, loss, variance in zip(self.stage.labels, outputs.losses, outputs.target_variances, strict=True):
+            self._add(f"{label}/loss", loss)
+            self._add(f"{label}/target_variance", variance)
+        self._num_clips += inputs["pixel_values_videos"].shape[0]
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
+    def _forward(self, model, inputs):
+        stage = self.stage.at(self.state.global_step)
+        return model(
+            **inputs,
+            stage=stage,
+            teacher=self.teacher,
+            settle_blocks=self.args.settle_blocks and not self.is_fsdp_enabled,
+        )
+
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
+        every = self.args.diagnostics_steps
+        if every and self.state.global_step % every == 0 and self._diagnosed_step != self.state.global_step:
+            self._diagnose(self._prepare_inputs(dict(inputs))["pixel_values_videos"])
         if self._wrapper_is_new and isinstance(model, DistributedDataParallel):
             self._discard_a_backward(model, inputs)
         self._wrapper_is_new = False
@@ -219,16 +257,37 @@ class LayerLockTrainer(Trainer):
         inputs = self._prepare_inputs(dict(inputs))
         inputs.pop("num_padded", None)
         with self.compute_loss_context_manager():
-            model(**inputs, stage=self.stage).loss.backward()
+            self._forward(model, inputs).loss.backward()
         model.zero_grad()
         model.require_backward_grad_sync = syncs
 
     def floating_point_ops(self, inputs) -> int:
-        batch_size, num_context = inputs["context_ids"].shape
-        num_tokens = math.prod(self._core().encoder.grid_size(inputs["pixel_values_videos"]))
-        return batch_size * step_flops(self._core().config, self.stage, num_context, num_tokens)
+        video, context_ids, target_ids = (
+            inputs[name] for name in ("pixel_values_videos", "context_ids", "target_ids")
+        )
+        if isinstance(context_ids, torch.Tensor):
+            context_ids, target_ids = [context_ids], [target_ids]
+        masks = [(seen.shape[1], wanted.shape[1]) for seen, wanted in zip(context_ids, target_ids, strict=True)]
+        num_tokens = math.prod(self._core().encoder.grid_size(video))
+        teacher = getattr(self.teacher, "config", None)
+        return video.shape[0] * step_flops(self._core().config, self.stage, masks, num_tokens, teacher)
 
     # ---- logs
+
+    @torch.no_grad()
+    def _diagnose(self, video: torch.Tensor):
+        """Features of this batch, whole, where the decoders read them."""
+        self._diagnosed_step = self.state.global_step
+        model = self._core()
+        depths = {source: model.decoders[str(source)].context_depth for source in self.stage.sources}
+        with self.compute_loss_context_manager():
+            taps = model.encoder.tap(video, list(depths.values()))
+        for source, features in zip(depths, taps, strict=True):
+            prefix = f"depth_{source}/" if len(depths) > 1 else ""
+            for name, value in feature_statistics(features).items():
+                self._add(prefix + name, value)
+        if self._teacher_moves:
+            self._add("teacher_distance", distance(self.teacher, model.encoder))
 
     def _add(self, name: str, value: torch.Tensor):
         self._sums[name] = self._sums.get(name, 0) + value.detach()
@@ -276,28 +335,17 @@ class LayerLockTrainer(Trainer):
         super()._save(output_dir, state_dict)
         if not self.args.should_save:
             return
-        path = Path(output_dir or self.args.output_dir) / RUN_FILE
+        folder = output_dir or self.args.output_dir
         learning = [name for name, parameter in self._core().named_parameters() if parameter.requires_grad]
-        record = {"stages": [asdict(stage) | {"is": describe(stage)} for stage in self.stages]}
-        path.write_text(json.dumps(record | {"seed": self.args.seed, "learning": learning}, indent=1) + "\n")
+        write_run_file(folder, self.stages, self.args.seed, learning)
+        if self._teacher_moves:
+            self.teacher.save_pretrained(Path(folder) / TEACHER_FOLDER)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        record = read_run_file(resume_from_checkpoint)
-        ours = json.loads(json.dumps([asdict(stage) | {"is": describe(stage)} for stage in self.stages]))
-        if record["stages"] != ours:
-            raise ValueError(
-                f"{resume_from_checkpoint} was written by a run with other stages; its stages: "
-                f"{[stage['is'] for stage in record['stages']]}, now: {[describe(stage) for stage in self.stages]}"
-            )
-        then, now = AutoConfig.from_pretrained(resume_from_checkpoint), self._core(model).config
-        differing = [
-            f"{name}: {getattr(then, name)} then, {getattr(now, name)} now"
-            for name in architecture_fields()
-            if name != "num_frozen_layers" and getattr(then, name) != getattr(now, name)
-        ]
-        if differing:
-            raise ValueError(f"{resume_from_checkpoint} holds another model ({'; '.join(differing)})")
+        check_run_file(resume_from_checkpoint, self.stages, self._core(model).config)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self._teacher_moves:
+            load_model(self.teacher, Path(resume_from_checkpoint) / TEACHER_FOLDER / SAFE_WEIGHTS_NAME)
 
     def _load_optimizer_and_scheduler(self, checkpoint):
         if checkpoint is not None:
@@ -316,37 +364,10 @@ class LayerLockTrainer(Trainer):
         """
         stages, self.stages = self.stages, [replace(stage, start=n) for n, stage in enumerate(self.stages)]
         self.args.max_steps, self.args.gradient_accumulation_steps = len(stages), 1
-        stopwatch = StopwatchCallback(self)
+        stopwatch = StopwatchCallback()
         self.callback_handler.callbacks = [StageCallback(self), stopwatch]
         self.train()
         return [
             {"start": stage.start, "num_frozen": stage.num_frozen, "target": target_label(stage), **row}
             for stage, row in zip(stages, stopwatch.rows, strict=True)
         ]
-
-
-def label(objective) -> str:
-    """Name of an objective in the logs: `pixels`, or `layer_3` for the output of the third layer."""
-    return f"layer_{objective.target.depth}" if objective.target.depth else objective.target.head
-
-
-def target_label(stage: Stage) -> str:
-    """All that a stage predicts, in tables and messages: `pixels`, or `pixels + layer_3`."""
-    return " + ".join(label(objective) for objective in stage.objectives)
-
-
-def describe(stage: Stage) -> str:
-    """A stage in words."""
-    return f"from step {stage.start} on freezes {stage.num_frozen} layers and predicts {target_label(stage)}"
-
-
-def read_run_file(checkpoint: str) -> dict:
-    """What `LayerLockTrainer` recorded in a checkpoint.
-
-    Raises:
-        ValueError: if the checkpoint was not written by it.
-    """
-    path = Path(checkpoint) / RUN_FILE
-    if not path.is_file():
-        raise ValueError(f"{checkpoint} is not a checkpoint of LayerLockTrainer: it has no {RUN_FILE}")
-    return json.loads(path.read_text())

@@ -1,0 +1,23 @@
+"""Signs of health that cost one more forward pass now and then."""
+
+import torch
+
+
+MAX_ROWS = 2048
+
+
+@torch.no_grad()
+def feature_statistics(features: torch.Tensor) -> dict[str, torch.Tensor]:
+    """How much features of different clips differ: (B, N, D) -> `feature_std` and `effective_rank`, each ().
+
+    Of every token the mean over the clips at its position is taken away, so that what remains is content: features
+    that tell positions but not clips apart have collapsed too. The effective rank is the exponential of the entropy of
+    the normalised singular values (Roy and Vetterli, 2007), at most the number of clips and channels allow.
+    """
+    features = features.float()
+    content = (features - features.mean(dim=0, keepdim=True)).flatten(0, 1)
+    content = content[:: -(-content.shape[0] // MAX_ROWS)]
+    singular_values = torch.linalg.svdvals(content)
+    shares = singular_values / singular_values.sum().clamp_min(torch.finfo(torch.float32).tiny)
+    entropy = torch.special.entr(shares).sum()
+    return {"feature_std": content.std(dim=0, correction=0).mean(), "effective_rank": entropy.exp()}

@@ -1,0 +1,63 @@
+"""What a checkpoint records of its run, so that no other run takes it for its own."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from transformers import AutoConfig
+
+from ..models.configuration_layerlock import LayerLockViTConfig, architecture_fields
+from ..models.objectives import Stage
+
+
+RUN_FILE = "layerlock.json"
+
+
+def target_label(stage: Stage) -> str:
+    """All that a stage predicts, in tables and messages: `pixels`, or `pixels + layer_3`."""
+    return " + ".join(stage.labels)
+
+
+def describe(stage: Stage) -> str:
+    """A stage in words."""
+    return f"from step {stage.start} on freezes {stage.num_frozen} layers and predicts {target_label(stage)}"
+
+
+def write_run_file(folder: str, stages: list[Stage], seed: int, learning: list[str]):
+    """Record the stages, the seed and the names of the parameters that learn."""
+    record = {"stages": _as_json(stages), "seed": seed, "learning": learning}
+    (Path(folder) / RUN_FILE).write_text(json.dumps(record, indent=1) + "\n")
+
+
+def read_run_file(checkpoint: str) -> dict:
+    """What `LayerLockTrainer` recorded in a checkpoint.
+
+    Raises:
+        ValueError: if the checkpoint was not written by it.
+    """
+    path = Path(checkpoint) / RUN_FILE
+    if not path.is_file():
+        raise ValueError(f"{checkpoint} is not a checkpoint of LayerLockTrainer: it has no {RUN_FILE}")
+    return json.loads(path.read_text())
+
+
+def check_run_file(checkpoint: str, stages: list[Stage], config: LayerLockViTConfig):
+    """Raise a `ValueError` unless the checkpoint was written by a run of these stages on such a model."""
+    record = read_run_file(checkpoint)
+    if record["stages"] != _as_json(stages):
+        raise ValueError(
+            f"{checkpoint} was written by a run with other stages; its stages: "
+            f"{[stage['is'] for stage in record['stages']]}, now: {[describe(stage) for stage in stages]}"
+        )
+    then = AutoConfig.from_pretrained(checkpoint)
+    differing = [
+        f"{name}: {getattr(then, name)} then, {getattr(config, name)} now"
+        for name in architecture_fields()
+        if name != "num_frozen_layers" and getattr(then, name) != getattr(config, name)
+    ]
+    if differing:
+        raise ValueError(f"{checkpoint} holds another model ({'; '.join(differing)})")
+
+
+def _as_json(stages: list[Stage]) -> list[dict]:
+    return json.loads(json.dumps([asdict(stage) | {"is": describe(stage)} for stage in stages]))

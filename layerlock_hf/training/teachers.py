@@ -1,0 +1,80 @@
+"""Networks whose latents are predicted: a copy that follows the encoder, or one that was trained before."""
+
+import copy
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+from ..models.configuration_layerlock import LayerLockViTConfig
+from ..models.modeling_layerlock import LayerLockViTModel
+from ..models.positions_layerlock import take_tokens
+
+
+def copy_of(encoder: LayerLockViTModel) -> LayerLockViTModel:
+    """A teacher that starts as the encoder is, in eval mode, and never learns by gradient."""
+    teacher = copy.deepcopy(encoder)
+    return teacher.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def follow(teacher: nn.Module, encoder: nn.Module, momentum: float):
+    """teacher <- momentum * teacher + (1 - momentum) * encoder, where the encoder learns; elsewhere not by one bit."""
+    teachers = dict(teacher.named_parameters())
+    learning = [
+        (teachers[name], parameter) for name, parameter in encoder.named_parameters() if parameter.requires_grad
+    ]
+    if learning and momentum < 1:
+        followers, leaders = zip(*learning, strict=True)
+        torch._foreach_lerp_(list(followers), list(leaders), 1 - momentum)
+
+
+@torch.no_grad()
+def distance(teacher: nn.Module, encoder: nn.Module) -> torch.Tensor:
+    """Norm of the difference of their parameters, over the norm of the encoder's: ()."""
+    pairs = list(zip(teacher.parameters(), encoder.parameters(), strict=True))
+    difference = sum((ours.float() - theirs.float()).square().sum() for ours, theirs in pairs)
+    return (difference / sum(theirs.float().square().sum() for _, theirs in pairs)).sqrt()
+
+
+class VideoModelTeacher(nn.Module):
+    """Any video model of Transformers as a teacher: gives it the verb `tap`.
+
+    Args:
+        model: returns `last_hidden_state` and `hidden_states` of patch tokens, ordered time, height, width.
+        mean, std: what its pixels are normalised with, per channel.
+    """
+
+    def __init__(self, model: PreTrainedModel, mean=IMAGENET_DEFAULT_MEAN, std=IMAGENET_DEFAULT_STD):
+        super().__init__()
+        self.model = model.eval().requires_grad_(False)
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
+
+    def tap(self, video: torch.Tensor, depths: list[int], ids: torch.Tensor | None = None) -> list[torch.Tensor]:
+        """The tokens at several depths; the last depth is after the final norm. With `ids` they are picked afterwards:
+        the pass itself always runs on the whole clip. (B, T, C, H, W) in [0, 1], (B, K) -> one (B, K, D) per depth."""
+        inputs = {self.model.main_input_name: (video - self.mean) / self.std}
+        if self.model.config.model_type == "vjepa2":
+            inputs["skip_predictor"] = True
+        outputs = self.model(**inputs, output_hidden_states=True)
+        num_layers = self.model.config.num_hidden_layers
+        taps = (outputs.last_hidden_state if depth == num_layers else outputs.hidden_states[depth] for depth in depths)
+        return [take_tokens(tap, ids) for tap in taps]
+
+
+def load_teacher(path: str) -> tuple[nn.Module, int, int]:
+    """A teacher from a folder or the Hub, its number of layers and its width.
+
+    Raises:
+        ValueError: if it cannot be loaded.
+    """
+    try:
+        config = AutoConfig.from_pretrained(path)
+        model = AutoModel.from_pretrained(path)
+    except (OSError, KeyError) as error:
+        raise ValueError(f"teacher: cannot load {path}: {error}") from error
+    is_ours = isinstance(config, LayerLockViTConfig)
+    teacher = model.eval().requires_grad_(False) if is_ours else VideoModelTeacher(model)
+    return teacher, config.num_hidden_layers, config.hidden_size
