@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from layerlock_hf.data import BadVideos, PretrainingClips, PretrainingCollator, load_videos
+from layerlock_hf.data import BadVideos, PretrainingClips, PretrainingCollator, RandomMask, load_videos
 
 
 @pytest.fixture
@@ -56,7 +56,10 @@ def test_workers_change_nothing(videos):
     batches = []
     for num_workers in (0, 2):
         loader = torch.utils.data.DataLoader(
-            clips(videos, 14), batch_size=4, num_workers=num_workers, collate_fn=PretrainingCollator(32, 0.75, seed=0)
+            clips(videos, 14),
+            batch_size=4,
+            num_workers=num_workers,
+            collate_fn=PretrainingCollator((2, 4, 4), RandomMask(0.75), seed=0),
         )
         batches.append(list(loader))
     for alone, shared in zip(*batches, strict=True):
