@@ -47,7 +47,13 @@ class DataArguments:
     train_split: str = field(default="train", metadata={"help": "Split of a `datasets` source."})
     video_column: str | None = field(default=None, metadata={"help": "Column that holds the videos."})
     frame_stride: int = field(default=2, metadata={"help": "Frames from one sampled frame to the next."})
-    resize_factor: float = field(default=1.15, metadata={"help": "Shortest side before cropping, over image_size."})
+    resize_factor: float | None = field(
+        default=None, metadata={"help": "Shortest side before cropping, over image_size (default 1.15)."}
+    )
+    crop_scale: list[float] | None = field(
+        default=None,
+        metadata={"help": "Instead: bounds of the area of a crop of random shape, as fractions of the frame: 0.3 1."},
+    )
     max_bad_fraction: float = field(default=0.5, metadata={"help": "Stop when more of the videos are unreadable."})
     rehearse: bool = field(default=False, metadata={"help": "Run one step of every stage, print its cost, exit."})
 
@@ -173,6 +179,7 @@ def build(arguments: list[str]):
         frame_stride=data_args.frame_stride,
         image_size=config.image_size,
         resize_factor=data_args.resize_factor,
+        crop_scale=None if data_args.crop_scale is None else tuple(data_args.crop_scale),
         seed=training_args.seed,
         bad_videos=bad_videos,
     )

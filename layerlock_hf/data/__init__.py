@@ -6,7 +6,7 @@ from .decoding import Clip, DecodingError, decoder_name, read_clip, read_clip_py
 from .masking import MASKS, MaskArguments, MultiBlockMasks, RandomMask, TubeMask
 from .reports import BadVideos
 from .sources import load_videos
-from .transforms import center_crop, generator_for, random_crop, random_flip
+from .transforms import center_crop, generator_for, random_crop, random_flip, random_resized_crop
 
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "load_videos",
     "random_crop",
     "random_flip",
+    "random_resized_crop",
     "read_clip",
     "read_clip_pyav",
 ]
