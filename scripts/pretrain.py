@@ -54,6 +54,7 @@ class DataArguments:
         default=None,
         metadata={"help": "Instead: bounds of the area of a crop of random shape, as fractions of the frame: 0.3 1."},
     )
+    jitter_strength: float = field(default=0.0, metadata={"help": "Strength of the changes of colour (0: none)."})
     max_bad_fraction: float = field(default=0.5, metadata={"help": "Stop when more of the videos are unreadable."})
     rehearse: bool = field(default=False, metadata={"help": "Run one step of every stage, print its cost, exit."})
 
@@ -180,6 +181,7 @@ def build(arguments: list[str]):
         image_size=config.image_size,
         resize_factor=data_args.resize_factor,
         crop_scale=None if data_args.crop_scale is None else tuple(data_args.crop_scale),
+        jitter_strength=data_args.jitter_strength,
         seed=training_args.seed,
         bad_videos=bad_videos,
     )

@@ -6,7 +6,14 @@ from .decoding import Clip, DecodingError, decoder_name, read_clip, read_clip_py
 from .masking import MASKS, MaskArguments, MultiBlockMasks, RandomMask, TubeMask
 from .reports import BadVideos
 from .sources import load_videos
-from .transforms import center_crop, generator_for, random_crop, random_flip, random_resized_crop
+from .transforms import (
+    center_crop,
+    color_jitter,
+    generator_for,
+    random_crop,
+    random_flip,
+    random_resized_crop,
+)
 
 
 __all__ = [
@@ -21,6 +28,7 @@ __all__ = [
     "RandomMask",
     "TubeMask",
     "center_crop",
+    "color_jitter",
     "decoder_name",
     "generator_for",
     "load_videos",

@@ -4,7 +4,15 @@ import torch
 
 from .decoding import Clip, DecodingError, read_clip
 from .reports import BadVideos
-from .transforms import check_scale, generator_for, random_crop, random_flip, random_resized_crop
+from .transforms import (
+    check_scale,
+    check_strength,
+    color_jitter,
+    generator_for,
+    random_crop,
+    random_flip,
+    random_resized_crop,
+)
 
 
 MAX_ATTEMPTS = 10
@@ -26,6 +34,7 @@ class PretrainingClips(torch.utils.data.Dataset):
         image_size: side of the frames in pixels.
         resize_factor: see `random_crop`; 1.15 by default.
         crop_scale: the `scale` of `random_resized_crop`, which then takes the place of `random_crop`.
+        jitter_strength: the `strength` of `color_jitter`; 0 leaves colours alone.
         seed: seed of everything random.
         bad_videos: the report of videos that cannot be used; by default one in memory.
     """
@@ -39,6 +48,7 @@ class PretrainingClips(torch.utils.data.Dataset):
         image_size: int = 224,
         resize_factor: float | None = None,
         crop_scale: tuple[float, float] | None = None,
+        jitter_strength: float = 0.0,
         seed: int = 0,
         bad_videos: BadVideos | None = None,
     ):
@@ -51,6 +61,7 @@ class PretrainingClips(torch.utils.data.Dataset):
             if resize_factor is not None:
                 raise ValueError(f"resize_factor is {resize_factor} and crop_scale {crop_scale}; give one of the two")
             check_scale(crop_scale)
+        check_strength(jitter_strength)
         resize_factor = RESIZE_FACTOR if resize_factor is None else resize_factor
         if resize_factor < 1:
             raise ValueError(f"resize_factor is {resize_factor}; give at least 1")
@@ -61,6 +72,7 @@ class PretrainingClips(torch.utils.data.Dataset):
         self.image_size = image_size
         self.resize_factor = resize_factor
         self.crop_scale = crop_scale
+        self.jitter_strength = jitter_strength
         self.seed = seed
         self.bad_videos = bad_videos if bad_videos is not None else BadVideos(None, len(videos))
         self._epoch = -1
@@ -134,6 +146,8 @@ class PretrainingClips(torch.utils.data.Dataset):
         else:
             frames = random_resized_crop(frames, self.image_size, generator, self.crop_scale)
         frames = random_flip(frames, generator)
+        if self.jitter_strength:
+            frames = color_jitter(frames, self.jitter_strength, generator)
         missing = self.num_frames - len(frames)
         frames = torch.cat([frames, frames[-1:].expand(missing, -1, -1, -1)]) if missing else frames
         return {"pixel_values_videos": frames.contiguous(), "position": position, "is_padded": missing > 0}

@@ -164,6 +164,14 @@ def test_crops_of_random_shape(videos):
     assert not torch.equal(plain, dataset[3]["pixel_values_videos"])
 
 
+def test_colours_change_only_if_asked(videos):
+    plain, changed = (clips(videos, jitter_strength=strength)[3]["pixel_values_videos"] for strength in (0.0, 1.0))
+    assert torch.equal(plain, clips(videos)[3]["pixel_values_videos"])
+    assert not torch.equal(plain, changed)
+    again = clips(videos, jitter_strength=1.0)[3]["pixel_values_videos"]
+    assert torch.equal(changed, again)
+
+
 def test_one_kind_of_crop(videos):
     with pytest.raises(ValueError, match="resize_factor is 1.15 and crop_scale"):
         clips(videos, resize_factor=1.15, crop_scale=(0.3, 1.0))
@@ -178,6 +186,7 @@ def test_one_kind_of_crop(videos):
         {"resize_factor": 0.5},
         {"crop_scale": (0.0, 1.0)},
         {"crop_scale": (0.3,)},
+        {"jitter_strength": -1.0},
     ],
 )
 def test_wrong_options(videos, options):

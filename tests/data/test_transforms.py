@@ -1,7 +1,17 @@
+import colorsys
+
 import pytest
 import torch
 
-from layerlock_hf.data import center_crop, generator_for, random_crop, random_flip, random_resized_crop
+from layerlock_hf.data import (
+    center_crop,
+    color_jitter,
+    generator_for,
+    random_crop,
+    random_flip,
+    random_resized_crop,
+    transforms,
+)
 
 
 def noise(*shape):
@@ -119,6 +129,87 @@ def test_resized_crop_without_resizing_is_a_window_of_the_source():
 def test_wrong_bounds_of_resized_crops(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         random_resized_crop(noise(1, 3, 8, 8), 4, **options)
+
+
+def only(monkeypatch, **limits):
+    """Leave of the jitter the changes of these largest sizes."""
+    for name in ("MAX_BRIGHTNESS", "MAX_CONTRAST", "MAX_SATURATION", "MAX_HUE"):
+        monkeypatch.setattr(transforms, name, limits.get(name, 0.0))
+
+
+def test_jitter_is_one_map_for_the_whole_clip():
+    frames = noise(1, 3, 16, 16).expand(5, -1, -1, -1)
+    changed = color_jitter(frames, 1.0, generator_for("test"))
+    assert changed.dtype == torch.uint8
+    assert changed.shape == frames.shape
+    assert torch.equal(changed, changed[:1].expand_as(changed))
+    assert torch.equal(changed, color_jitter(frames, 1.0, generator_for("test")))
+    assert not torch.equal(changed, color_jitter(frames, 1.0, generator_for("other")))
+    assert torch.equal(color_jitter(frames, 0.0), frames)
+
+
+def test_greys_stay_grey():
+    frames = noise(3, 1, 8, 8).expand(-1, 3, -1, -1)
+    for index in range(20):
+        red, green, blue = color_jitter(frames, 1.0, generator_for(index)).int().unbind(dim=1)
+        assert max((red - green).abs().max(), (red - blue).abs().max()) <= 1
+
+
+def test_brightness_shifts(monkeypatch):
+    only(monkeypatch, MAX_BRIGHTNESS=0.125)
+    frames = 64 + noise(2, 3, 8, 8) // 2
+    shifts = []
+    for index in range(300):
+        difference = color_jitter(frames, 1.0, generator_for(index)).int() - frames.int()
+        assert difference.min() == difference.max()
+        shifts.append(int(difference.min()))
+    assert -32 <= min(shifts) < -28 and 28 < max(shifts) <= 32
+    assert abs(sum(shifts) / 300) < 4
+
+
+def test_contrast_scales_about_the_brightness_of_the_clip(monkeypatch):
+    only(monkeypatch, MAX_CONTRAST=0.4)
+    frames = 96 + noise(2, 1, 64, 64).expand(-1, 3, -1, -1) // 4
+    factors = []
+    for index in range(300):
+        changed = color_jitter(frames, 1.0, generator_for(index)).float()
+        assert changed.mean() == pytest.approx(float(frames.float().mean()), abs=0.5)
+        factors.append(float(changed.std() / frames.float().std()))
+    assert 0.59 < min(factors) < 0.65 and 1.35 < max(factors) < 1.41
+
+
+def test_saturation_keeps_brightness(monkeypatch):
+    only(monkeypatch, MAX_SATURATION=0.4)
+    frames = 96 + noise(2, 3, 64, 64) // 4
+    brightness = frames.float().movedim(1, -1) @ transforms.LUMA
+    factors = []
+    for index in range(100):
+        changed = color_jitter(frames, 1.0, generator_for(index)).float()
+        assert (changed.movedim(1, -1) @ transforms.LUMA - brightness).abs().max() <= 0.6
+        factors.append(float((changed[:, 0] - changed[:, 1]).std() / (frames[:, 0].float() - frames[:, 1]).std()))
+    assert 0.59 < min(factors) < 0.65 and 1.35 < max(factors) < 1.41
+
+
+def test_hue_turns(monkeypatch):
+    only(monkeypatch, MAX_HUE=0.2)
+    frames = torch.tensor([160, 100, 100], dtype=torch.uint8).view(1, 3, 1, 1)
+    hues = []
+    for index in range(300):
+        color = color_jitter(frames, 1.0, generator_for(index)).flatten()
+        assert abs(int(color.sum()) - 360) <= 2
+        hues.append((colorsys.rgb_to_hsv(*(color / 255).tolist())[0] + 0.5) % 1 - 0.5)
+    assert -0.21 < min(hues) < -0.18 and 0.18 < max(hues) < 0.21
+
+
+def test_a_third_of_a_turn_makes_red_green():
+    third = transforms._hue_rotation(2 * torch.pi / 3)
+    assert torch.allclose(third @ torch.tensor([1.0, 0.0, 0.0]), torch.tensor([0.0, 1.0, 0.0]), atol=1e-6)
+
+
+@pytest.mark.parametrize("strength", [-0.1, 2.6, float("nan")])
+def test_wrong_strength(strength):
+    with pytest.raises(ValueError, match="jitter_strength"):
+        color_jitter(noise(1, 3, 8, 8), strength)
 
 
 @pytest.mark.parametrize("crop", [random_crop, center_crop])
