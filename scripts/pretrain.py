@@ -22,7 +22,14 @@ from transformers.integrations import is_tensorboard_available
 from transformers.trainer_utils import get_last_checkpoint
 
 from layerlock_hf import LayerLockViTConfig, LayerLockViTForPretraining
-from layerlock_hf.data import BadVideos, PretrainingClips, PretrainingCollator, decoder_name, load_videos
+from layerlock_hf.data import (
+    BadVideos,
+    MaskArguments,
+    PretrainingClips,
+    PretrainingCollator,
+    decoder_name,
+    load_videos,
+)
 from layerlock_hf.models.configuration_layerlock import architecture_fields
 from layerlock_hf.training import (
     LayerLockTrainer,
@@ -38,14 +45,20 @@ STAGES, METRICS, BAD_VIDEOS = REPORTS = ("stages.json", "metrics.jsonl", "bad_vi
 
 @dataclass
 class DataArguments:
-    """Where the clips come from and how they are cut and masked."""
+    """Where the clips come from and how they are cut."""
 
     train_data: str = field(metadata={"help": "Folder of videos, CSV/JSONL list, parquet, or a `datasets` Hub id."})
     train_split: str = field(default="train", metadata={"help": "Split of a `datasets` source."})
     video_column: str | None = field(default=None, metadata={"help": "Column that holds the videos."})
     frame_stride: int = field(default=2, metadata={"help": "Frames from one sampled frame to the next."})
-    resize_factor: float = field(default=1.15, metadata={"help": "Shortest side before cropping, over image_size."})
-    mask_ratio: float = field(default=0.95, metadata={"help": "Share of the tokens that the encoder does not see."})
+    resize_factor: float | None = field(
+        default=None, metadata={"help": "Shortest side before cropping, over image_size (default 1.15)."}
+    )
+    crop_scale: list[float] | None = field(
+        default=None,
+        metadata={"help": "Instead: bounds of the area of a crop of random shape, as fractions of the frame: 0.3 1."},
+    )
+    jitter_strength: float = field(default=0.0, metadata={"help": "Strength of the changes of colour (0: none)."})
     max_bad_fraction: float = field(default=0.5, metadata={"help": "Stop when more of the videos are unreadable."})
     rehearse: bool = field(default=False, metadata={"help": "Run one step of every stage, print its cost, exit."})
 
@@ -69,7 +82,7 @@ ModelArguments = make_dataclass(
 def parse(arguments: list[str]):
     """The settings of the recipe, overridden by flags; unknown ones of either are refused by name."""
     parser = HfArgumentParser(
-        (ModelArguments, StageArguments, DataArguments, LayerLockTrainingArguments),
+        (ModelArguments, StageArguments, DataArguments, MaskArguments, LayerLockTrainingArguments),
         allow_abbrev=False,
         usage="%(prog)s --config RECIPE --train_data VIDEOS --output_dir OUT [--SETTING VALUE ...]",
     )
@@ -87,7 +100,7 @@ def parse(arguments: list[str]):
                 raise ValueError(f"{name}: unknown setting in {recipe}")
             values = value if isinstance(value, list) else [value]
             flags += [f"--{name}", *(json.dumps(v) if isinstance(v, dict) else str(v) for v in values)]
-    return parser.parse_args_into_dataclasses(flags + arguments)[:4]
+    return parser.parse_args_into_dataclasses(flags + arguments)[:5]
 
 
 def check_output(folder: Path):
@@ -156,10 +169,13 @@ def print_table(rows: list[dict]):
 
 def build(arguments: list[str]):
     """Everything a run needs. All of the user's errors surface here, as `ValueError`."""
-    model_args, stage_args, data_args, training_args = parse(arguments)
+    model_args, stage_args, data_args, mask_args, training_args = parse(arguments)
     overrides = {name: value for name, value in vars(model_args).items() if value is not None and name != "preset"}
     config = LayerLockViTConfig.from_preset(model_args.preset, **overrides)
     stages = stage_args.build(config)
+    masks = mask_args.build()
+    if len(masks(config.grid_size, [0], training_args.seed)) > 1:
+        raise ValueError("mask_blocks has several types of mask, but the model predicts from one; give one entry")
 
     output = Path(training_args.output_dir)
     checkpoint = training_args.resume_from_checkpoint
@@ -189,10 +205,12 @@ def build(arguments: list[str]):
         frame_stride=data_args.frame_stride,
         image_size=config.image_size,
         resize_factor=data_args.resize_factor,
+        crop_scale=None if data_args.crop_scale is None else tuple(data_args.crop_scale),
+        jitter_strength=data_args.jitter_strength,
         seed=training_args.seed,
         bad_videos=bad_videos,
     )
-    collator = PretrainingCollator(config.num_tokens, data_args.mask_ratio, training_args.seed)
+    collator = PretrainingCollator(config.grid_size, masks, training_args.seed)
     # The data set is the whole run in order: shuffled once per epoch by itself
     training_args.train_sampling_strategy = "sequential"
 
