@@ -4,7 +4,8 @@ accelerate launch scripts/pretrain.py --config scripts/recipes/demo.yaml --train
 
 Every setting of a recipe is also a flag, and a flag wins over the recipe: `--max_steps 100 --mask_ratio 0.9`.
 `--rehearse true` runs one step of every stage, prints what each costs, and exits. OUT receives the model (loadable
-with `AutoModel.from_pretrained`), checkpoints, `stages.json`, `metrics.jsonl` and `bad_videos.jsonl`.
+with `AutoModel.from_pretrained`), its video processor, checkpoints, `stages.json`, `metrics.jsonl` and
+`bad_videos.jsonl`.
 """
 
 import json
@@ -20,7 +21,7 @@ from transformers import HfArgumentParser, TrainerCallback, set_seed
 from transformers.integrations import is_tensorboard_available
 from transformers.trainer_utils import get_last_checkpoint
 
-from layerlock_hf import LayerLockViTConfig, LayerLockViTForPretraining
+from layerlock_hf import LayerLockVideoProcessor, LayerLockViTConfig, LayerLockViTForPretraining
 from layerlock_hf.data import BadVideos, PretrainingClips, PretrainingCollator, decoder_name, load_videos
 from layerlock_hf.models.configuration_layerlock import architecture_fields
 from layerlock_hf.training import (
@@ -105,6 +106,13 @@ class MetricsFile(TrainerCallback):
             logs["bad_videos"] = self.bad_videos.count()
             with self.path.open("a") as file:
                 file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+
+
+def save_processor(config: LayerLockViTConfig, clips: PretrainingClips, folder: str):
+    """Save what turns videos into clips of the scale and pace that the model was trained on."""
+    size = round(clips.image_size * clips.resize_factor)
+    processor = LayerLockVideoProcessor.from_config(config, size=size, frame_stride=clips.frame_stride)
+    processor.save_pretrained(folder)
 
 
 def describe_stages(model: LayerLockViTForPretraining, stages) -> list[dict]:
@@ -201,6 +209,8 @@ def main(arguments: list[str]):
     except ValueError as error:
         raise SystemExit(f"error: {error}") from error
     trainer.save_model()
+    if trainer.is_world_process_zero():
+        save_processor(trainer.model.config, trainer.train_dataset, trainer.args.output_dir)
     trainer.save_state()
     if trainer.is_world_process_zero() and bad_videos.count():
         print(f"{bad_videos.count()} videos could not be read, or only in part: see {bad_videos.path}")
