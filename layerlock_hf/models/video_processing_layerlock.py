@@ -89,8 +89,10 @@ class LayerLockVideoProcessor(VideoProcessorMixin):
             if not _is_count(value):
                 raise ValueError(f"{name} is {value!r}; give an integer of at least 1")
         for name, values in (("image_mean", image_mean), ("image_std", image_std)):
-            if len(values) != 3:
+            if not isinstance(values, (list, tuple)) or len(values) != 3:
                 raise ValueError(f"{name} is {values}; give one value for each of the 3 colours")
+        if min(image_std) <= 0:
+            raise ValueError(f"image_std is {image_std}; give values above 0")
         self.num_frames = num_frames
         self.frame_stride = frame_stride
         self.do_sample_frames = do_sample_frames
@@ -208,10 +210,10 @@ def _is_count(value) -> bool:
 
 def _size(name: str, size: int | dict[str, int], keys: tuple[str, ...]) -> dict[str, int]:
     """A size in pixels with exactly these keys, from such a size or from one number for all of them."""
-    sizes = dict.fromkeys(keys, size) if isinstance(size, int) else dict(size)
+    sizes = size if isinstance(size, dict) else dict.fromkeys(keys, size)
     if set(sizes) != set(keys) or not all(map(_is_count, sizes.values())):
         raise ValueError(f"{name} is {size}; give pixels, or a dictionary with {' and '.join(keys)}")
-    return sizes
+    return dict(sizes)
 
 
 def _all_frames(num_frames: int) -> list[int]:
