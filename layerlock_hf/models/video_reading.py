@@ -1,7 +1,7 @@
 """Reading chosen frames of a video file: torchcodec, or PyAV where torchcodec fails.
 
-Both give the same frames, except that they turn 10-bit video into RGB differently. Neither is imported before a file is
-read, so that the models load where both are missing. T frames, H and W pixels.
+Both give the same frames, except that they turn 10-bit video into RGB differently. Neither is imported before a file
+is read, so that the models load where both are missing. T frames, H and W pixels.
 """
 
 import functools
