@@ -4,7 +4,8 @@ accelerate launch scripts/pretrain.py --config scripts/recipes/demo.yaml --train
 
 Every setting of a recipe is also a flag, and a flag wins over the recipe: `--max_steps 100 --mask_ratio 0.9`.
 `--rehearse true` runs one step of every stage, prints what each costs, and exits. OUT receives the model (loadable
-with `AutoModel.from_pretrained`), checkpoints, `stages.json`, `metrics.jsonl` and `bad_videos.jsonl`.
+with `AutoModel.from_pretrained`), its video processor, checkpoints, `stages.json`, `metrics.jsonl` and
+`bad_videos.jsonl`.
 """
 
 import json
@@ -21,7 +22,7 @@ from transformers import HfArgumentParser, TrainerCallback, set_seed
 from transformers.integrations import is_tensorboard_available
 from transformers.trainer_utils import get_last_checkpoint
 
-from layerlock_hf import LayerLockViTConfig, LayerLockViTForPretraining
+from layerlock_hf import LayerLockVideoProcessor, LayerLockViTConfig, LayerLockViTForPretraining
 from layerlock_hf.data import (
     BadVideos,
     MaskArguments,
@@ -141,6 +142,13 @@ class Reports(TrainerCallback):
                 file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
 
 
+def save_processor(config: LayerLockViTConfig, clips: PretrainingClips, folder: str):
+    """Save what turns videos into clips of the scale and pace that the model was trained on."""
+    size = round(clips.image_size * clips.resize_factor)
+    processor = LayerLockVideoProcessor.from_config(config, size=size, frame_stride=clips.frame_stride)
+    processor.save_pretrained(folder)
+
+
 def describe_stages(model: LayerLockViTForPretraining, stages) -> list[dict]:
     """One row per stage, for `stages.json`."""
     rows = []
@@ -246,6 +254,8 @@ def main(arguments: list[str]):
     if trainer.is_world_process_zero():
         if rehearse:
             print_table(rows)
+        else:
+            save_processor(trainer.model.config, trainer.train_dataset, trainer.args.output_dir)
         if bad_videos.count():
             place = f": see {bad_videos.path}" if bad_videos.path else ""
             print(f"{bad_videos.count()} videos could not be read, or only in part{place}")
