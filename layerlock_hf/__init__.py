@@ -5,8 +5,12 @@ Importing the package registers the models with the Auto classes of Transformers
 
 from transformers import AutoConfig, AutoModel, AutoModelForPreTraining
 
+# The one at the root of Transformers is a placeholder where torchvision is missing
+from transformers.models.auto.video_processing_auto import AutoVideoProcessor
+
 from .models import (
     Latents,
+    LayerLockVideoProcessor,
     LayerLockViTConfig,
     LayerLockViTForPretraining,
     LayerLockViTModel,
@@ -21,12 +25,14 @@ __version__ = "0.1.0.dev0"
 AutoConfig.register(LayerLockViTConfig.model_type, LayerLockViTConfig, exist_ok=True)
 AutoModel.register(LayerLockViTConfig, LayerLockViTModel, exist_ok=True)
 AutoModelForPreTraining.register(LayerLockViTConfig, LayerLockViTForPretraining, exist_ok=True)
+AutoVideoProcessor.register(LayerLockViTConfig, LayerLockVideoProcessor, exist_ok=True)
 
 __all__ = [
     "Latents",
     "LayerLockViTConfig",
     "LayerLockViTForPretraining",
     "LayerLockViTModel",
+    "LayerLockVideoProcessor",
     "Objective",
     "Pixels",
     "Stage",

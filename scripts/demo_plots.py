@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForPreTraining
 
 from layerlock_hf import LayerLockViTConfig
-from layerlock_hf.data import center_crop, generator_for, random_mask, read_clip
+from layerlock_hf.data import RandomMask, center_crop, read_clip
 from layerlock_hf.models import patchify, unpatchify
 
 
@@ -86,9 +86,7 @@ def plot_losses(runs: dict[str, list[dict]], stages: list[dict], max_steps: int,
 def reconstruct(model, clips: torch.Tensor, mask_ratio: float) -> tuple[torch.Tensor, torch.Tensor]:
     """What the encoder sees of float clips (B, T, C, H, W), hidden boxes grey, and what the model makes of it."""
     config: LayerLockViTConfig = model.config
-    context_ids = torch.stack(
-        [random_mask(config.num_tokens, mask_ratio, generator_for("demo", index))[0] for index in range(len(clips))]
-    )
+    ((context_ids, _),) = RandomMask(mask_ratio)(config.grid_size, range(len(clips)), seed=0)
     boxes = patchify(clips, config.tubelet_size, config.patch_size)
     hidden = torch.ones(boxes.shape[:2], dtype=torch.bool).scatter(1, context_ids, False)
     (predicted,) = model(clips, context_ids).predictions

@@ -4,7 +4,8 @@ accelerate launch scripts/pretrain.py --config scripts/recipes/demo.yaml --train
 
 Every setting of a recipe is also a flag, and a flag wins over the recipe: `--max_steps 100 --mask_ratio 0.9`.
 `--rehearse true` runs one step of every stage, prints what each costs, and exits. OUT receives the model (loadable
-with `AutoModel.from_pretrained`), checkpoints, `stages.json`, `metrics.jsonl` and `bad_videos.jsonl`.
+with `AutoModel.from_pretrained`), its video processor, checkpoints, `stages.json`, `metrics.jsonl` and
+`bad_videos.jsonl`.
 """
 
 import json
@@ -21,8 +22,15 @@ from transformers import HfArgumentParser, TrainerCallback, set_seed
 from transformers.integrations import is_tensorboard_available
 from transformers.trainer_utils import get_last_checkpoint
 
-from layerlock_hf import LayerLockViTConfig, LayerLockViTForPretraining
-from layerlock_hf.data import BadVideos, PretrainingClips, PretrainingCollator, decoder_name, load_videos
+from layerlock_hf import LayerLockVideoProcessor, LayerLockViTConfig, LayerLockViTForPretraining
+from layerlock_hf.data import (
+    BadVideos,
+    MaskArguments,
+    PretrainingClips,
+    PretrainingCollator,
+    decoder_name,
+    load_videos,
+)
 from layerlock_hf.models.configuration_layerlock import architecture_fields
 from layerlock_hf.training import (
     LayerLockTrainer,
@@ -38,14 +46,20 @@ STAGES, METRICS, BAD_VIDEOS = REPORTS = ("stages.json", "metrics.jsonl", "bad_vi
 
 @dataclass
 class DataArguments:
-    """Where the clips come from and how they are cut and masked."""
+    """Where the clips come from and how they are cut."""
 
     train_data: str = field(metadata={"help": "Folder of videos, CSV/JSONL list, parquet, or a `datasets` Hub id."})
     train_split: str = field(default="train", metadata={"help": "Split of a `datasets` source."})
     video_column: str | None = field(default=None, metadata={"help": "Column that holds the videos."})
     frame_stride: int = field(default=2, metadata={"help": "Frames from one sampled frame to the next."})
-    resize_factor: float = field(default=1.15, metadata={"help": "Shortest side before cropping, over image_size."})
-    mask_ratio: float = field(default=0.95, metadata={"help": "Share of the tokens that the encoder does not see."})
+    resize_factor: float | None = field(
+        default=None, metadata={"help": "Shortest side before cropping, over image_size (default 1.15)."}
+    )
+    crop_scale: list[float] | None = field(
+        default=None,
+        metadata={"help": "Instead: bounds of the area of a crop of random shape, as fractions of the frame: 0.3 1."},
+    )
+    jitter_strength: float = field(default=0.0, metadata={"help": "Strength of the changes of colour (0: none)."})
     max_bad_fraction: float = field(default=0.5, metadata={"help": "Stop when more of the videos are unreadable."})
     rehearse: bool = field(default=False, metadata={"help": "Run one step of every stage, print its cost, exit."})
 
@@ -69,7 +83,7 @@ ModelArguments = make_dataclass(
 def parse(arguments: list[str]):
     """The settings of the recipe, overridden by flags; unknown ones of either are refused by name."""
     parser = HfArgumentParser(
-        (ModelArguments, StageArguments, DataArguments, LayerLockTrainingArguments),
+        (ModelArguments, StageArguments, DataArguments, MaskArguments, LayerLockTrainingArguments),
         allow_abbrev=False,
         usage="%(prog)s --config RECIPE --train_data VIDEOS --output_dir OUT [--SETTING VALUE ...]",
     )
@@ -87,7 +101,7 @@ def parse(arguments: list[str]):
                 raise ValueError(f"{name}: unknown setting in {recipe}")
             values = value if isinstance(value, list) else [value]
             flags += [f"--{name}", *(json.dumps(v) if isinstance(v, dict) else str(v) for v in values)]
-    return parser.parse_args_into_dataclasses(flags + arguments)[:4]
+    return parser.parse_args_into_dataclasses(flags + arguments)[:5]
 
 
 def check_output(folder: Path):
@@ -128,6 +142,13 @@ class Reports(TrainerCallback):
                 file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
 
 
+def save_processor(config: LayerLockViTConfig, clips: PretrainingClips, folder: str):
+    """Save what turns videos into clips of the scale and pace that the model was trained on."""
+    size = round(clips.image_size * clips.resize_factor)
+    processor = LayerLockVideoProcessor.from_config(config, size=size, frame_stride=clips.frame_stride)
+    processor.save_pretrained(folder)
+
+
 def describe_stages(model: LayerLockViTForPretraining, stages) -> list[dict]:
     """One row per stage, for `stages.json`."""
     rows = []
@@ -156,10 +177,13 @@ def print_table(rows: list[dict]):
 
 def build(arguments: list[str]):
     """Everything a run needs. All of the user's errors surface here, as `ValueError`."""
-    model_args, stage_args, data_args, training_args = parse(arguments)
+    model_args, stage_args, data_args, mask_args, training_args = parse(arguments)
     overrides = {name: value for name, value in vars(model_args).items() if value is not None and name != "preset"}
     config = LayerLockViTConfig.from_preset(model_args.preset, **overrides)
     stages = stage_args.build(config)
+    masks = mask_args.build()
+    if len(masks(config.grid_size, [0], training_args.seed)) > 1:
+        raise ValueError("mask_blocks has several types of mask, but the model predicts from one; give one entry")
 
     output = Path(training_args.output_dir)
     checkpoint = training_args.resume_from_checkpoint
@@ -189,10 +213,12 @@ def build(arguments: list[str]):
         frame_stride=data_args.frame_stride,
         image_size=config.image_size,
         resize_factor=data_args.resize_factor,
+        crop_scale=None if data_args.crop_scale is None else tuple(data_args.crop_scale),
+        jitter_strength=data_args.jitter_strength,
         seed=training_args.seed,
         bad_videos=bad_videos,
     )
-    collator = PretrainingCollator(config.num_tokens, data_args.mask_ratio, training_args.seed)
+    collator = PretrainingCollator(config.grid_size, masks, training_args.seed)
     # The data set is the whole run in order: shuffled once per epoch by itself
     training_args.train_sampling_strategy = "sequential"
 
@@ -228,6 +254,8 @@ def main(arguments: list[str]):
     if trainer.is_world_process_zero():
         if rehearse:
             print_table(rows)
+        else:
+            save_processor(trainer.model.config, trainer.train_dataset, trainer.args.output_dir)
         if bad_videos.count():
             place = f": see {bad_videos.path}" if bad_videos.path else ""
             print(f"{bad_videos.count()} videos could not be read, or only in part{place}")

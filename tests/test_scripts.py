@@ -131,7 +131,7 @@ def test_flags_win_over_the_recipe(run, tmp_path):
         (["--max_steps", 0], {}, "max_steps must be set"),
         ([], {"mask_ration": 0.5}, "mask_ration: unknown setting"),
         ([], {"num_frozen_layers": 2}, "num_frozen_layers: unknown setting"),
-        ([], {"mask_ratio": 2}, "mask_ratio is 2"),
+        ([], {"mask_ratio": 2}, "mask_ratio in recipes) is 2"),
         ([], {"max_bad_fraction": 2}, "max_bad_fraction is 2"),
         ([], {"image_size": 18}, "image_size must be a multiple of patch_size"),
         ([], {"hidden_size": 33}, "hidden_size must be a multiple of num_attention_heads"),

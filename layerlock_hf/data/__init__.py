@@ -3,25 +3,38 @@
 from .collating import PretrainingCollator
 from .datasets import PretrainingClips
 from .decoding import Clip, DecodingError, decoder_name, read_clip, read_clip_pyav
-from .masking import random_mask
+from .masking import MASKS, MaskArguments, MultiBlockMasks, RandomMask, TubeMask
 from .reports import BadVideos
 from .sources import load_videos
-from .transforms import center_crop, generator_for, random_crop, random_flip
+from .transforms import (
+    center_crop,
+    color_jitter,
+    generator_for,
+    random_crop,
+    random_flip,
+    random_resized_crop,
+)
 
 
 __all__ = [
     "BadVideos",
     "Clip",
     "DecodingError",
+    "MASKS",
+    "MaskArguments",
+    "MultiBlockMasks",
     "PretrainingClips",
     "PretrainingCollator",
+    "RandomMask",
+    "TubeMask",
     "center_crop",
+    "color_jitter",
     "decoder_name",
     "generator_for",
     "load_videos",
     "random_crop",
     "random_flip",
-    "random_mask",
+    "random_resized_crop",
     "read_clip",
     "read_clip_pyav",
 ]

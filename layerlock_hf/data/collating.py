@@ -2,41 +2,36 @@
 
 import torch
 
-from .masking import random_mask
-from .transforms import generator_for
+from .masking import MaskStrategy
 
 
 class PretrainingCollator:
-    """Stack samples of `PretrainingClips` and draw a mask for each, which depends on seed and position alone.
+    """Stack samples of `PretrainingClips` and draw their masks, which depend on seed and position alone.
 
     Args:
-        num_tokens: number N of patches of a clip.
-        mask_ratio: fraction of patches hidden from the encoder.
+        grid_size: number of patches of a clip in time, height and width, N = t * h * w.
+        masks: the mask strategy, such as `RandomMask(0.95)`.
         seed: seed of the masks.
     """
 
-    def __init__(self, num_tokens: int, mask_ratio: float, seed: int = 0):
-        if not 0 < mask_ratio < 1:
-            raise ValueError(f"mask_ratio is {mask_ratio}; give a fraction between 0 and 1, both excluded")
-        self.num_tokens = num_tokens
-        self.mask_ratio = mask_ratio
+    def __init__(self, grid_size: tuple[int, int, int], masks: MaskStrategy, seed: int = 0):
+        self.grid_size = grid_size
+        self.masks = masks
         self.seed = seed
 
-    def __call__(self, samples: list[dict]) -> dict[str, torch.Tensor]:
+    def __call__(self, samples: list[dict]) -> dict[str, torch.Tensor | list[torch.Tensor]]:
         """
         Returns:
             pixel_values_videos: uint8, shape (B, T, C, H, W).
-            context_ids: shape (B, K).
-            target_ids: shape (B, N).
+            context_ids: shape (B, K), or a list of such, one per type of mask, if the strategy draws several.
+            target_ids: shape (B, M), or a list likewise.
             num_padded: shape (), the number of clips whose last frame is repeated.
         """
-        masks = [
-            random_mask(self.num_tokens, self.mask_ratio, generator_for("mask", self.seed, sample["position"]))
-            for sample in samples
-        ]
+        pairs = self.masks(self.grid_size, [sample["position"] for sample in samples], self.seed)
+        context_ids, target_ids = (ids[0] if len(ids) == 1 else list(ids) for ids in zip(*pairs, strict=True))
         return {
             "pixel_values_videos": torch.stack([sample["pixel_values_videos"] for sample in samples]),
-            "context_ids": torch.stack([context_ids for context_ids, _ in masks]),
-            "target_ids": torch.stack([target_ids for _, target_ids in masks]),
+            "context_ids": context_ids,
+            "target_ids": target_ids,
             "num_padded": torch.tensor(sum(sample["is_padded"] for sample in samples)),
         }

@@ -4,10 +4,19 @@ import torch
 
 from .decoding import Clip, DecodingError, read_clip
 from .reports import BadVideos
-from .transforms import generator_for, random_crop, random_flip
+from .transforms import (
+    check_scale,
+    check_strength,
+    color_jitter,
+    generator_for,
+    random_crop,
+    random_flip,
+    random_resized_crop,
+)
 
 
 MAX_ATTEMPTS = 10
+RESIZE_FACTOR = 1.15
 
 
 class PretrainingClips(torch.utils.data.Dataset):
@@ -23,7 +32,9 @@ class PretrainingClips(torch.utils.data.Dataset):
         num_frames: frames T of a clip.
         frame_stride: distance between consecutive frames of a clip.
         image_size: side of the frames in pixels.
-        resize_factor: see `random_crop`.
+        resize_factor: see `random_crop`; 1.15 by default.
+        crop_scale: the `scale` of `random_resized_crop`, which then takes the place of `random_crop`.
+        jitter_strength: the `strength` of `color_jitter`; 0 leaves colours alone.
         seed: seed of everything random.
         bad_videos: the report of videos that cannot be used; by default one in memory.
     """
@@ -35,7 +46,9 @@ class PretrainingClips(torch.utils.data.Dataset):
         num_frames: int = 16,
         frame_stride: int = 2,
         image_size: int = 224,
-        resize_factor: float = 1.15,
+        resize_factor: float | None = None,
+        crop_scale: tuple[float, float] | None = None,
+        jitter_strength: float = 0.0,
         seed: int = 0,
         bad_videos: BadVideos | None = None,
     ):
@@ -44,6 +57,12 @@ class PretrainingClips(torch.utils.data.Dataset):
         for name, value in (("num_frames", num_frames), ("frame_stride", frame_stride), ("image_size", image_size)):
             if value < 1:
                 raise ValueError(f"{name} is {value}; give at least 1")
+        if crop_scale is not None:
+            if resize_factor is not None:
+                raise ValueError(f"resize_factor is {resize_factor} and crop_scale {crop_scale}; give one of the two")
+            check_scale(crop_scale)
+        check_strength(jitter_strength)
+        resize_factor = RESIZE_FACTOR if resize_factor is None else resize_factor
         if resize_factor < 1:
             raise ValueError(f"resize_factor is {resize_factor}; give at least 1")
         self.videos = videos
@@ -52,6 +71,8 @@ class PretrainingClips(torch.utils.data.Dataset):
         self.frame_stride = frame_stride
         self.image_size = image_size
         self.resize_factor = resize_factor
+        self.crop_scale = crop_scale
+        self.jitter_strength = jitter_strength
         self.seed = seed
         self.bad_videos = bad_videos if bad_videos is not None else BadVideos(None, len(videos))
         self._epoch = -1
@@ -120,8 +141,13 @@ class PretrainingClips(torch.utils.data.Dataset):
         return read_clip(source, choose)
 
     def _sample(self, frames: torch.Tensor, position: int, generator: torch.Generator) -> dict:
-        frames = random_crop(frames, self.image_size, self.resize_factor, generator)
+        if self.crop_scale is None:
+            frames = random_crop(frames, self.image_size, self.resize_factor, generator)
+        else:
+            frames = random_resized_crop(frames, self.image_size, generator, self.crop_scale)
         frames = random_flip(frames, generator)
+        if self.jitter_strength:
+            frames = color_jitter(frames, self.jitter_strength, generator)
         missing = self.num_frames - len(frames)
         frames = torch.cat([frames, frames[-1:].expand(missing, -1, -1, -1)]) if missing else frames
         return {"pixel_values_videos": frames.contiguous(), "position": position, "is_padded": missing > 0}

@@ -2,6 +2,7 @@ from .configuration_layerlock import PRESETS, LayerLockViTConfig
 from .modeling_layerlock import LayerLockViTModel, LayerLockViTPreTrainedModel, patchify, unpatchify
 from .modeling_layerlock_pretraining import LayerLockViTForPretraining, LayerLockViTForPretrainingOutput
 from .objectives import Latents, Objective, Pixels, Stage
+from .video_processing_layerlock import LayerLockVideoProcessor
 
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "LayerLockViTForPretrainingOutput",
     "LayerLockViTModel",
     "LayerLockViTPreTrainedModel",
+    "LayerLockVideoProcessor",
     "Latents",
     "Objective",
     "Pixels",

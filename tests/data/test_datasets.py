@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from layerlock_hf.data import BadVideos, PretrainingClips, PretrainingCollator, load_videos
+from layerlock_hf.data import BadVideos, PretrainingClips, PretrainingCollator, RandomMask, load_videos
 
 
 @pytest.fixture
@@ -56,7 +56,10 @@ def test_workers_change_nothing(videos):
     batches = []
     for num_workers in (0, 2):
         loader = torch.utils.data.DataLoader(
-            clips(videos, 14), batch_size=4, num_workers=num_workers, collate_fn=PretrainingCollator(32, 0.75, seed=0)
+            clips(videos, 14),
+            batch_size=4,
+            num_workers=num_workers,
+            collate_fn=PretrainingCollator((2, 4, 4), RandomMask(0.75), seed=0),
         )
         batches.append(list(loader))
     for alone, shared in zip(*batches, strict=True):
@@ -150,8 +153,41 @@ def test_processes_write_each_name_once(tmp_path):
     assert BadVideos(path, 1000).count() == 50
 
 
+def test_crops_of_random_shape(videos):
+    dataset, again = clips(videos, crop_scale=(0.3, 1.0)), clips(videos, crop_scale=(0.3, 1.0))
+    for position in (3, 0):
+        frames = dataset[position]["pixel_values_videos"]
+        assert frames.shape == (4, 3, 32, 32)
+        assert torch.equal(frames, again[position]["pixel_values_videos"])
+    plain = clips(videos)[3]["pixel_values_videos"]
+    assert torch.equal(plain, clips(videos, resize_factor=1.15)[3]["pixel_values_videos"])
+    assert not torch.equal(plain, dataset[3]["pixel_values_videos"])
+
+
+def test_colours_change_only_if_asked(videos):
+    plain, changed = (clips(videos, jitter_strength=strength)[3]["pixel_values_videos"] for strength in (0.0, 1.0))
+    assert torch.equal(plain, clips(videos)[3]["pixel_values_videos"])
+    assert not torch.equal(plain, changed)
+    again = clips(videos, jitter_strength=1.0)[3]["pixel_values_videos"]
+    assert torch.equal(changed, again)
+
+
+def test_one_kind_of_crop(videos):
+    with pytest.raises(ValueError, match="resize_factor is 1.15 and crop_scale"):
+        clips(videos, resize_factor=1.15, crop_scale=(0.3, 1.0))
+
+
 @pytest.mark.parametrize(
-    "options", [{"num_frames": 0}, {"frame_stride": 0}, {"image_size": 0}, {"resize_factor": 0.5}]
+    "options",
+    [
+        {"num_frames": 0},
+        {"frame_stride": 0},
+        {"image_size": 0},
+        {"resize_factor": 0.5},
+        {"crop_scale": (0.0, 1.0)},
+        {"crop_scale": (0.3,)},
+        {"jitter_strength": -1.0},
+    ],
 )
 def test_wrong_options(videos, options):
     with pytest.raises(ValueError, match=next(iter(options))):

@@ -1,7 +1,17 @@
+import colorsys
+
 import pytest
 import torch
 
-from layerlock_hf.data import center_crop, generator_for, random_crop, random_flip
+from layerlock_hf.data import (
+    center_crop,
+    color_jitter,
+    generator_for,
+    random_crop,
+    random_flip,
+    random_resized_crop,
+    transforms,
+)
 
 
 def noise(*shape):
@@ -57,6 +67,149 @@ def test_flip_happens_half_of_the_time():
         assert torch.equal(result, frames) or torch.equal(result, frames.flip(-1))
         flipped += not torch.equal(result, frames)
     assert 150 < flipped < 250
+
+
+def box_of(crop):
+    """Top, left, bottom and right of what a crop of `coordinates` shows."""
+    rows, columns = crop[0].float()
+    return rows[0, 0], columns[0, 0], rows[-1, -1], columns[-1, -1]
+
+
+def coordinates(height, width):
+    """A frame that holds the row and the column of each of its pixels."""
+    rows, columns = torch.arange(height).view(-1, 1), torch.arange(width).view(1, -1)
+    return torch.stack([rows.expand(height, width), columns.expand(height, width)])[None].to(torch.uint8)
+
+
+@pytest.mark.parametrize("height, width", [(16, 640), (640, 16), (50, 66), (1, 1), (300, 200), (2, 3)])
+def test_resized_crops_of_any_size(height, width):
+    frames = noise(1, 3, height, width).expand(4, -1, -1, -1)
+    crop = random_resized_crop(frames, 32, generator_for("test"))
+    assert crop.shape == (4, 3, 32, 32)
+    assert crop.dtype == torch.uint8
+    assert torch.equal(crop, crop[:1].expand_as(crop))
+
+
+def test_resized_crops_have_the_areas_and_shapes_asked_for():
+    generator = generator_for("test")
+    boxes = [box_of(random_resized_crop(coordinates(120, 160), 120, generator)) for _ in range(1000)]
+    top, left, bottom, right = torch.tensor(boxes).unbind(dim=1)
+    height, width = bottom - top + 1, right - left + 1
+    areas, shapes = height * width / (120 * 160), width / height
+    assert areas.min() > 0.28 and areas.max() < 1.02
+    assert shapes.min() > 0.72 and shapes.max() < 1.4
+    # Where 0.75 * shape is the largest area that fits: (E[0.75^2 shape^2] - 0.3^2) / (2 E[0.75 shape] - 2 * 0.3)
+    assert areas.mean() == pytest.approx(0.55, abs=0.02)
+    assert torch.stack([top, left]).min() == 0
+    assert bottom.max() == 119 and right.max() == 159
+    centre = (left + right).mean() / 2
+    assert centre == pytest.approx(79.5, abs=2)
+
+
+@pytest.mark.parametrize(
+    "height, width, box", [(16, 160, (0, 69, 15, 90)), (160, 15, (70, 0, 89, 14)), (40, 44, (0, 0, 39, 43))]
+)
+def test_the_largest_central_window_where_no_other_fits(height, width, box):
+    crop = random_resized_crop(coordinates(height, width), 320, generator_for("test"), scale=(1.0, 1.0))
+    assert box_of(crop) == box
+
+
+def test_resized_crop_without_resizing_is_a_window_of_the_source():
+    frames = noise(1, 1, 20, 20)
+    crop = random_resized_crop(frames, 10, generator_for("test"), scale=(0.25, 0.25), aspect_ratio=(1.0, 1.0))
+    windows = frames.unfold(2, 10, 1).unfold(3, 10, 1).reshape(-1, 100)
+    assert (windows == crop.reshape(1, 100)).all(dim=1).any()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"scale": (0.0, 1.0)}, {"scale": (0.8, 0.3)}, {"scale": (0.3, 1.1)}, {"scale": (0.3,)}, {"aspect_ratio": (2, 1)}],
+    ids=repr,
+)
+def test_wrong_bounds_of_resized_crops(options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        random_resized_crop(noise(1, 3, 8, 8), 4, **options)
+
+
+def only(monkeypatch, **limits):
+    """Leave of the jitter the changes of these largest sizes."""
+    for name in ("MAX_BRIGHTNESS", "MAX_CONTRAST", "MAX_SATURATION", "MAX_HUE"):
+        monkeypatch.setattr(transforms, name, limits.get(name, 0.0))
+
+
+def test_jitter_is_one_map_for_the_whole_clip():
+    frames = noise(1, 3, 16, 16).expand(5, -1, -1, -1)
+    changed = color_jitter(frames, 1.0, generator_for("test"))
+    assert changed.dtype == torch.uint8
+    assert changed.shape == frames.shape
+    assert torch.equal(changed, changed[:1].expand_as(changed))
+    assert torch.equal(changed, color_jitter(frames, 1.0, generator_for("test")))
+    assert not torch.equal(changed, color_jitter(frames, 1.0, generator_for("other")))
+    assert torch.equal(color_jitter(frames, 0.0), frames)
+
+
+def test_greys_stay_grey():
+    frames = noise(3, 1, 8, 8).expand(-1, 3, -1, -1)
+    for index in range(20):
+        red, green, blue = color_jitter(frames, 1.0, generator_for(index)).int().unbind(dim=1)
+        assert max((red - green).abs().max(), (red - blue).abs().max()) <= 1
+
+
+def test_brightness_shifts(monkeypatch):
+    only(monkeypatch, MAX_BRIGHTNESS=0.125)
+    frames = 64 + noise(2, 3, 8, 8) // 2
+    shifts = []
+    for index in range(300):
+        difference = color_jitter(frames, 1.0, generator_for(index)).int() - frames.int()
+        assert difference.min() == difference.max()
+        shifts.append(int(difference.min()))
+    assert -32 <= min(shifts) < -28 and 28 < max(shifts) <= 32
+    assert abs(sum(shifts) / 300) < 4
+
+
+def test_contrast_scales_about_the_brightness_of_the_clip(monkeypatch):
+    only(monkeypatch, MAX_CONTRAST=0.4)
+    frames = 96 + noise(2, 1, 64, 64).expand(-1, 3, -1, -1) // 4
+    factors = []
+    for index in range(300):
+        changed = color_jitter(frames, 1.0, generator_for(index)).float()
+        assert changed.mean() == pytest.approx(float(frames.float().mean()), abs=0.5)
+        factors.append(float(changed.std() / frames.float().std()))
+    assert 0.59 < min(factors) < 0.65 and 1.35 < max(factors) < 1.41
+
+
+def test_saturation_keeps_brightness(monkeypatch):
+    only(monkeypatch, MAX_SATURATION=0.4)
+    frames = 96 + noise(2, 3, 64, 64) // 4
+    brightness = frames.float().movedim(1, -1) @ transforms.LUMA
+    factors = []
+    for index in range(100):
+        changed = color_jitter(frames, 1.0, generator_for(index)).float()
+        assert (changed.movedim(1, -1) @ transforms.LUMA - brightness).abs().max() <= 0.6
+        factors.append(float((changed[:, 0] - changed[:, 1]).std() / (frames[:, 0].float() - frames[:, 1]).std()))
+    assert 0.59 < min(factors) < 0.65 and 1.35 < max(factors) < 1.41
+
+
+def test_hue_turns(monkeypatch):
+    only(monkeypatch, MAX_HUE=0.2)
+    frames = torch.tensor([160, 100, 100], dtype=torch.uint8).view(1, 3, 1, 1)
+    hues = []
+    for index in range(300):
+        color = color_jitter(frames, 1.0, generator_for(index)).flatten()
+        assert abs(int(color.sum()) - 360) <= 2
+        hues.append((colorsys.rgb_to_hsv(*(color / 255).tolist())[0] + 0.5) % 1 - 0.5)
+    assert -0.21 < min(hues) < -0.18 and 0.18 < max(hues) < 0.21
+
+
+def test_a_third_of_a_turn_makes_red_green():
+    third = transforms._hue_rotation(2 * torch.pi / 3)
+    assert torch.allclose(third @ torch.tensor([1.0, 0.0, 0.0]), torch.tensor([0.0, 1.0, 0.0]), atol=1e-6)
+
+
+@pytest.mark.parametrize("strength", [-0.1, 2.6, float("nan")])
+def test_wrong_strength(strength):
+    with pytest.raises(ValueError, match="jitter_strength"):
+        color_jitter(noise(1, 3, 8, 8), strength)
 
 
 @pytest.mark.parametrize("crop", [random_crop, center_crop])

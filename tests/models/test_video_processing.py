@@ -1,0 +1,379 @@
+import functools
+import http.server
+import logging
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import av
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import VideoClassificationPipeline
+from transformers.modeling_outputs import ImageClassifierOutput
+from transformers.models.auto.video_processing_auto import AutoVideoProcessor
+
+import layerlock_hf.models
+from layerlock_hf import LayerLockVideoProcessor
+from layerlock_hf.data import read_clip
+from layerlock_hf.data.procedural import write_procedural_dataset
+from layerlock_hf.models import LayerLockViTModel, LayerLockViTPreTrainedModel, video_reading
+
+
+SHARED = Path(__file__).parents[2].parent / "shared" / "data"
+NUM_FRAMES = 20
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    """Two procedural videos of 20 frames of 48 x 48 pixels, and one second of sound."""
+    folder = tmp_path_factory.mktemp("videos")
+    write_procedural_dataset(folder, 2, seed=0, num_frames=NUM_FRAMES, image_size=48)
+    with av.open(str(folder / "sound.wav"), "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=8000, layout="mono")
+        sound = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.int16), format="s16", layout="mono")
+        sound.sample_rate = 8000
+        container.mux(stream.encode(sound))
+        container.mux(stream.encode(None))
+    return folder
+
+
+@pytest.fixture
+def paths(folder):
+    return [str(path) for path in sorted((folder / "videos").glob("*.mp4"))]
+
+
+@pytest.fixture
+def without_torchcodec(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchcodec.decoders", None)
+    video_reading._torchcodec_decoder.cache_clear()
+    yield
+    video_reading._torchcodec_decoder.cache_clear()
+
+
+@pytest.fixture
+def processor(tiny_config):
+    return LayerLockVideoProcessor.from_config(tiny_config)
+
+
+def pixels(*shape):
+    return torch.randint(256, shape, dtype=torch.uint8)
+
+
+def torchcodec_decoder(path, **settings):
+    return pytest.importorskip("torchcodec.decoders", exc_type=(ImportError, RuntimeError)).VideoDecoder(
+        path, **settings
+    )
+
+
+@pytest.mark.parametrize("height, width", [(48, 64), (90, 40), (33, 57), (10, 13), (16, 40)])
+def test_pixels_are_those_of_interpolate_on_uint8(processor, height, width):
+    video = pixels(4, 3, height, width)
+    side = min(height, width)
+    size = (16 * height // side, 16 * width // side)
+    expected = F.interpolate(video, size=size, mode="bilinear", antialias=True)
+    top, left = round((size[0] - 16) / 2), round((size[1] - 16) / 2)
+    expected = expected[..., top : top + 16, left : left + 16]
+    clip = processor(video).pixel_values_videos[0]
+    assert (clip * 255 - expected).abs().max() < 1e-4
+    assert torch.equal((clip * 255).round().to(torch.uint8), expected)
+    assert torch.equal(clip, expected.float() / 255)
+
+
+def test_every_form_of_frames_gives_the_same_clip(processor):
+    video = pixels(4, 3, 20, 24)
+    channels_last = video.permute(0, 2, 3, 1)
+    expected = processor(video).pixel_values_videos
+    assert expected.shape == (1, 4, 3, 16, 16)
+    assert expected.dtype == torch.float32
+    assert 0 <= expected.min() and expected.max() <= 1
+    read_only = channels_last.numpy().copy()
+    read_only.flags.writeable = False
+    reversed_twice = np.ascontiguousarray(read_only[::-1])[::-1]
+    for same in (
+        channels_last,
+        video.numpy(),
+        read_only,
+        reversed_twice,
+        list(video),
+        list(channels_last),
+        tuple(channels_last.numpy()),
+        list(read_only),
+        [np.ascontiguousarray(frame[:, ::-1])[:, ::-1] for frame in read_only],
+        [PIL.Image.fromarray(frame.numpy()) for frame in channels_last],
+        [video],
+        [channels_last.numpy()],
+        [[PIL.Image.fromarray(frame.numpy()) for frame in channels_last]],
+        video[None],
+        channels_last.numpy()[None],
+    ):
+        assert torch.equal(processor(same).pixel_values_videos, expected)
+
+
+def test_a_batch_may_mix_sizes_and_forms(processor, paths):
+    videos = [pixels(4, 3, 20, 24), pixels(4, 40, 30, 3).numpy(), list(pixels(4, 3, 16, 16)), paths[0]]
+    batch = processor(videos).pixel_values_videos
+    assert batch.shape == (4, 4, 3, 16, 16)
+    for clip, video in zip(batch, videos, strict=True):
+        assert torch.equal(processor(video).pixel_values_videos[0], clip)
+    assert processor(pixels(2, 4, 3, 20, 20)).pixel_values_videos.shape == (2, 4, 3, 16, 16)
+    assert isinstance(processor(videos, return_tensors="np").pixel_values_videos, np.ndarray)
+
+
+def test_grey_frames_become_rgb(processor):
+    grey = pixels(4, 1, 20, 24)
+    assert torch.equal(
+        processor(grey)["pixel_values_videos"], processor(grey.expand(-1, 3, -1, -1)).pixel_values_videos
+    )
+    images = [PIL.Image.fromarray(frame[0].numpy()) for frame in grey]
+    assert torch.equal(processor(images).pixel_values_videos, processor(grey).pixel_values_videos)
+
+
+def test_floats_and_normalisation(processor):
+    video = pixels(4, 3, 16, 16)
+    clip = processor(video).pixel_values_videos
+    assert torch.equal(processor(video / 255, do_rescale=False).pixel_values_videos, clip)
+    assert processor(torch.rand(4, 3, 20, 20).half(), do_rescale=False).pixel_values_videos.dtype == torch.float32
+    mean, std = [0.5, 0.4, 0.3], [0.1, 0.2, 0.3]
+    expected = (clip - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+    normalized = processor(video, do_normalize=True, image_mean=mean, image_std=std).pixel_values_videos
+    assert torch.equal(normalized, expected)
+    assert processor.do_normalize is False
+
+
+def test_files_are_sampled_in_the_middle(processor, paths):
+    frames = read_clip(paths[0], lambda available: list(range(available))).frames
+    # Four frames with stride 2 span 7 of the 20
+    assert processor.sample_frames(NUM_FRAMES) == [6, 8, 10, 12]
+    clip = processor(paths[0]).pixel_values_videos
+    assert torch.equal(clip, processor(frames[[6, 8, 10, 12]]).pixel_values_videos)
+    assert torch.equal(processor(Path(paths[0])).pixel_values_videos, clip)
+    assert torch.equal(processor(Path(paths[0]).read_bytes()).pixel_values_videos, clip)
+    assert torch.equal(processor(frames, do_sample_frames=True).pixel_values_videos, clip)
+    assert torch.equal(processor(list(frames), num_frames=4).pixel_values_videos, clip)
+    assert processor(paths, num_frames=8, frame_stride=1).pixel_values_videos.shape == (2, 8, 3, 16, 16)
+    assert processor(paths, do_sample_frames=False).pixel_values_videos.shape == (2, NUM_FRAMES, 3, 16, 16)
+
+
+@pytest.mark.parametrize("order", ["NCHW", "NHWC"])
+def test_decoders_are_read_as_files_are(processor, paths, order):
+    decoders = [torchcodec_decoder(path, dimension_order=order) for path in paths]
+    assert torch.equal(processor(decoders).pixel_values_videos, processor(paths).pixel_values_videos)
+    assert torch.equal(processor(decoders[0]).pixel_values_videos, processor(paths[:1]).pixel_values_videos)
+
+
+def test_short_videos_repeat_their_last_frame(processor, paths):
+    clip = processor(paths[0], num_frames=16, frame_stride=2).pixel_values_videos[0]
+    assert len(clip) == 16
+    frames = read_clip(paths[0], lambda available: list(range(0, available, 2))).frames
+    assert torch.equal(clip[:10], processor(frames).pixel_values_videos[0])
+    assert all(torch.equal(frame, clip[9]) for frame in clip[10:])
+
+
+def test_pyav_takes_over_with_the_same_frames(processor, paths, without_torchcodec, caplog):
+    with caplog.at_level(logging.WARNING):
+        clips = processor(paths).pixel_values_videos
+    assert len(caplog.records) == 1
+    assert "PyAV" in caplog.text
+    expected = [read_clip(path, processor.sample_frames).frames for path in paths]
+    assert torch.equal(clips, processor(expected).pixel_values_videos)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "odd/rotation_90__video_90.mov",
+        "odd/vp9_odd_161x121__bear-vp9-odd-dimensions.webm",
+        "unlabelled/dlc_mouse_yuv444.mp4",
+    ],
+)
+def test_both_decoders_read_odd_files_as_the_data_does(name):
+    path = SHARED / name
+    if not path.is_file():
+        pytest.skip(f"{path} is absent")
+
+    def choose(num_frames):
+        return list(range(num_frames // 2, num_frames))[:4]
+
+    frames = video_reading.read_file(str(path), choose)
+    assert torch.equal(frames, video_reading._read_pyav(str(path), "", choose))
+    assert torch.equal(frames, read_clip(str(path), choose).frames)
+
+
+def test_damaged_files_give_what_decodes(processor, tmp_path, caplog):
+    write_procedural_dataset(tmp_path, 1, seed=0, num_frames=60, image_size=48)
+    path = next((tmp_path / "videos").glob("*.mp4"))
+    whole = path.read_bytes()
+    start = whole.index(b"mdat") + 4
+    half = (int.from_bytes(whole[start - 8 : start - 4], "big") - 8) // 2
+    path.write_bytes(whole[: start + half] + bytes(half) + whole[start + 2 * half :])
+    clip = read_clip(str(path), lambda available: list(range(available)))
+    assert 10 < clip.num_frames < 60
+    with caplog.at_level(logging.WARNING):
+        frames = processor(str(path), do_sample_frames=False).pixel_values_videos
+    assert torch.equal(frames, processor(clip.frames).pixel_values_videos)
+    assert f"only {clip.num_frames} of 60 frames decode" in caplog.text
+    assert processor(str(path)).pixel_values_videos.shape == (1, 4, 3, 16, 16)
+
+
+def test_urls_are_downloaded(processor, folder, paths):
+    handler = functools.partial(QuietHandler, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        try:
+            clip = processor(f"{address}/videos/{Path(paths[0]).name}").pixel_values_videos
+            with pytest.raises(ValueError, match="video 0.*missing.mp4.*404"):
+                processor(f"{address}/missing.mp4")
+        finally:
+            server.shutdown()
+    assert torch.equal(clip, processor(paths[0]).pixel_values_videos)
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+
+@pytest.mark.parametrize(
+    "videos, message",
+    [
+        ([], "videos is empty"),
+        (torch.zeros(0, 4, 3, 16, 16, dtype=torch.uint8), "videos is empty"),
+        ([[]], "video 0: expected a list of frames"),
+        (torch.zeros(0, 3, 16, 16, dtype=torch.uint8), "no frames"),
+        (torch.zeros(3, 16, 16, dtype=torch.uint8), "video 0: Tensor of shape.*is no video"),
+        (np.zeros((1, 1, 4, 3, 16, 16), np.uint8), "ndarray of shape.*is no video"),
+        (7, "video 0: int is no video"),
+        ([torch.zeros(4, 3, 16, 16, dtype=torch.uint8), None], "video 1: NoneType is no video"),
+        (torch.zeros(4, 2, 16, 16, dtype=torch.uint8), "neither 1 nor 3 channels"),
+        (torch.zeros(4, 3, 16, 3, dtype=torch.uint8), "pass input_data_format"),
+        (torch.zeros(4, 3, 16, 16, dtype=torch.int64), "frames are torch.int64; give uint8"),
+        (torch.zeros(4, 3, 16, 16, dtype=torch.bool), "frames are torch.bool"),
+        (torch.zeros(4, 3, 16, 16), "frames.*torch.float32; pass do_rescale=False"),
+        ([torch.zeros(3, 16, 16), torch.zeros(3, 16, 17)], "the frames differ in shape"),
+        (
+            [torch.zeros(4, 3, 16, 16, dtype=torch.uint8), torch.zeros(5, 3, 16, 16, dtype=torch.uint8)],
+            "make no batch",
+        ),
+        ("missing.mp4", "video 0: missing.mp4: no such file"),
+        (["a:b.mp4"], "no such file"),
+        (b"", "video 0: 0 bytes"),
+        (b"no video" * 100, "video 0: 800 bytes"),
+    ],
+)
+def test_what_is_no_video_is_named(processor, videos, message):
+    with pytest.raises(ValueError, match=message):
+        processor(videos)
+
+
+def test_sound_is_no_video(processor, folder, paths, without_torchcodec):
+    with pytest.raises(ValueError, match="video 1: .*sound.wav: no video stream"):
+        processor([paths[0], str(folder / "sound.wav")])
+
+
+def test_sound_is_no_video_for_torchcodec_either(processor, folder):
+    with pytest.raises(ValueError, match="sound.wav: no video stream"):
+        processor(str(folder / "sound.wav"))
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"num_frames": 0}, "num_frames is 0"),
+        ({"num_frames": None}, "num_frames is None"),
+        ({"frame_stride": -1}, "frame_stride is -1"),
+        ({"frame_stride": 1.5}, "frame_stride is 1.5"),
+        ({"size": 0}, "size is 0"),
+        ({"size": 16.0}, "size is 16.0"),
+        ({"size": [16]}, "size is.*shortest_edge"),
+        ({"size": {"height": 16, "width": 16}}, "size is.*shortest_edge"),
+        ({"crop_size": {"shortest_edge": 16}}, "crop_size is.*height and width"),
+        ({"crop_size": 17}, "crop of 17x17 pixels exceeds the frame of 16x20 pixels"),
+        ({"image_mean": [0.5]}, "image_mean"),
+        ({"image_mean": 0.5}, "image_mean is 0.5"),
+        ({"image_std": (1, 1, 0)}, "image_std is.*above 0"),
+        ({"input_data_format": "last"}, "input_data_format is 'last'; known are channels_first"),
+        ({"fps": 2}, "unknown setting.*fps; known are num_frames"),
+        ({"num_frames": 2, "do_sample_frames": False}, "do_sample_frames=False forbids"),
+    ],
+)
+def test_impossible_settings_are_named(processor, settings, message):
+    with pytest.raises(ValueError, match=message):
+        processor(pixels(4, 3, 16, 20), **settings)
+
+
+def test_input_data_format_settles_ambiguity(processor):
+    video = pixels(4, 3, 16, 3)
+    clip = processor(video, input_data_format="channels_last", size=16).pixel_values_videos
+    assert torch.equal(clip, processor(video.permute(0, 3, 1, 2).contiguous()).pixel_values_videos)
+
+
+def test_round_trip(processor, tiny_config, tmp_path, paths):
+    changed = LayerLockVideoProcessor.from_config(
+        tiny_config, size=18, frame_stride=3, do_normalize=True, image_std=(1.0, 2.0, 3.0)
+    )
+    changed.save_pretrained(tmp_path)
+    for cls in (LayerLockVideoProcessor, AutoVideoProcessor):
+        loaded = cls.from_pretrained(tmp_path)
+        assert type(loaded) is LayerLockVideoProcessor
+        assert loaded.to_dict() == changed.to_dict()
+        assert torch.equal(loaded(paths).pixel_values_videos, changed(paths).pixel_values_videos)
+        assert cls.from_pretrained(tmp_path, num_frames=8).num_frames == 8
+    assert loaded.to_dict() | processor.to_dict() == processor.to_dict()
+
+
+def test_auto_class_knows_the_processor_of_a_config(tiny_config, processor, tmp_path):
+    tiny_config.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    file = tmp_path / "video_preprocessor_config.json"
+    file.write_text(file.read_text().replace('"video_processor_type"', '"processor_class"'))
+    assert isinstance(AutoVideoProcessor.from_pretrained(tmp_path), LayerLockVideoProcessor)
+
+
+def test_clips_fit_the_model(tiny_config, processor, paths):
+    model = LayerLockViTModel(tiny_config).eval()
+    assert model(**processor(paths)).last_hidden_state.shape == (2, 32, 32)
+
+
+class Classifier(LayerLockViTPreTrainedModel):
+    def __init__(self, config):
+        super().__init__(config)
+        self.encoder, self.head = LayerLockViTModel(config), torch.nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    def forward(self, pixel_values_videos):
+        return ImageClassifierOutput(logits=self.head(self.encoder(pixel_values_videos).last_hidden_state.mean(dim=1)))
+
+
+def test_pipeline_classifies_files(tiny_config, processor, paths):
+    tiny_config.num_labels = 3
+    model = Classifier(tiny_config).eval()
+    pipeline = VideoClassificationPipeline(model=model, video_processor=processor, device="cpu")
+    with torch.no_grad():
+        expected = model(**processor(paths[0])).logits[0].softmax(-1).sort(descending=True).values
+    assert torch.allclose(torch.tensor([row["score"] for row in pipeline(paths[0])]), expected, atol=1e-6)
+    assert len(pipeline(paths, num_frames=8)) == 2
+
+
+@pytest.mark.slow
+def test_works_as_remote_code_without_the_package(processor, paths, tmp_path, monkeypatch):
+    monkeypatch.setattr(LayerLockVideoProcessor, "_auto_class", None)
+    LayerLockVideoProcessor.register_for_auto_class()
+    processor.save_pretrained(tmp_path)
+    models = Path(layerlock_hf.models.__file__).parent
+    for name in ("video_processing_layerlock.py", "video_reading.py"):
+        assert (tmp_path / name).read_text() == (models / name).read_text()
+    program = f"""
+import sys, torch
+from transformers.models.auto.video_processing_auto import AutoVideoProcessor
+processor = AutoVideoProcessor.from_pretrained({str(tmp_path)!r}, trust_remote_code=True)
+assert "layerlock_hf" not in sys.modules and "torchvision" not in sys.modules
+torch.save(processor({paths!r}).pixel_values_videos, {str(tmp_path / "clips.pt")!r})
+"""
+    environment = {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "PATH": ""}
+    subprocess.run([sys.executable, "-I", "-c", program], cwd=tmp_path, env=environment, check=True)
+    assert torch.equal(torch.load(tmp_path / "clips.pt"), processor(paths).pixel_values_videos)
