@@ -37,6 +37,7 @@ from layerlock_hf.training import (
     LayerLockTrainingArguments,
     StageArguments,
     load_recipe,
+    load_teacher,
 )
 from layerlock_hf.training.run_file import target_label
 
@@ -46,7 +47,7 @@ STAGES, METRICS, BAD_VIDEOS = REPORTS = ("stages.json", "metrics.jsonl", "bad_vi
 
 @dataclass
 class DataArguments:
-    """Where the clips come from and how they are cut."""
+    """Where clips, and the latents to predict, come from, and how the clips are cut."""
 
     train_data: str = field(metadata={"help": "Folder of videos, CSV/JSONL list, parquet, or a `datasets` Hub id."})
     train_split: str = field(default="train", metadata={"help": "Split of a `datasets` source."})
@@ -60,6 +61,9 @@ class DataArguments:
         metadata={"help": "Instead: bounds of the area of a crop of random shape, as fractions of the frame: 0.3 1."},
     )
     jitter_strength: float = field(default=0.0, metadata={"help": "Strength of the changes of colour (0: none)."})
+    teacher: str | None = field(
+        default=None, metadata={"help": "Folder or Hub id of a video model whose latents are predicted (SALT)."}
+    )
     max_bad_fraction: float = field(default=0.5, metadata={"help": "Stop when more of the videos are unreadable."})
     rehearse: bool = field(default=False, metadata={"help": "Run one step of every stage, print its cost, exit."})
 
@@ -180,10 +184,17 @@ def build(arguments: list[str]):
     model_args, stage_args, data_args, mask_args, training_args = parse(arguments)
     overrides = {name: value for name, value in vars(model_args).items() if value is not None and name != "preset"}
     config = LayerLockViTConfig.from_preset(model_args.preset, **overrides)
-    stages = stage_args.build(config)
+    teacher, teacher_depth, teacher_width = (None, None, None)
+    if data_args.teacher is not None:
+        teacher, teacher_depth, teacher_width = load_teacher(data_args.teacher)
+        config.teacher_hidden_size = teacher_width
+    stages = stage_args.build(config, teacher_depth)
     masks = mask_args.build()
-    if len(masks(config.grid_size, [0], training_args.seed)) > 1:
-        raise ValueError("mask_blocks has several types of mask, but the model predicts from one; give one entry")
+    num_mask_types = len(masks(config.grid_size, [0], training_args.seed))
+    if config.decoder == "predictor" and num_mask_types != config.num_mask_tokens:
+        raise ValueError(
+            f"num_mask_tokens={config.num_mask_tokens}, but mask_blocks has {num_mask_types} types of mask"
+        )
 
     output = Path(training_args.output_dir)
     checkpoint = training_args.resume_from_checkpoint
@@ -226,7 +237,7 @@ def build(arguments: list[str]):
     model = LayerLockViTForPretraining(config)
     rows = describe_stages(model, stages)
     trainer = LayerLockTrainer(
-        model, training_args, stages, clips, collator, callbacks=[Reports(output, rows, bad_videos)]
+        model, training_args, stages, clips, collator, [Reports(output, rows, bad_videos)], teacher
     )
     if training_args.process_index == 0:
         parts = ", ".join(f"{name} {count / 1e6:.2f}M" for name, count in model.parameter_breakdown().items() if count)

@@ -28,8 +28,8 @@ class LayerLockViTForPretrainingOutput(ModelOutput):
         loss: weighted sum of the losses, ().
         losses: one () per objective, unweighted, averaged over the types of mask.
         target_variances: one () per objective: what its loss gives for a constant prediction, the mean of every
-            channel in this batch; with `"l2"` the variance of the target. Such a prediction scores 1 - loss / variance = 0;
-            a variance that falls means collapse.
+            channel in this batch; with `"l2"` the variance of the target. Such a prediction explains
+            1 - loss / variance = 0; a variance that falls means collapse.
         predictions: one (B, M, D or P) per type of mask and objective.
     """
 

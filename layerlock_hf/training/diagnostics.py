@@ -17,6 +17,8 @@ def feature_statistics(features: torch.Tensor) -> dict[str, torch.Tensor]:
     features = features.float()
     content = (features - features.mean(dim=0, keepdim=True)).flatten(0, 1)
     content = content[:: -(-content.shape[0] // MAX_ROWS)]
+    if not content.isfinite().all():  # the loss will say so; a decomposition would only fail
+        return {"feature_std": content.std(), "effective_rank": content.std()}
     singular_values = torch.linalg.svdvals(content)
     shares = singular_values / singular_values.sum().clamp_min(torch.finfo(torch.float32).tiny)
     entropy = torch.special.entr(shares).sum()

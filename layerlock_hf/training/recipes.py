@@ -18,6 +18,23 @@ from .stages import (
 )
 
 
+# Arguments of `FreezeSchedule` and of `locked`, and the settings that give them
+SCHEDULE_SETTINGS = {
+    "start": "freeze_start",
+    "interval": "freeze_interval",
+    "layers_per_freeze": "layers_per_freeze",
+    "num_freezes": "num_freezes",
+    "max_frozen": "max_frozen",
+    "target_layers": "target_layers",
+}
+LOCKED_SETTINGS = {
+    "predict_latents": "predict_latents",
+    "patch_fraction": "latent_patch_fraction",
+    "keep_targets": "keep_targets",
+}
+LOCKING_SETTINGS = {*SCHEDULE_SETTINGS.values(), *LOCKED_SETTINGS.values()}
+
+
 @dataclass
 class StageArguments:
     """What is predicted, and when which layers freeze. Without `freeze_start` nothing is ever frozen."""
@@ -68,28 +85,24 @@ class StageArguments:
         """
         if self.method not in METHODS:
             raise ValueError(f"method: unknown {self.method!r}; known are {', '.join(METHODS)}")
+        for name in ("pixel_patch_fraction", "latent_patch_fraction"):
+            fraction = getattr(self, name)
+            if fraction is not None and not 0 < fraction <= 1:
+                raise ValueError(f"{name} must lie in (0, 1], got {fraction}")
         settings = Settings(self)
         stages = METHODS[self.method](config, settings, teacher_depth or config.num_hidden_layers)
         if self.freeze_start is not None:
             stages = self._lock(stages, settings, config)
         for name in settings.unread():
-            because = f"the method {self.method} does not read it"
-            if self.freeze_start is None:
-                because += " and freeze_start is not: without it nothing is ever frozen"
-            raise ValueError(f"{name} is set but {because}")
+            if self.freeze_start is None and name in LOCKING_SETTINGS:
+                raise ValueError(f"{name} is set but freeze_start is not: without it nothing is ever frozen")
+            raise ValueError(f"{name} is set but the method {self.method} does not read it")
         return stages
 
     def _lock(self, base: list[Stage], settings: "Settings", config: LayerLockViTConfig) -> list[Stage]:
         if self.freeze_interval is None and self.num_freezes != 1:
             raise ValueError("freeze_start is set but freeze_interval is not")
-        given = settings.given(
-            start="freeze_start",
-            interval="freeze_interval",
-            layers_per_freeze="layers_per_freeze",
-            num_freezes="num_freezes",
-            max_frozen="max_frozen",
-            target_layers="target_layers",
-        )
+        given = settings.given(**SCHEDULE_SETTINGS)
         if "target_layers" in given:
             given["target_layers"] = tuple(given["target_layers"])
         schedule = FreezeSchedule(**{"interval": 1} | given)
@@ -99,10 +112,7 @@ class StageArguments:
                     f"the freezing at step {step} brings {num_frozen} frozen layers, but the ViT has "
                     f"{config.num_hidden_layers}: lower num_freezes or layers_per_freeze, or set max_frozen"
                 )
-        given = settings.given(
-            predict_latents="predict_latents", patch_fraction="latent_patch_fraction", keep_targets="keep_targets"
-        )
-        return locked(base, schedule, **given)
+        return locked(base, schedule, **settings.given(**LOCKED_SETTINGS))
 
 
 class Settings:

@@ -280,7 +280,7 @@ class LayerLockTrainer(Trainer):
         self._diagnosed_step = self.state.global_step
         model = self._core()
         depths = {source: model.decoders[str(source)].context_depth for source in self.stage.sources}
-        with self.compute_loss_context_manager():
+        with self.accelerator.autocast():
             taps = model.encoder.tap(video, list(depths.values()))
         for source, features in zip(depths, taps, strict=True):
             prefix = f"depth_{source}/" if len(depths) > 1 else ""
@@ -364,6 +364,7 @@ class LayerLockTrainer(Trainer):
         """
         stages, self.stages = self.stages, [replace(stage, start=n) for n, stage in enumerate(self.stages)]
         self.args.max_steps, self.args.gradient_accumulation_steps = len(stages), 1
+        self.args.diagnostics_steps = 0
         stopwatch = StopwatchCallback()
         self.callback_handler.callbacks = [StageCallback(self), stopwatch]
         self.train()

@@ -219,7 +219,7 @@ def test_a_finished_run_is_not_trained_further(tiny_config, tmp_path, caplog, ma
     before, logs = weights(trainer.model), trainer.state.log_history
     resumed = make_trainer(tiny_config, tmp_path, max_steps=max_steps)
     with torch.no_grad():
-        resumed.model.heads["latents"].weight.add_(1)
+        resumed.model.decoders["6"].heads["latents"].weight.add_(1)
     caplog.clear()
     assert resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-10")).global_step == 10
     assert f"nothing is left to train: step 10 of max_steps={max_steps} is done" in caplog.text
