@@ -3,16 +3,26 @@
 Importing the package registers the models with the Auto classes of Transformers.
 """
 
-from transformers import AutoConfig, AutoModel, AutoModelForPreTraining
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForDepthEstimation,
+    AutoModelForPreTraining,
+    AutoModelForVideoClassification,
+)
 
 from .models import (
     Latents,
     LayerLockViTConfig,
+    LayerLockViTForDepthEstimation,
     LayerLockViTForPretraining,
+    LayerLockViTForVideoClassification,
     LayerLockViTModel,
     Objective,
     Pixels,
     Stage,
+    post_process_depth_estimation,
+    readout_depth_from_fraction,
 )
 
 
@@ -21,13 +31,19 @@ __version__ = "0.1.0.dev0"
 AutoConfig.register(LayerLockViTConfig.model_type, LayerLockViTConfig, exist_ok=True)
 AutoModel.register(LayerLockViTConfig, LayerLockViTModel, exist_ok=True)
 AutoModelForPreTraining.register(LayerLockViTConfig, LayerLockViTForPretraining, exist_ok=True)
+AutoModelForVideoClassification.register(LayerLockViTConfig, LayerLockViTForVideoClassification, exist_ok=True)
+AutoModelForDepthEstimation.register(LayerLockViTConfig, LayerLockViTForDepthEstimation, exist_ok=True)
 
 __all__ = [
     "Latents",
     "LayerLockViTConfig",
+    "LayerLockViTForDepthEstimation",
     "LayerLockViTForPretraining",
+    "LayerLockViTForVideoClassification",
     "LayerLockViTModel",
     "Objective",
     "Pixels",
     "Stage",
+    "post_process_depth_estimation",
+    "readout_depth_from_fraction",
 ]

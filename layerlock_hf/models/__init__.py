@@ -1,14 +1,23 @@
-from .configuration_layerlock import PRESETS, LayerLockViTConfig
+from .configuration_layerlock import PRESETS, LayerLockViTConfig, readout_depth_from_fraction
 from .modeling_layerlock import LayerLockViTModel, LayerLockViTPreTrainedModel, patchify, unpatchify
 from .modeling_layerlock_pretraining import LayerLockViTForPretraining, LayerLockViTForPretrainingOutput
+from .modeling_layerlock_readout import (
+    AttentionReadout,
+    LayerLockViTForDepthEstimation,
+    LayerLockViTForVideoClassification,
+    post_process_depth_estimation,
+)
 from .objectives import Latents, Objective, Pixels, Stage
 
 
 __all__ = [
     "PRESETS",
+    "AttentionReadout",
     "LayerLockViTConfig",
+    "LayerLockViTForDepthEstimation",
     "LayerLockViTForPretraining",
     "LayerLockViTForPretrainingOutput",
+    "LayerLockViTForVideoClassification",
     "LayerLockViTModel",
     "LayerLockViTPreTrainedModel",
     "Latents",
@@ -16,5 +25,7 @@ __all__ = [
     "Pixels",
     "Stage",
     "patchify",
+    "post_process_depth_estimation",
+    "readout_depth_from_fraction",
     "unpatchify",
 ]

@@ -252,8 +252,8 @@ class LayerLockViTModel(LayerLockViTPreTrainedModel):
     [1, 512, 128]
     """
 
-    # What a pretraining checkpoint holds besides the encoder.
-    _keys_to_ignore_on_load_unexpected = [r"^heads\.", r"^decoding_tokens$"]
+    # What a checkpoint with heads or a readout holds besides the encoder.
+    _keys_to_ignore_on_load_unexpected = [r"^heads\.", r"^decoding_tokens$", r"^(classification|depth)_readout\."]
 
     def __init__(self, config: LayerLockViTConfig):
         super().__init__(config)
