@@ -15,7 +15,7 @@ from .configuration_layerlock import LayerLockViTConfig
 from .modeling_layerlock import LayerLockViTModel, LayerLockViTPreTrainedModel
 
 
-# Labels outside this range, in metres, are holes of the sensor (LayerLock, sec. A.4)
+# Labels outside this range, in metres, are holes of the sensor (LayerLock, sec. A.4.3)
 MIN_DEPTH, MAX_DEPTH = 0.001, 10.0
 
 

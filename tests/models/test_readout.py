@@ -202,6 +202,21 @@ def test_every_part_of_the_readout_learns(config, video, task):
             assert torch.equal(tensor, before[name]) == name.startswith("encoder."), name
 
 
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("positions", ["rope", "learned"])
+def test_bf16_stays_close(config, video, task, positions):
+    config.position_embedding = positions
+    model, labels = TASKS[task][1](config), labels_of(task)
+    loss = model(video, labels=labels).loss.item()
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = model(video, labels=labels).loss
+    model.to(torch.bfloat16)
+    outputs = model(video.bfloat16(), labels=labels)
+    assert prediction(outputs).dtype == torch.bfloat16
+    for other in (mixed, outputs.loss):
+        assert other.dtype == torch.float32 and other.item() == pytest.approx(loss, rel=0.05)
+
+
 @pytest.mark.parametrize("num_frames", [2, 4, 6, 20])
 def test_clips_of_any_length_are_classified(config, num_frames):
     logits = LayerLockViTForVideoClassification(config)(torch.rand(1, num_frames, 3, 16, 24)).logits
