@@ -3,7 +3,13 @@
 Importing the package registers the models with the Auto classes of Transformers.
 """
 
-from transformers import AutoConfig, AutoModel, AutoModelForPreTraining
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForDepthEstimation,
+    AutoModelForPreTraining,
+    AutoModelForVideoClassification,
+)
 
 # The one at the root of Transformers is a placeholder where torchvision is missing
 from transformers.models.auto.video_processing_auto import AutoVideoProcessor
@@ -12,11 +18,15 @@ from .models import (
     Latents,
     LayerLockVideoProcessor,
     LayerLockViTConfig,
+    LayerLockViTForDepthEstimation,
     LayerLockViTForPretraining,
+    LayerLockViTForVideoClassification,
     LayerLockViTModel,
     Objective,
     Pixels,
     Stage,
+    post_process_depth_estimation,
+    readout_depth_from_fraction,
 )
 
 
@@ -26,14 +36,20 @@ AutoConfig.register(LayerLockViTConfig.model_type, LayerLockViTConfig, exist_ok=
 AutoModel.register(LayerLockViTConfig, LayerLockViTModel, exist_ok=True)
 AutoModelForPreTraining.register(LayerLockViTConfig, LayerLockViTForPretraining, exist_ok=True)
 AutoVideoProcessor.register(LayerLockViTConfig, LayerLockVideoProcessor, exist_ok=True)
+AutoModelForVideoClassification.register(LayerLockViTConfig, LayerLockViTForVideoClassification, exist_ok=True)
+AutoModelForDepthEstimation.register(LayerLockViTConfig, LayerLockViTForDepthEstimation, exist_ok=True)
 
 __all__ = [
     "Latents",
     "LayerLockViTConfig",
+    "LayerLockViTForDepthEstimation",
     "LayerLockViTForPretraining",
+    "LayerLockViTForVideoClassification",
     "LayerLockViTModel",
     "LayerLockVideoProcessor",
     "Objective",
     "Pixels",
     "Stage",
+    "post_process_depth_estimation",
+    "readout_depth_from_fraction",
 ]

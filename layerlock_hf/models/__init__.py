@@ -1,15 +1,24 @@
-from .configuration_layerlock import PRESETS, LayerLockViTConfig
+from .configuration_layerlock import PRESETS, LayerLockViTConfig, readout_depth_from_fraction
 from .modeling_layerlock import LayerLockViTModel, LayerLockViTPreTrainedModel, patchify, unpatchify
 from .modeling_layerlock_pretraining import LayerLockViTForPretraining, LayerLockViTForPretrainingOutput
+from .modeling_layerlock_readout import (
+    AttentionReadout,
+    LayerLockViTForDepthEstimation,
+    LayerLockViTForVideoClassification,
+    post_process_depth_estimation,
+)
 from .objectives import Latents, Objective, Pixels, Stage
 from .video_processing_layerlock import LayerLockVideoProcessor
 
 
 __all__ = [
     "PRESETS",
+    "AttentionReadout",
     "LayerLockViTConfig",
+    "LayerLockViTForDepthEstimation",
     "LayerLockViTForPretraining",
     "LayerLockViTForPretrainingOutput",
+    "LayerLockViTForVideoClassification",
     "LayerLockViTModel",
     "LayerLockViTPreTrainedModel",
     "LayerLockVideoProcessor",
@@ -18,5 +27,7 @@ __all__ = [
     "Pixels",
     "Stage",
     "patchify",
+    "post_process_depth_estimation",
+    "readout_depth_from_fraction",
     "unpatchify",
 ]

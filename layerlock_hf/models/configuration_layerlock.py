@@ -41,6 +41,14 @@ class LayerLockViTConfig(PreTrainedConfig):
         num_mask_tokens: mask tokens of a predictor, one per type of mask.
         teacher_hidden_size: width of the latents that are predicted; None: `hidden_size`.
         latent_head_depths: depths whose latents have a head of their own, for ablations that predict several at once.
+        readout_depth: layers that the readouts see the output of, counted from the first; None is the last one.
+            `readout_depth_from_fraction` gives the depth that the original code means by a fraction.
+        readout_num_frames: steps of time that the readouts resize the features to; None is `num_frames`.
+        readout_hidden_size: width of the readouts (LayerLock, Table 11).
+        readout_num_attention_heads: attention heads of the readouts.
+        readout_intermediate_size: hidden width of the readouts' MLP; None is four times their width.
+        decoding_patch_size: frames, rows and columns of the box of pixels that a query of the depth readout predicts.
+        train_encoder: let the encoder learn with a readout. By default it is frozen and only the readout learns.
         num_frozen_layers: leading layers that the run that wrote this checkpoint had frozen. A record: loading a
             checkpoint freezes nothing.
 
@@ -76,12 +84,20 @@ class LayerLockViTConfig(PreTrainedConfig):
     num_mask_tokens: int = 1
     teacher_hidden_size: int | None = None
     latent_head_depths: list[int] | tuple[int, ...] = ()
+    readout_depth: int | None = None
+    readout_num_frames: int | None = None
+    readout_hidden_size: int = 1024
+    readout_num_attention_heads: int = 16
+    readout_intermediate_size: int | None = None
+    decoding_patch_size: list[int] | tuple[int, ...] = (2, 8, 8)
+    train_encoder: bool = False
     num_frozen_layers: int = 0
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
         self.rope_axis_fractions = list(self.rope_axis_fractions)  # as JSON has it
         self.latent_head_depths = list(self.latent_head_depths)
+        self.decoding_patch_size = list(self.decoding_patch_size)
         self.check_sizes()
 
     def check_sizes(self):
@@ -90,6 +106,7 @@ class LayerLockViTConfig(PreTrainedConfig):
             ("image_size", "patch_size"),
             ("num_frames", "tubelet_size"),
             ("hidden_size", "num_attention_heads"),
+            ("readout_hidden_size", "readout_num_attention_heads"),
         ):
             if getattr(self, part) < 1 or getattr(self, whole) % getattr(self, part):
                 raise ValueError(
@@ -121,6 +138,18 @@ class LayerLockViTConfig(PreTrainedConfig):
             raise ValueError(
                 f"num_frozen_layers={self.num_frozen_layers} is not between 0 and the {self.num_hidden_layers} layers "
                 "of the ViT"
+            )
+        if self.readout_depth is not None and not 0 <= self.readout_depth <= self.num_hidden_layers:
+            raise ValueError(
+                f"readout_depth={self.readout_depth} is not between 0 and the {self.num_hidden_layers} layers of the "
+                "ViT; None reads the last one"
+            )
+        for name in ("readout_num_frames", "readout_intermediate_size"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, or None, got {getattr(self, name)}")
+        if len(self.decoding_patch_size) != 3 or min(self.decoding_patch_size) < 1:
+            raise ValueError(
+                f"decoding_patch_size must be three counts (frames, rows, columns), got {self.decoding_patch_size}"
             )
         fractions = self.rope_axis_fractions
         if len(fractions) != 3 or min(fractions) < 0 or sum(fractions) > 1:
@@ -171,6 +200,22 @@ class LayerLockViTConfig(PreTrainedConfig):
         config._attn_implementation = self._attn_implementation
         return config
 
+    @property
+    def decoding_grid_size(self) -> tuple[int, int, int]:
+        """Boxes that the depth readout predicts along time, height and width of a clip of the configured size.
+
+        Raises:
+            ValueError: if the boxes do not tile the clip.
+        """
+        clip = (self.num_frames, self.image_size, self.image_size)
+        if any(whole % part for whole, part in zip(clip, self.decoding_patch_size, strict=True)):
+            raise ValueError(
+                f"decoding_patch_size={self.decoding_patch_size} must tile the clip, "
+                f"num_frames={self.num_frames} by image_size={self.image_size} squared"
+            )
+        t, h, w = (whole // part for whole, part in zip(clip, self.decoding_patch_size, strict=True))
+        return t, h, w
+
     @classmethod
     def from_preset(cls, name: str, **overrides) -> "LayerLockViTConfig":
         """The configuration of a named size, with some fields changed.
@@ -195,6 +240,24 @@ def architecture_fields() -> dict[str, type]:
     return {field.name: field.type for field in dataclasses.fields(LayerLockViTConfig) if field.name not in inherited}
 
 
+def readout_depth_from_fraction(num_layers: int, fraction: float) -> int:
+    """The depth that the 4DS code reads at a fraction of the layers.
+
+    That code picks entry int((L + 1) * fraction) - 1 of a list that holds the embedded tokens twice, then the outputs
+    of all layers but the last.
+
+    >>> readout_depth_from_fraction(48, 0.95)
+    44
+
+    Raises:
+        ValueError: if the fraction picks no entry.
+    """
+    entry = int((num_layers + 1) * fraction) - 1
+    if not 0 <= entry <= num_layers:
+        raise ValueError(f"the fraction {fraction} of {num_layers} layers names no depth; it must lie in (0, 1]")
+    return max(entry - 1, 0)
+
+
 def _size(hidden_size, num_hidden_layers, intermediate_size, num_attention_heads, **others):
     return {
         "hidden_size": hidden_size,
@@ -207,7 +270,7 @@ def _size(hidden_size, num_hidden_layers, intermediate_size, num_attention_heads
 
 # Widths, depths, MLPs and heads of the 4DS family ("Scaling 4D Representations"; LayerLock, sec. 3.4).
 PRESETS = {
-    "tiny": _size(128, 8, 512, 4, image_size=64, patch_size=8),
+    "tiny": _size(128, 8, 512, 4, image_size=64, patch_size=8, readout_hidden_size=128, readout_num_attention_heads=4),
     "4ds-s": _size(384, 12, 1536, 6),
     "4ds-b": _size(768, 12, 3072, 12),
     "4ds-l": _size(1024, 24, 4096, 16),

@@ -214,8 +214,8 @@ class LayerLockViTModel(LayerLockViTPreTrainedModel):
     [1, 512, 128]
     """
 
-    # What a pretraining checkpoint holds besides the encoder.
-    _keys_to_ignore_on_load_unexpected = [r"^decoders\."]
+    # What a checkpoint with decoders or a readout holds besides the encoder.
+    _keys_to_ignore_on_load_unexpected = [r"^decoders\.", r"^(classification|depth)_readout\."]
 
     def __init__(self, config: LayerLockViTConfig):
         super().__init__(config)

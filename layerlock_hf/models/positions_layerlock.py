@@ -54,7 +54,8 @@ def rotate(hidden_states: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tens
     cos, sin = rotation
     num_pairs = cos.shape[-1]
     first, second, rest = hidden_states.split([num_pairs, num_pairs, hidden_states.shape[-1] - 2 * num_pairs], dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1)
+    rotated = torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1)
+    return rotated.to(hidden_states.dtype)  # the tables are fp32, the model need not be
 
 
 def sincos_embedding(ids: torch.Tensor, grid_size: tuple[int, int, int], width: int) -> torch.Tensor:

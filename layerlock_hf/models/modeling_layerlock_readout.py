@@ -1,0 +1,266 @@
+"""Readouts of the LayerLock video ViT: clips to classes or to depth, by cross-attention from learned queries.
+
+B batch, T frames, H and W pixels, t h w grid of tokens, S tokens of one step of time (h * w), D width of the encoder,
+R steps of time in the readout, Q queries, O outputs of a query.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers.activations import ACT2FN
+from transformers.modeling_outputs import DepthEstimatorOutput, ImageClassifierOutput
+from transformers.utils import can_return_tuple
+
+from .configuration_layerlock import LayerLockViTConfig
+from .modeling_layerlock import LayerLockViTModel, LayerLockViTPreTrainedModel
+
+
+# Labels outside this range, in metres, are holes of the sensor (LayerLock, sec. A.4.3)
+MIN_DEPTH, MAX_DEPTH = 0.001, 10.0
+
+
+def cubic_weights(from_size: int, to_size: int, device: torch.device | None = None) -> torch.Tensor:
+    """Weights of cubic interpolation between two lengths, (to_size, from_size), as `jax.image.resize` has them.
+
+    That is Keys' kernel with a = -0.5 (PyTorch's has -0.75), samples at the centres of equal cells, weights beyond an
+    end dropped and the others scaled to sum to 1, and a wider kernel where it shortens.
+    """
+    scale = from_size / to_size
+    centres = (torch.arange(to_size, device=device, dtype=torch.float32) + 0.5) * scale - 0.5
+    distances = (centres.unsqueeze(1) - torch.arange(from_size, device=device)).abs() / max(scale, 1.0)
+    near = (1.5 * distances - 2.5) * distances**2 + 1
+    far = ((-0.5 * distances + 2.5) * distances - 4) * distances + 2
+    weights = torch.where(distances < 1, near, torch.where(distances < 2, far, 0.0))
+    return weights / weights.sum(dim=1, keepdim=True)
+
+
+class AttentionReadout(nn.Module):
+    """Learned queries attend to the features of a whole clip, as in the 4DS code: one query for a class, one per box
+    of pixels for dense outputs.
+
+    Args:
+        config: sizes of the encoder and of the readout.
+        num_queries: number of queries.
+        num_outputs: values that each query predicts.
+    """
+
+    def __init__(self, config: LayerLockViTConfig, num_queries: int, num_outputs: int):
+        super().__init__()
+        self.num_frames = config.readout_num_frames or config.num_frames
+        self.num_heads = config.readout_num_attention_heads
+        size = config.readout_hidden_size
+        self.norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.temporal_embeddings = nn.Parameter(0.02 * torch.randn(self.num_frames, 1, config.hidden_size))
+        self.queries = nn.Parameter(0.02 * torch.randn(1, num_queries, size))
+        self.key = nn.Linear(config.hidden_size, size)
+        self.value = nn.Linear(config.hidden_size, size)
+        self.out = nn.Linear(size, size)
+        self.norm2 = nn.LayerNorm(size, eps=config.layer_norm_eps)
+        self.up = nn.Linear(size, config.readout_intermediate_size or 4 * size)
+        self.activation = ACT2FN[config.hidden_act]
+        self.down = nn.Linear(config.readout_intermediate_size or 4 * size, size)
+        self.head = nn.Linear(size, num_outputs)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """(B, t, S, D) -> (B, Q, O)"""
+        batch_size, from_frames = features.shape[:2]
+        weights = cubic_weights(from_frames, self.num_frames, features.device).to(features.dtype)
+        features = torch.einsum("rt,btsd->brsd", weights, features)
+        features = (self.norm1(features) + self.temporal_embeddings).flatten(1, 2)
+
+        def split(states):
+            return states.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+
+        key, value = split(self.key(features)), split(self.value(features))
+        queries = self.queries.to(key.dtype).expand(batch_size, -1, -1)
+        attended = F.scaled_dot_product_attention(split(queries), key, value).transpose(1, 2)
+        states = queries + self.out(attended.flatten(2))
+        states = states + self.down(self.activation(self.up(self.norm2(states))))
+        return self.head(states)
+
+
+class LayerLockViTForReadout(LayerLockViTPreTrainedModel):
+    """What the tasks share: the encoder, frozen unless `config.train_encoder`, read after `config.readout_depth`
+    layers. The layers beyond are kept, for `AutoModel` and other depths, but neither run nor trained."""
+
+    accepts_loss_kwargs = True
+    # What pretraining, or the readout of another task, leaves in a checkpoint.
+    _keys_to_ignore_on_load_unexpected = [r"^heads\.", r"^decoding_tokens$", r"^(classification|depth)_readout\."]
+
+    def __init__(self, config: LayerLockViTConfig):
+        super().__init__(config)
+        self.encoder = LayerLockViTModel(config)
+        self.freeze_encoder(not config.train_encoder)
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded  # with `output_loading_info`
+        # Parameters that were loaded all require gradients
+        model.freeze_encoder(not model.config.train_encoder)
+        return loaded
+
+    @property
+    def readout_depth(self) -> int:
+        """Layers that the readout sees the output of."""
+        depth = self.config.readout_depth
+        return self.config.num_hidden_layers if depth is None else depth
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.encoder.get_input_embeddings()
+
+    def freeze_encoder(self, frozen: bool = True):
+        """Freeze the encoder, or let it learn up to the readout's depth. Idempotent, both ways."""
+        self.encoder.requires_grad_(not frozen)
+        for layer in self.encoder.layers[self.readout_depth :]:
+            layer.requires_grad_(False)
+        if self.readout_depth < self.config.num_hidden_layers:
+            self.encoder.norm.requires_grad_(False)
+        self.config.train_encoder = not frozen
+
+    def encode(self, video: torch.Tensor) -> torch.Tensor:
+        """Features at the readout's depth, without autograd of a frozen encoder: (B, T, C, H, W) -> (B, t, S, D)"""
+        learns = any(parameter.requires_grad for parameter in self.encoder.parameters())
+        with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
+            (tokens,) = self.encoder.tap(video, [self.readout_depth])
+        return tokens.unflatten(1, (self.encoder.grid_size(video)[0], -1))
+
+
+class LayerLockViTForVideoClassification(LayerLockViTForReadout):
+    """The encoder and a readout with one query. Clips may have any length: their features are resized in time.
+
+    >>> config = LayerLockViTConfig.from_preset("tiny", readout_depth=6)
+    >>> config.num_labels = 8
+    >>> model = LayerLockViTForVideoClassification(config)
+    >>> list(model(torch.rand(1, 16, 3, 64, 64)).logits.shape)
+    [1, 8]
+    """
+
+    def __init__(self, config: LayerLockViTConfig):
+        super().__init__(config)
+        self.classification_readout = AttentionReadout(config, 1, config.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values_videos: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> ImageClassifierOutput:
+        """Classify clips: `logits` (B, num_labels).
+
+        Args:
+            pixel_values_videos: clips in [0, 1], (B, T, C, H, W).
+            labels: classes, (B,), -100 where there is none; or what else `config.problem_type` asks for.
+            num_items_in_batch: labels in the whole batch that gradients are accumulated over, by which the sum of the
+                losses is then divided, instead of by the labels of this call. The `Trainer` gives it.
+        """
+        logits = self.classification_readout(self.encode(pixel_values_videos)).squeeze(1)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(labels, logits.float(), self.config, num_items_in_batch=num_items_in_batch)
+            if num_items_in_batch is not None and self.config.problem_type != "single_label_classification":
+                # The other losses of Transformers are means of this call's labels, whatever they are told
+                loss = loss * labels.numel() / num_items_in_batch
+        return ImageClassifierOutput(loss=loss, logits=logits)
+
+
+class LayerLockViTForDepthEstimation(LayerLockViTForReadout):
+    """The encoder and a readout with one query per box of `config.decoding_patch_size` pixels.
+
+    >>> model = LayerLockViTForDepthEstimation(LayerLockViTConfig.from_preset("tiny", readout_depth=6))
+    >>> list(model(torch.rand(1, 16, 3, 64, 64)).predicted_depth.shape)
+    [1, 16, 64, 64]
+    """
+
+    def __init__(self, config: LayerLockViTConfig):
+        super().__init__(config)
+        t, h, w = config.decoding_grid_size
+        frames, rows, columns = config.decoding_patch_size
+        self.depth_readout = AttentionReadout(config, t * h * w, frames * rows * columns)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values_videos: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> DepthEstimatorOutput:
+        """Estimate the depth of every pixel: `predicted_depth` (B, T, H, W), in metres.
+
+        Args:
+            pixel_values_videos: clips of the configured size in [0, 1], (B, T, C, H, W).
+            labels: depth in metres, (B, T, H, W). Values outside 0.001 to 10 m, and NaN, do not count.
+            num_items_in_batch: labels in the whole batch that gradients are accumulated over, by which the sum of the
+                squared errors is then divided, instead of by the valid labels of this call. The `Trainer` gives it. It
+                counts every label but -100: mark invalid depth by -100 to have the mean over the valid labels.
+
+        Raises:
+            ValueError: if the clips have another size than the configured one, or the labels than the clips.
+        """
+        self.check_clip(pixel_values_videos)
+        predicted_depth = self.unpatchify(self.depth_readout(self.encode(pixel_values_videos)))
+        loss = None
+        if labels is not None:
+            loss = depth_loss(predicted_depth, labels, num_items_in_batch)
+        return DepthEstimatorOutput(loss=loss, predicted_depth=predicted_depth)
+
+    def check_clip(self, video: torch.Tensor):
+        """Raise a `ValueError` if the clip has not the size that the queries were made for."""
+        size = self.config.image_size
+        if video.ndim != 5 or (video.shape[1], *video.shape[3:]) != (self.config.num_frames, size, size):
+            raise ValueError(
+                f"the depth readout has queries for clips of {self.config.num_frames} frames of {size}x{size} pixels, "
+                f"got a clip (B, T, C, H, W) of shape {tuple(video.shape)}: cut and resize it, and bring the depth "
+                "back to its size with post_process_depth_estimation"
+            )
+
+    def unpatchify(self, patches: torch.Tensor) -> torch.Tensor:
+        """Put the boxes, each ordered frame, row, column, together: (B, Q, O) -> (B, T, H, W)"""
+        boxes = patches.unflatten(2, self.config.decoding_patch_size).unflatten(1, self.config.decoding_grid_size)
+        return boxes.permute(0, 1, 4, 2, 5, 3, 6).flatten(5, 6).flatten(3, 4).flatten(1, 2)
+
+
+def depth_loss(
+    predicted_depth: torch.Tensor, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
+) -> torch.Tensor:
+    """Squared error over the valid labels, (B, T, H, W) twice -> (); 0 where no label is valid.
+
+    It is their mean, or their sum over `num_items_in_batch`.
+    """
+    if labels.shape != predicted_depth.shape:
+        raise ValueError(
+            f"labels must be depth maps (B, T, H, W), here {tuple(predicted_depth.shape)}, got {tuple(labels.shape)}"
+        )
+    predicted_depth, labels = predicted_depth.float(), labels.to(predicted_depth.device, torch.float32)
+    valid = (labels >= MIN_DEPTH) & (labels <= MAX_DEPTH)
+    # Replaced before the loss and not after: 0 * NaN is NaN, in the gradient too
+    labels = torch.where(valid, labels, predicted_depth.detach())
+    loss = F.mse_loss(predicted_depth, labels, reduction="sum")
+    return loss / (valid.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch)
+
+
+def post_process_depth_estimation(
+    outputs: DepthEstimatorOutput, target_sizes: torch.Tensor | list[tuple[int, int]] | None = None
+) -> list[dict[str, torch.Tensor]]:
+    """The depth of each clip, `{"predicted_depth": (T, H, W)}`, resized if `target_sizes` are given.
+
+    Args:
+        outputs: of `LayerLockViTForDepthEstimation`.
+        target_sizes: height and width for each clip, (B, 2).
+
+    Raises:
+        ValueError: if there is not one size per clip.
+    """
+    depths = outputs.predicted_depth
+    if target_sizes is None:
+        return [{"predicted_depth": depth} for depth in depths]
+    if len(target_sizes) != len(depths):
+        raise ValueError(f"target_sizes must have one (height, width) per clip: {len(target_sizes)} for {len(depths)}")
+    sizes = [tuple(int(side) for side in size) for size in target_sizes]
+    return [
+        {"predicted_depth": F.interpolate(depth.unsqueeze(1), size=size, mode="bicubic").squeeze(1)}
+        for depth, size in zip(depths, sizes, strict=True)
+    ]
