@@ -4,7 +4,7 @@ python scripts/probe.py --models layerlock=RUN mae=RUN --data FOLDER --output pr
 
 FOLDER holds `train` and `test`, each a procedural dataset with depth. Every model is probed at a quarter, half, three
 quarters and all of its layers, and so is one with random weights. All probes are ridge regressions on standardised
-features, whose strength a held-out fifth of the training videos chooses.
+features. A held-out fifth of the training videos chooses their strength and the layer whose test scores are reported.
 """
 
 import argparse
@@ -20,11 +20,7 @@ from transformers.utils import logging
 import layerlock_hf  # noqa: F401  (registers the model with AutoModel)
 from layerlock_hf.data import center_crop, read_clip
 from layerlock_hf.data.procedural import MOTIONS, read_depth
-
-
-STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
-HELD_OUT = 0.2
-BATCH_SIZE = 32
+from layerlock_hf.evaluation import abs_rel, clip_features, encode, fit_and_predict, linear_accuracy, probe_depths, r2
 
 
 def load_clips(folder: Path, config, resize_factor: float):
@@ -45,80 +41,32 @@ def load_clips(folder: Path, config, resize_factor: float):
     return torch.stack(clips), torch.tensor(labels), token_depths
 
 
-@torch.inference_mode()
-def encode(model, clips: torch.Tensor, depths: list[int]) -> list[torch.Tensor]:
-    """Tokens (B, N, D) of whole clips, one entry per depth."""
-    batches = [model.tap(batch.float() / 255, depths) for batch in clips.split(BATCH_SIZE)]
-    return [torch.cat(parts) for parts in zip(*batches, strict=True)]
-
-
-def clip_features(tokens: torch.Tensor, grid_size: tuple[int, int, int]) -> torch.Tensor:
-    """The mean over all tokens, and the changes over time of the mean over space: (B, N, D) -> (B, t * D)."""
-    frames = tokens.unflatten(1, grid_size).mean(dim=(2, 3))
-    return torch.cat([tokens.mean(dim=1), frames.diff(dim=1).flatten(1)], dim=1)
-
-
-class Ridge:
-    """Ridge regression on standardised features, for any number of strengths at once."""
-
-    def __init__(self, features: torch.Tensor, targets: torch.Tensor):
-        self.mean, self.std = features.mean(dim=0), features.std(dim=0) + 1e-6
-        features = ((features - self.mean) / self.std).double()
-        self.offset = targets.double().mean(dim=0)
-        self.gram = features.T @ features / len(features)
-        self.moments = features.T @ (targets.double() - self.offset) / len(features)
-
-    def predict(self, features: torch.Tensor, strength: float) -> torch.Tensor:
-        penalty = strength * torch.eye(len(self.gram), dtype=torch.float64)
-        weights = torch.linalg.solve(self.gram + penalty, self.moments)
-        return ((features - self.mean) / self.std).double() @ weights + self.offset
-
-
-def fit_and_predict(features, targets, test_features, score) -> torch.Tensor:
-    """Predictions for the test features, with the strength whose predictions for held-out samples score best."""
-    kept = round(len(features) * (1 - HELD_OUT))
-    trial = Ridge(features[:kept], targets[:kept])
-    best = max(STRENGTHS, key=lambda strength: score(trial.predict(features[kept:], strength), targets[kept:]))
-    return Ridge(features, targets).predict(test_features, best)
-
-
-def accuracy(scores: torch.Tensor, one_hot: torch.Tensor) -> float:
-    return (scores.argmax(dim=1) == one_hot.argmax(dim=1)).double().mean().item()
-
-
-def abs_rel(predicted: torch.Tensor, metres: torch.Tensor) -> float:
-    return ((predicted - metres).abs() / metres).mean().item()
-
-
-def r2(predicted: torch.Tensor, metres: torch.Tensor) -> float:
-    return (1 - (predicted - metres).square().sum() / (metres - metres.mean()).square().sum()).item()
-
-
 def probe(model, train, test, depths: list[int]) -> dict:
-    """Scores on the test clips at each depth, and the best of each."""
+    """Scores on the test clips at each depth, and those of the depths that do best on held-out training clips."""
     (clips, labels, metres), (test_clips, test_labels, test_metres) = train, test
     grid_size = model.grid_size(clips)
-    one_hot, test_one_hot = (F.one_hot(values, len(MOTIONS)).double() for values in (labels, test_labels))
     rows = []
     for depth, tokens, test_tokens in zip(
         depths, encode(model, clips, depths), encode(model, test_clips, depths), strict=True
     ):
-        classes = fit_and_predict(
-            clip_features(tokens, grid_size), one_hot, clip_features(test_tokens, grid_size), accuracy
+        motion, motion_validation = linear_accuracy(
+            clip_features(tokens, grid_size), labels, clip_features(test_tokens, grid_size), test_labels
         )
-        predicted = fit_and_predict(
+        predicted, depth_validation = fit_and_predict(
             tokens.flatten(0, 1), metres.flatten(), test_tokens.flatten(0, 1), lambda a, b: -abs_rel(a, b)
         )
         rows.append(
             {
                 "layer": depth,
-                "motion_accuracy": accuracy(classes, test_one_hot),
-                "depth_abs_rel": abs_rel(predicted, test_metres.flatten()),
-                "depth_r2": r2(predicted, test_metres.flatten()),
+                "motion_accuracy": motion,
+                "depth_abs_rel": abs_rel(predicted, test_metres.flatten()).item(),
+                "depth_r2": r2(predicted, test_metres.flatten()).item(),
+                "motion_accuracy_held_out": motion_validation,
+                "depth_abs_rel_held_out": -depth_validation,
             }
         )
-    motion = max(rows, key=lambda row: row["motion_accuracy"])
-    distance = min(rows, key=lambda row: row["depth_abs_rel"])
+    motion = max(rows, key=lambda row: row["motion_accuracy_held_out"])
+    distance = min(rows, key=lambda row: row["depth_abs_rel_held_out"])
     return {
         "motion_accuracy": motion["motion_accuracy"],
         "motion_layer": motion["layer"],
@@ -141,7 +89,7 @@ def main():
     config = AutoConfig.from_pretrained(next(iter(models.values())))
     train, test = (load_clips(args.data / split, config, args.resize_factor) for split in ("train", "test"))
     print(f"{len(train[0])} clips to fit the probes, {len(test[0])} to test them", flush=True)
-    depths = sorted({max(1, round(config.num_hidden_layers * share)) for share in (0.25, 0.5, 0.75, 1)})
+    depths = probe_depths(config.num_hidden_layers)
 
     scores = {}
     for name in [*models, "random"]:
@@ -162,8 +110,8 @@ def main():
     mean = train[2].mean().expand_as(test[2])
     scores["constant"] = {
         "motion_accuracy": counts.max().item() / len(test[1]),
-        "depth_abs_rel": abs_rel(mean, test[2]),
-        "depth_r2": r2(mean, test[2]),
+        "depth_abs_rel": abs_rel(mean, test[2]).item(),
+        "depth_r2": r2(mean, test[2]).item(),
     }
     args.output.write_text(json.dumps(scores, indent=1) + "\n")
 

@@ -1,0 +1,34 @@
+"""What frozen features know: probes, and a readout during pretraining."""
+
+from .online import OnlineReadout, center_clips, labelled_videos
+from .probes import (
+    Ridge,
+    abs_rel,
+    accuracy,
+    clip_features,
+    encode,
+    fit_and_predict,
+    knn_accuracy,
+    linear_accuracy,
+    mean_features,
+    probe_depths,
+    r2,
+)
+
+
+__all__ = [
+    "OnlineReadout",
+    "Ridge",
+    "abs_rel",
+    "accuracy",
+    "center_clips",
+    "clip_features",
+    "encode",
+    "fit_and_predict",
+    "knn_accuracy",
+    "labelled_videos",
+    "linear_accuracy",
+    "mean_features",
+    "probe_depths",
+    "r2",
+]

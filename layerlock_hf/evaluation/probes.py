@@ -1,0 +1,132 @@
+"""Cheap questions to frozen features: nearest neighbours and ridge regression, without any training loop.
+
+B clips, N tokens of the grid (t, h, w), D width.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+
+
+STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+HELD_OUT = 0.2  # share of the samples that chooses the strength of a ridge regression
+NUM_NEIGHBOURS = 10
+TEMPERATURE = 0.07  # of the votes of neighbours (DINO's k-NN)
+
+
+def probe_depths(num_layers: int) -> list[int]:
+    """A quarter, half, three quarters and all of the layers."""
+    return sorted({max(1, round(num_layers * share)) for share in (0.25, 0.5, 0.75, 1)})
+
+
+@torch.no_grad()
+def encode(encoder, clips: torch.Tensor, depths: list[int], batch_size: int = 32, pool: Callable | None = None):
+    """Tokens of whole clips (B, T, C, H, W) of bytes: one float32 (B, N, D) per depth, or what `pool` makes of each
+    batch of it. The clips go to the device of the encoder, the results come back."""
+    batches = []
+    for batch in clips.split(batch_size):
+        taps = encoder.tap(batch.to(encoder.device).float() / 255, depths)
+        batches.append([(tap if pool is None else pool(tap)).float().cpu() for tap in taps])
+    return [torch.cat(parts) for parts in zip(*batches, strict=True)]
+
+
+def mean_features(tokens: torch.Tensor) -> torch.Tensor:
+    """The mean over all tokens: (B, N, D) -> (B, D)."""
+    return tokens.mean(dim=1)
+
+
+def clip_features(tokens: torch.Tensor, grid_size: tuple[int, int, int]) -> torch.Tensor:
+    """The mean over all tokens, and the changes over time of the mean over space: (B, N, D) -> (B, t * D)."""
+    frames = tokens.unflatten(1, grid_size).mean(dim=(2, 3))
+    return torch.cat([mean_features(tokens), frames.diff(dim=1).flatten(1)], dim=1)
+
+
+def knn_accuracy(
+    features: torch.Tensor,
+    labels: torch.Tensor,
+    test_features: torch.Tensor | None = None,
+    test_labels: torch.Tensor | None = None,
+    num_neighbours: int = NUM_NEIGHBOURS,
+) -> float:
+    """Share of samples whose nearest neighbours, by cosine of centred features, vote for their class.
+
+    Without test samples every sample is classified by all the others (leave one out).
+
+    Args:
+        features: (B, D).
+        labels: (B,), classes counted from 0.
+        test_features, test_labels: the samples to classify, both or neither.
+        num_neighbours: neighbours that vote; fewer where there are fewer.
+    """
+    if (test_features is None) != (test_labels is None):
+        raise ValueError("test_features and test_labels belong together: give both or neither")
+    leaves_out = test_features is None
+    if len(features) < 1 + leaves_out:
+        raise ValueError(f"{len(features)} samples have no neighbours")
+    center = features.mean(dim=0)  # a mean that all share would bring all cosines close to 1
+    known = F.normalize(features - center, dim=1)
+    asked = known if leaves_out else F.normalize(test_features - center, dim=1)
+    similarities = asked @ known.T
+    if leaves_out:
+        similarities.fill_diagonal_(-torch.inf)
+    count = min(num_neighbours, len(features) - leaves_out)
+    nearest, ids = similarities.topk(count, dim=1)
+    votes = torch.zeros(len(asked), int(labels.max()) + 1)
+    votes.scatter_add_(1, labels[ids], (nearest / TEMPERATURE).exp())
+    return (votes.argmax(dim=1) == (labels if leaves_out else test_labels)).double().mean().item()
+
+
+class Ridge:
+    """Ridge regression on standardised features, for any number of strengths at once."""
+
+    def __init__(self, features: torch.Tensor, targets: torch.Tensor):
+        self.mean, self.std = features.mean(dim=0), features.std(dim=0) + 1e-6
+        features = ((features - self.mean) / self.std).double()
+        self.offset = targets.double().mean(dim=0)
+        self.gram = features.T @ features / len(features)
+        self.moments = features.T @ (targets.double() - self.offset) / len(features)
+
+    def predict(self, features: torch.Tensor, strength: float) -> torch.Tensor:
+        penalty = strength * torch.eye(len(self.gram), dtype=torch.float64)
+        weights = torch.linalg.solve(self.gram + penalty, self.moments)
+        return ((features - self.mean) / self.std).double() @ weights + self.offset
+
+
+def fit_and_predict(features, targets, test_features, score: Callable) -> tuple[torch.Tensor, float]:
+    """Predictions for the test features, and the score of the held-out last fifth of the samples.
+
+    The strength is the one whose predictions for the held-out samples score best; the final fit is to all samples.
+    """
+    kept = round(len(features) * (1 - HELD_OUT))
+    trial = Ridge(features[:kept], targets[:kept])
+    scores = {
+        strength: score(trial.predict(features[kept:], strength), targets[kept:]).item() for strength in STRENGTHS
+    }
+    best = max(scores, key=scores.get)
+    return Ridge(features, targets).predict(test_features, best), scores[best]
+
+
+def accuracy(scores: torch.Tensor, one_hot: torch.Tensor) -> torch.Tensor:
+    """Share of samples whose highest score is that of their class: (B, K), (B, K) -> ()."""
+    return (scores.argmax(dim=1) == one_hot.argmax(dim=1)).double().mean()
+
+
+def linear_accuracy(
+    features: torch.Tensor, labels: torch.Tensor, test_features: torch.Tensor, test_labels: torch.Tensor
+) -> tuple[float, float]:
+    """Accuracy of a ridge classifier on the test samples, and on held-out samples of those it was fitted to."""
+    num_classes = int(max(labels.max(), test_labels.max())) + 1
+    one_hot, test_one_hot = (F.one_hot(values, num_classes).double() for values in (labels, test_labels))
+    predicted, validation = fit_and_predict(features, one_hot, test_features, accuracy)
+    return accuracy(predicted, test_one_hot).item(), validation
+
+
+def abs_rel(predicted: torch.Tensor, metres: torch.Tensor) -> torch.Tensor:
+    """Mean of the error over the true depth: ()."""
+    return ((predicted - metres).abs() / metres).mean()
+
+
+def r2(predicted: torch.Tensor, metres: torch.Tensor) -> torch.Tensor:
+    """Share of the variance that is explained: ()."""
+    return 1 - (predicted - metres).square().sum() / (metres - metres.mean()).square().sum()
