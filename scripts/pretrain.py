@@ -31,6 +31,7 @@ from layerlock_hf.data import (
     decoder_name,
     load_videos,
 )
+from layerlock_hf.evaluation import OnlineReadout, center_clips, labelled_videos
 from layerlock_hf.models.configuration_layerlock import architecture_fields
 from layerlock_hf.training import (
     LayerLockTrainer,
@@ -68,6 +69,53 @@ class DataArguments:
     rehearse: bool = field(default=False, metadata={"help": "Run one step of every stage, print its cost, exit."})
 
 
+@dataclass
+class ReadoutArguments:
+    """A readout during pretraining: what the features tell of labelled videos."""
+
+    readout_data: str | None = field(default=None, metadata={"help": "Labelled videos, as for train_data."})
+    readout_steps: int | None = field(default=None, metadata={"help": "Steps between readouts."})
+    readout_split: str | None = field(default=None, metadata={"help": "Split of a `datasets` source (default test)."})
+    readout_max_videos: int | None = field(default=None, metadata={"help": "Videos that are used (default 512)."})
+    readout_linear: bool | None = field(
+        default=None, metadata={"help": "Also fit a linear classifier (default: nearest neighbours alone)."}
+    )
+
+    def load(self):
+        """The labelled videos and their classes, or None where none are asked for.
+
+        Raises:
+            ValueError: naming the field.
+        """
+        if self.readout_data is None:
+            for name, value in vars(self).items():
+                if value is not None:
+                    raise ValueError(f"{name} is set but readout_data is not: without it there is no readout")
+            return None
+        if self.readout_steps is None:
+            raise ValueError("readout_data is set but readout_steps is not")
+        if self.readout_steps < 1:
+            raise ValueError(f"readout_steps must be at least 1, got {self.readout_steps}")
+        limit = {} if self.readout_max_videos is None else {"max_videos": self.readout_max_videos}
+        try:
+            return labelled_videos(load_videos(self.readout_data, self.readout_split or "test"), **limit)
+        except ValueError as error:
+            raise ValueError(f"readout_data: {error}") from error
+
+    def add_to(self, trainer: LayerLockTrainer, videos, labels):
+        """Make the trainer read out; the main process decodes the videos, as `PretrainingClips` would."""
+        clips = None
+        if trainer.args.process_index == 0:
+            cut = trainer.train_dataset
+            scale = (cut.num_frames, cut.frame_stride, cut.image_size, cut.resize_factor)
+            try:
+                clips, labels = center_clips(videos, labels, *scale)
+            except ValueError as error:
+                raise ValueError(f"readout_data: {error}") from error
+        linear = bool(self.readout_linear)
+        trainer.add_callback(OnlineReadout(trainer, clips, labels, self.readout_steps, linear=linear))
+
+
 def flag_type(kind):
     """A type the argument parser understands: of a union its first member."""
     return typing.get_args(kind)[0] if isinstance(kind, types.UnionType) else kind
@@ -87,7 +135,7 @@ ModelArguments = make_dataclass(
 def parse(arguments: list[str]):
     """The settings of the recipe, overridden by flags; unknown ones of either are refused by name."""
     parser = HfArgumentParser(
-        (ModelArguments, StageArguments, DataArguments, MaskArguments, LayerLockTrainingArguments),
+        (ModelArguments, StageArguments, DataArguments, MaskArguments, ReadoutArguments, LayerLockTrainingArguments),
         allow_abbrev=False,
         usage="%(prog)s --config RECIPE --train_data VIDEOS --output_dir OUT [--SETTING VALUE ...]",
     )
@@ -105,7 +153,7 @@ def parse(arguments: list[str]):
                 raise ValueError(f"{name}: unknown setting in {recipe}")
             values = value if isinstance(value, list) else [value]
             flags += [f"--{name}", *(json.dumps(v) if isinstance(v, dict) else str(v) for v in values)]
-    return parser.parse_args_into_dataclasses(flags + arguments)[:5]
+    return parser.parse_args_into_dataclasses(flags + arguments)[:6]
 
 
 def check_output(folder: Path):
@@ -181,7 +229,7 @@ def print_table(rows: list[dict]):
 
 def build(arguments: list[str]):
     """Everything a run needs. All of the user's errors surface here, as `ValueError`."""
-    model_args, stage_args, data_args, mask_args, training_args = parse(arguments)
+    model_args, stage_args, data_args, mask_args, readout_args, training_args = parse(arguments)
     overrides = {name: value for name, value in vars(model_args).items() if value is not None and name != "preset"}
     config = LayerLockViTConfig.from_preset(model_args.preset, **overrides)
     teacher, teacher_depth, teacher_width = (None, None, None)
@@ -210,6 +258,7 @@ def build(arguments: list[str]):
         videos = load_videos(data_args.train_data, data_args.train_split, data_args.video_column)
     except ValueError as error:
         raise ValueError(f"train_data: {error}") from error
+    readout = readout_args.load()
     report = None if data_args.rehearse else str(output / BAD_VIDEOS)
     bad_videos = BadVideos(report, len(videos), data_args.max_bad_fraction)
     clips_per_step = (
@@ -239,6 +288,8 @@ def build(arguments: list[str]):
     trainer = LayerLockTrainer(
         model, training_args, stages, clips, collator, [Reports(output, rows, bad_videos)], teacher
     )
+    if readout is not None and not data_args.rehearse:
+        readout_args.add_to(trainer, *readout)
     if training_args.process_index == 0:
         parts = ", ".join(f"{name} {count / 1e6:.2f}M" for name, count in model.parameter_breakdown().items() if count)
         print(f"{model.num_parameters() / 1e6:.1f}M parameters: {parts}")

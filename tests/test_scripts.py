@@ -143,6 +143,11 @@ def test_flags_win_over_the_recipe(run, tmp_path):
         ([], {"resume_from_checkpoint": "nowhere"}, "resume_from_checkpoint: there is no checkpoint nowhere"),
         ([], {"train_data": "no/such/folder"}, "train_data: 'no/such/folder' does not exist"),
         (["--config", "nowhere.yaml"], {}, "config: there is no recipe nowhere.yaml"),
+        ([], {"readout_steps": 2}, "readout_steps is set but readout_data is not"),
+        ([], {"readout_linear": False}, "readout_linear is set but readout_data is not"),
+        ([], {"readout_data": "no/such/folder"}, "readout_data is set but readout_steps is not"),
+        ([], {"readout_data": "no/such/folder", "readout_steps": 0}, "readout_steps must be at least 1, got 0"),
+        ([], {"readout_data": "no/such/folder", "readout_steps": 2}, "readout_data: 'no/such/folder' does not exist"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -153,6 +158,20 @@ def test_user_errors_name_the_field_and_lose_nothing(run, finished, flags, chang
     assert str(error.value).startswith("error: ") and message in str(error.value)
     assert "\n" not in str(error.value)
     assert contents(finished) == before
+
+
+def test_reading_out_changes_nothing_else(run, finished, videos, tmp_path):
+    labelled = videos.with_name("videos.csv")
+    run(tmp_path, "--readout_data", labelled, "--readout_steps", 3, "--readout_max_videos", 3)
+    rows = [row for row in read_lines(tmp_path / "metrics.jsonl") if "readout/knn_accuracy_layer_6" in row]
+    assert [row["step"] for row in rows] == [0, 3, 4]
+    assert (tmp_path / "model.safetensors").read_bytes() == (finished / "model.safetensors").read_bytes()
+    assert len(read_steps(tmp_path)) == len(read_steps(finished))
+
+
+def test_a_readout_without_labels(run, videos, tmp_path):
+    with pytest.raises(SystemExit, match="error: readout_data: the videos have no labels"):
+        run(tmp_path / "out", readout_data=str(videos), readout_steps=1)
 
 
 def test_a_schedule_without_its_start(pretrain, settings, finished, tmp_path):
