@@ -7,7 +7,6 @@ It takes minutes on two CPU cores. `--max_steps 40 --num_videos 32` is a quick t
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -15,118 +14,19 @@ import time
 from itertools import pairwise
 from pathlib import Path
 
-import torch
 from demo_plots import plot_losses, plot_reconstruction
+from runs import SCRIPTS, RunFailed, environment, pretrain, read_metrics, shortened, write_data
 
-from layerlock_hf.data.procedural import write_procedural_dataset
 from layerlock_hf.training import load_recipe
 
 
-SCRIPTS = Path(__file__).resolve().parent
 RECIPES = {"layerlock": SCRIPTS / "recipes" / "demo.yaml", "mae": SCRIPTS / "recipes" / "demo-mae.yaml"}
-VIDEO_FRAMES = 24
-VIDEO_SIZE = 64  # pixels
 FIRST_STEPS, LAST_STEPS = 10, 30  # steps over which a stage's first and last losses are averaged
-REPORT_INTERVAL = 50  # steps
 TITLES = {"layerlock": "LayerLock", "mae": "plain MAE", "random": "random weights", "constant": "no encoder"}
 
 
 def heading(number: int, text: str):
     print(f"\n== {number}. {text} ==", flush=True)
-
-
-def write_data(folder: Path, num_videos: int):
-    """Unlabelled videos to pretrain on, and two probe sets with labels and depth; the scenes of each differ."""
-    sizes = {
-        "train": num_videos,
-        "probe/train": max(16, num_videos * 3 // 5),
-        "probe/test": max(16, num_videos * 2 // 5),
-    }
-    for seed, (name, size) in enumerate(sizes.items()):
-        print(f"{name}: {size} videos of {VIDEO_FRAMES} frames, {VIDEO_SIZE} x {VIDEO_SIZE} pixels", flush=True)
-        write_procedural_dataset(
-            folder / name,
-            size,
-            seed=seed,
-            num_frames=VIDEO_FRAMES,
-            image_size=VIDEO_SIZE,
-            with_depth=name != "train",
-        )
-
-
-def shortened(recipe: dict, max_steps: int) -> dict:
-    """The settings that shorten a recipe to `max_steps`, its schedule in proportion."""
-    names = ("freeze_start", "freeze_interval", "warmup_steps", "switch_warmup_steps")
-    share = max_steps / recipe["max_steps"]
-    return {"max_steps": max_steps} | {name: max(1, int(recipe[name] * share)) for name in names if name in recipe}
-
-
-def read_metrics(folder: Path) -> list[dict]:
-    """The lines of a run's log so far that hold losses."""
-    path = folder / "metrics.jsonl"
-    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-    rows = [json.loads(line) for line in lines if line.endswith("\n")]
-    return [row for row in rows if "learning_rate" in row]
-
-
-def environment() -> dict[str, str]:
-    # Threads that spin while they wait slow everything else on a small machine down.
-    return {"OMP_WAIT_POLICY": "passive", "HF_HUB_OFFLINE": "1", **os.environ}
-
-
-def pretrain(recipe: Path, videos: Path, folder: Path, settings: dict):
-    """Run scripts/pretrain.py, and report from its log as it goes."""
-    command = [
-        str(Path(sys.executable).parent / "accelerate"),
-        "launch",
-        "--num_processes",
-        "1",
-        "--num_machines",
-        "1",
-    ]
-    command += ["--mixed_precision", "no", "--dynamo_backend", "no"]
-    extra = {"disable_tqdm": True, **settings}
-    if not torch.cuda.is_available():
-        command.append("--cpu")
-        extra["dataloader_pin_memory"] = False
-    command += [str(SCRIPTS / "pretrain.py"), "--config", str(recipe)]
-    command += ["--train_data", str(videos), "--output_dir", str(folder)]
-    for name, value in extra.items():
-        command += [f"--{name}", str(value)]
-    print(" ".join(command), flush=True)
-
-    (folder / "metrics.jsonl").unlink(missing_ok=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    log_path = folder / "output.log"
-    reported = -1
-    with log_path.open("w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment())
-        try:
-            while True:
-                is_running = process.poll() is None
-                rows = read_metrics(folder)
-                for row in rows:
-                    period = row["step"] // REPORT_INTERVAL
-                    if period > reported:
-                        reported = period
-                        print(progress_line(row), flush=True)
-                if not is_running:
-                    break
-                time.sleep(0.5)
-        finally:
-            process.terminate()
-            process.wait()
-    if process.returncode:
-        print(log_path.read_text()[-5000:])
-        raise SystemExit(f"error: the run in {folder} failed; its output is in {log_path}")
-
-
-def progress_line(row: dict) -> str:
-    target = next(name.removesuffix("/loss") for name in row if name.endswith("/loss"))
-    return (
-        f"  step {row['step']:4}  {row['num_frozen']} layers frozen  predicts {target:8}  loss {row['loss']:8.4f}  "
-        f"explained variance {row[f'{target}/explained_variance']:6.2f}  {row['clips_per_second']:5.0f} clips/s"
-    )
 
 
 def summarise_stages(folder: Path, recipe: dict, max_steps: int) -> list[dict]:
@@ -162,7 +62,7 @@ def print_stages(stages: list[dict]):
 
 
 def print_probes(probes: dict[str, dict]):
-    print("  encoder         motion accuracy      depth AbsRel      depth R2   (of the best layer, test clips)")
+    print("  encoder         motion accuracy      depth AbsRel      depth R2   (test clips; layer chosen on others)")
     for name, scores in probes.items():
         motion, depth = (f"(layer {scores[key]})" if key in scores else "" for key in ("motion_layer", "depth_layer"))
         print(
@@ -188,7 +88,10 @@ def main():
     for number, name in ((2, "layerlock"), (3, "mae")):
         heading(number, f"Pretraining: {TITLES[name]}, {max_steps} steps")
         settings = shortened(recipes[name], args.max_steps) if args.max_steps else {}
-        pretrain(RECIPES[name], data / "train" / "videos", output / name, settings)
+        try:
+            pretrain(RECIPES[name], data / "train" / "videos", output / name, settings)
+        except RunFailed as error:
+            raise SystemExit(f"error: {error}") from None
     stages = summarise_stages(output / "layerlock", recipes["layerlock"], max_steps)
 
     heading(4, "Probes of the frozen encoders, in a process of their own")
