@@ -58,7 +58,9 @@ def settle(loss: torch.Tensor, parameters: list[nn.Parameter]) -> torch.Tensor:
 
     A caller that later calls `backward`, be it through DDP or gradient accumulation, finds them as usual.
     """
-    return SettledLoss.apply(loss, torch.autograd.grad(loss, parameters), *parameters)
+    gradients = torch.autograd.grad(loss, parameters)
+    # Detached: autograd visits the inputs of a function even where their gradient is None, and this graph is spent
+    return SettledLoss.apply(loss.detach(), gradients, *parameters)
 
 
 class LayerLockViTForPretraining(LayerLockViTPreTrainedModel):

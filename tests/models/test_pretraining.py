@@ -4,7 +4,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from layerlock_hf.models import Latents, LayerLockViTForPretraining, Objective, Pixels, Stage, patchify
+from layerlock_hf.models import (
+    Latents,
+    LayerLockViTConfig,
+    LayerLockViTForPretraining,
+    Objective,
+    Pixels,
+    Stage,
+    patchify,
+)
 from layerlock_hf.models.positions_layerlock import rotary_embedding
 
 
@@ -242,3 +250,22 @@ def test_stages_that_cannot_be(model, batch):
             Objective(6, Pixels(), patch_fraction=fraction)
     with pytest.raises(ValueError, match="target_ids"):
         model(batch["pixel_values_videos"], batch["context_ids"], stage=latent_stage(1, patch_fraction=0.5))
+
+
+def test_settling_blocks_leaves_the_gradients_as_they_are(tiny_sizes):
+    depths = [2, 4, 6]
+    sizes = {"predictor_hidden_size": 16, "predictor_num_attention_heads": 2, "predictor_depths": depths}
+    config = LayerLockViTConfig.from_preset("tiny", **{**tiny_sizes, "decoder": "predictor", **sizes})
+    model = LayerLockViTForPretraining(config)
+    stage = Stage(0, 0, tuple(Objective(depth, Pixels()) for depth in depths), local=True)
+    model.freeze_for(stage)
+    clips, context_ids = torch.rand(2, 4, 3, 16, 16), torch.rand(2, 32).argsort(dim=1)[:, :8]
+    gradients = []
+    for settles in (False, True):
+        model.zero_grad()
+        (model(clips, context_ids, stage=stage, settle_blocks=settles).loss / 2).backward()
+        gradients.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+    whole, settled = gradients
+    assert set(whole) == set(settled) and len(whole) > 100
+    for name, gradient in whole.items():
+        torch.testing.assert_close(settled[name], gradient)
