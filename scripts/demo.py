@@ -15,7 +15,16 @@ from itertools import pairwise
 from pathlib import Path
 
 from demo_plots import plot_losses, plot_reconstruction
-from runs import SCRIPTS, RunFailed, environment, pretrain, read_metrics, shortened, write_data
+from runs import (
+    SCRIPTS,
+    RunFailed,
+    environment,
+    exit_when_terminated,
+    pretrain,
+    read_metrics,
+    shortened,
+    write_data,
+)
 
 from layerlock_hf.training import load_recipe
 
@@ -77,6 +86,7 @@ def main():
     parser.add_argument("--max_steps", type=int, help="Steps of each run (default: those of the recipe).")
     parser.add_argument("--num_videos", type=int, default=400, help="Videos to pretrain on.")
     args = parser.parse_args()
+    exit_when_terminated()
     output, data = args.output_dir, args.output_dir / "data"
     recipes = {name: load_recipe(path) for name, path in RECIPES.items()}
     max_steps = args.max_steps or recipes["layerlock"]["max_steps"]

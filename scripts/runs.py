@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -76,6 +77,11 @@ def environment() -> dict[str, str]:
     return {"OMP_WAIT_POLICY": "passive", "HF_HUB_OFFLINE": "1", **os.environ}
 
 
+def exit_when_terminated():
+    """Let SIGTERM raise SystemExit, so that the run that is under way ends too."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+
+
 def pretrain(recipe: Path, videos: Path, folder: Path, settings: dict):
     """Run scripts/pretrain.py, and report from its log as it goes.
 
@@ -127,8 +133,12 @@ def pretrain(recipe: Path, videos: Path, folder: Path, settings: dict):
                 os.killpg(process.pid, signal.SIGTERM)
             process.wait()
     if process.returncode:
-        print(log_path.read_text()[-5000:], flush=True)
-        raise RunFailed(f"the run in {folder} failed; its output is in {log_path}")
+        output = log_path.read_text()
+        print(output[-5000:], flush=True)
+        # The error of the program itself, not that of accelerate after it
+        causes = [line for line in output.splitlines() if re.match(r"error: |[\w.]*(Error|Exception)\b.*: ", line)]
+        cause = f" ({causes[0][:200]})" if causes else ""
+        raise RunFailed(f"the run in {folder} failed{cause}; its output is in {log_path}")
 
 
 def progress_line(row: dict) -> str:

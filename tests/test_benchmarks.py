@@ -1,0 +1,111 @@
+"""The benchmark of methods, without training: what it runs, keeps and reports."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def methods():
+    """benchmarks/methods.py, which finds its siblings in scripts."""
+    before = list(sys.path)
+    spec = importlib.util.spec_from_file_location("methods", ROOT / "benchmarks" / "methods.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    yield module
+    sys.path[:] = before
+
+
+@pytest.fixture
+def recipes(methods, monkeypatch, tmp_path):
+    """A folder of recipes in the place of scripts/recipes."""
+    monkeypatch.setattr(methods, "recipe_path", lambda name: tmp_path / f"{name}.yaml")
+    base = "preset: tiny\nglobal_batch_size: 4\nresize_factor: 1.0\nwarmup_steps: 40\n"
+    texts = {"demo": "max_steps: 1100\nfreeze_start: 460\n", "demo-mae": "max_steps: 1100\n"}
+    texts |= {"demo-salt-teacher": "max_steps: 440\n", "demo-salt": "max_steps: 660\n"}
+    texts |= {"demo-vjepa": "max_steps: 1100\nhidden_size: 64\n"}
+    for name, text in texts.items():
+        (tmp_path / f"{name}.yaml").write_text(base + text)
+    return tmp_path
+
+
+def test_steps_are_equal_and_schedules_in_proportion(methods, recipes):
+    ((name, settings),) = methods.plan("layerlock", 110, seed=2)
+    assert name == "demo" and settings["seed"] == 2
+    assert (settings["max_steps"], settings["freeze_start"], settings["warmup_steps"]) == (110, 46, 4)
+    for total in (110, 7):
+        teacher, student = (settings for _, settings in methods.plan("salt", total, seed=0))
+        assert teacher["max_steps"] + student["max_steps"] == total
+    ((_, full),) = methods.plan("layerlock", 1100, seed=0)
+    assert (full["freeze_start"], full["warmup_steps"]) == (460, 40)
+
+
+def test_recipes_that_do_not_compare(methods, recipes):
+    with pytest.raises(ValueError, match="hidden_size is 64 in demo-vjepa.yaml, but 128 in demo.yaml"):
+        methods.plan("vjepa", 10, seed=0)
+    with pytest.raises(ValueError, match="there is no recipe .*demo-blockwise.yaml"):
+        methods.plan("blockwise", 10, seed=0)
+
+
+def test_a_failing_run_is_named_and_the_others_go_on(methods, recipes, monkeypatch, tmp_path, capsys):
+    output, trained = tmp_path / "out", []
+
+    def pretrain(recipe, videos, folder, settings):
+        trained.append((recipe.stem, settings["seed"], settings.get("teacher")))
+        if recipe.stem == "demo-mae" and settings["seed"] == 1:
+            raise methods.RunFailed(f"the run in {folder} failed")
+        folder.mkdir(parents=True)
+        rows = [{"step": 5, "learning_rate": 1, "effective_rank": 20 + settings["seed"], "feature_std": 0.1}]
+        rows += [{"step": 10, "train_runtime": 3.0}]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    scores = {"motion_accuracy": 0.25, "motion_layer": 4, "depth_abs_rel": 0.15, "depth_r2": 0.5, "depth_layer": 6}
+    monkeypatch.setattr(methods, "pretrain", pretrain)
+    monkeypatch.setattr(methods, "write_data", lambda folder, num_videos: None)
+    monkeypatch.setattr(methods.Benchmark, "probe", lambda self, folder, seed: scores)
+    command = ["methods.py", "--output_dir", str(output), "--seeds", "2", "--max_steps", "10"]
+    monkeypatch.setattr(sys, "argv", [*command, "--methods", "mae", "salt"])
+    monkeypatch.setattr(methods, "exit_when_terminated", lambda: None)
+    with pytest.raises(SystemExit, match="error: 1 of 6 runs failed: mae, seed 1: the run in"):
+        methods.main()
+    teachers = [str(output / "salt" / f"seed_{seed}" / "demo-salt-teacher") for seed in (0, 1)]
+    assert trained == [
+        ("demo-mae", 0, None),
+        *[("demo-salt-teacher", 0, None), ("demo-salt", 0, teachers[0])],
+        ("demo-mae", 1, None),
+        *[("demo-salt-teacher", 1, None), ("demo-salt", 1, teachers[1])],
+    ]
+    assert "FAILED: mae, seed 1" in capsys.readouterr().out
+    text = (output / "results.md").read_text()
+    assert "| MAE | 25.0 | 0.150 | 20.0 | 0.1 | 3 | 1 |" in text
+    assert "| SALT | 25.0 ± 0.0 | 0.150 ± 0.000 | 20.5 ± 0.7 | 0.1 ± 0 | 6 ± 0 | 2 |" in text
+    assert "Failed: mae, seed 1" in text
+    assert (output / "methods.png").is_file()
+    summary = json.loads((output / "results.json").read_text())["methods"]
+    assert summary["mae"]["seeds"] == [0] and summary["salt"]["seeds"] == [0, 1]
+    salt = json.loads((output / "salt" / "seed_0" / "result.json").read_text())
+    assert [point["step"] for point in salt["curve"]] == [5, 9]  # the teacher takes 4 of the 10 steps
+
+    # Continuing runs what failed, and nothing else
+    trained.clear()
+    with pytest.raises(SystemExit):
+        methods.main()
+    assert trained == [("demo-mae", 1, None)]
+    # Results of other settings are not mixed with these
+    monkeypatch.setattr(sys, "argv", [*command, "--methods", "salt", "--max_steps", "20"])
+    with pytest.raises(SystemExit, match="salt, seed 0: .*result.json is of other settings"):
+        methods.main()
+
+
+def test_collapse_is_read_at_the_deepest_source(methods, tmp_path):
+    row = {"step": 3, "learning_rate": 1}
+    for depth, rank in ((2, 9.0), (10, 7.0)):
+        row |= {f"depth_{depth}/effective_rank": rank, f"depth_{depth}/feature_std": rank / 10}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    assert methods.rank_curve(tmp_path, 100) == [{"step": 103, "effective_rank": 7.0, "feature_std": 0.7}]
