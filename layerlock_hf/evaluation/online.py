@@ -80,7 +80,8 @@ class OnlineReadout(TrainerCallback):
 
     Features are means over the tokens of whole clips, in eval mode; neighbours are all other clips. The measurement
     reads the model and draws nothing, so training goes on bit for bit as without it. It runs on the main process while
-    the others wait, at the beginning of a step: a resumed run measures what the uninterrupted one did.
+    the others wait, at the beginning of a step: a resumed run measures what the uninterrupted one did. Its time, which
+    `readout/seconds` tells, counts in the clips per second of the next log.
 
     Args:
         trainer: whose encoder (`model.base_model`, which offers `tap`) is read, and whose `log` takes the results.
