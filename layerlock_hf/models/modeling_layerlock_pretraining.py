@@ -45,7 +45,7 @@ class SettledLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, loss, gradients, *parameters):
         ctx.gradients = gradients
-        return loss.detach().clone()
+        return loss.clone()
 
     @staticmethod
     def backward(ctx, grad_output):
@@ -58,7 +58,9 @@ def settle(loss: torch.Tensor, parameters: list[nn.Parameter]) -> torch.Tensor:
 
     A caller that later calls `backward`, be it through DDP or gradient accumulation, finds them as usual.
     """
-    return SettledLoss.apply(loss, torch.autograd.grad(loss, parameters), *parameters)
+    gradients = torch.autograd.grad(loss, parameters)
+    # Detached, or autograd would walk on into the graph that has just been freed
+    return SettledLoss.apply(loss.detach(), gradients, *parameters)
 
 
 class LayerLockViTForPretraining(LayerLockViTPreTrainedModel):

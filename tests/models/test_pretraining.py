@@ -242,3 +242,22 @@ def test_stages_that_cannot_be(model, batch):
             Objective(6, Pixels(), patch_fraction=fraction)
     with pytest.raises(ValueError, match="target_ids"):
         model(batch["pixel_values_videos"], batch["context_ids"], stage=latent_stage(1, patch_fraction=0.5))
+
+
+@pytest.mark.parametrize("overlap", [0, 1])
+def test_settled_blocks_get_the_same_gradients(tiny_config, overlap):
+    tiny_config.update({"decoder": "predictor", "predictor_depths": [2, 4, 6], "predictor_hidden_size": 24})
+    model = LayerLockViTForPretraining(tiny_config)
+    objectives = tuple(Objective(depth, Pixels(normalize=True)) for depth in (2, 4, 6))
+    stage = Stage(0, 0, objectives, local=True, overlap=overlap)
+    model.freeze_for(stage)
+    video, context_ids = torch.rand(2, 4, 3, 16, 16), torch.rand(2, 32).argsort(dim=1)[:, :8]
+    found = []
+    for settle_blocks in (False, True):
+        model.zero_grad()
+        for _ in range(2):  # as under accumulation
+            (model(video, context_ids, stage=stage, settle_blocks=settle_blocks).loss / 2).backward()
+        found.append({name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad})
+    assert found[0].keys() == found[1].keys()
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, msg=name)
