@@ -300,8 +300,8 @@ PRESETS = {
         predictor_num_attention_heads=16,
         num_mask_tokens=2,
     ),
-    # DeiT widths with what VideoMAE adds, for blockwise training (arXiv 2601.09040): final norm, fixed positions, exact
-    # GELU, predictors of 4 layers of width 192
+    # For blockwise training (arXiv 2601.09040): sizes of DeiT, final norm, fixed positions and exact GELU of VideoMAE,
+    # predictors of 4 layers of width 192
     "deit-tiny": _size(192, 12, 768, 3, **_VIDEOMAE),
     "deit-small": _size(384, 12, 1536, 6, **_VIDEOMAE),
 }
