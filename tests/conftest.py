@@ -16,6 +16,10 @@ from layerlock_hf import LayerLockViTConfig  # noqa: E402
 torch.set_num_threads(1)
 
 
+def pytest_addoption(parser):
+    parser.addoption("--write_golden", metavar="REASON", help="Record tests/golden anew; the files keep the reason.")
+
+
 @pytest.fixture(autouse=True)
 def seed():
     """The same random numbers in every test, whatever ran before it."""

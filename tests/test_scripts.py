@@ -11,22 +11,43 @@ import torch
 import yaml
 from transformers import AutoModel
 
+from layerlock_hf import LayerLockViTConfig, LayerLockViTModel
 from layerlock_hf.data.procedural import write_procedural_dataset
+from layerlock_hf.training import load_recipe
 
 
-SCRIPTS = Path(__file__).parents[1] / "scripts"
+SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
+RECIPES = sorted((SCRIPTS / "recipes").rglob("*.yaml"))
+# Recipes keep all but their widths and the size of their clips
+NARROW = {
+    "hidden_size": 32,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "predictor_hidden_size": 24,
+    "predictor_num_attention_heads": 2,
+    "image_size": 24,
+    "patch_size": 4,
+    "num_frames": 4,
+    "tubelet_size": 2,
+}
 REPORTS = ("stages.json", "metrics.jsonl", "bad_videos.jsonl")
 
 
 @pytest.fixture(scope="module")
-def pretrain():
-    """`main` of scripts/pretrain.py."""
+def program():
+    """scripts/pretrain.py."""
     spec = importlib.util.spec_from_file_location("pretrain", SCRIPTS / "pretrain.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules["pretrain"] = module  # where the argument parser looks up the types of the fields
     spec.loader.exec_module(module)
-    yield module.main
+    yield module
     del sys.modules["pretrain"]
+
+
+@pytest.fixture(scope="module")
+def pretrain(program):
+    """Its `main`."""
+    return program.main
 
 
 @pytest.fixture(scope="module")
@@ -289,6 +310,34 @@ def test_help_lists_the_settings(pretrain, capsys):
     assert error.value.code == 0
     text = capsys.readouterr().out
     assert all(f"--{name}" in text for name in ("train_data", "freeze_start", "hidden_size", "global_batch_size"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_says_what_the_parser_understands(program, path, tmp_path):
+    flags = ["--train_data", "videos", "--output_dir", str(tmp_path), "--use_cpu", "true"]
+    parsed = {}
+    for arguments in program.parse(["--config", str(path), *flags]):
+        parsed |= vars(arguments)
+    for name, value in load_recipe(path).items():
+        if name == "report_to":
+            value = []
+        assert parsed[name] == value, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_runs_on_the_data_of_the_demonstration(pretrain, videos, path, tmp_path):
+    recipe = load_recipe(path)
+    flags = {**NARROW, "train_data": videos, "output_dir": tmp_path / "out", "max_steps": 2, "warmup_steps": 1}
+    flags |= {"per_device_train_batch_size": 2, "global_batch_size": 2, "logging_steps": 1, "use_cpu": True}
+    flags |= {"disable_tqdm": True, "dataloader_pin_memory": False, "save_strategy": "no", "frame_stride": 1}
+    if recipe.get("teacher_momentum") == 1:
+        config = LayerLockViTConfig.from_preset(recipe["preset"], **NARROW)
+        LayerLockViTModel(config).save_pretrained(tmp_path / "teacher")
+        flags["teacher"] = tmp_path / "teacher"
+    pretrain(["--config", str(path), *(str(part) for name, value in flags.items() for part in (f"--{name}", value))])
+    first, second = read_steps(tmp_path / "out")
+    assert second["step"] == 2 and first["loss"] > 0 and second["loss"] > 0
 
 
 @pytest.mark.slow

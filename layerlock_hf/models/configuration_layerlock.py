@@ -268,6 +268,15 @@ def _size(hidden_size, num_hidden_layers, intermediate_size, num_attention_heads
     }
 
 
+_VIDEOMAE = {
+    "position_embedding": "sincos",
+    "hidden_act": "gelu",
+    "use_final_norm": True,
+    "decoder": "predictor",
+    "predictor_hidden_size": 192,
+    "predictor_num_attention_heads": 3,
+}
+
 # Widths, depths, MLPs and heads of the 4DS family ("Scaling 4D Representations"; LayerLock, sec. 3.4).
 PRESETS = {
     "tiny": _size(128, 8, 512, 4, image_size=64, patch_size=8, readout_hidden_size=128, readout_num_attention_heads=4),
@@ -291,4 +300,8 @@ PRESETS = {
         predictor_num_attention_heads=16,
         num_mask_tokens=2,
     ),
+    # For blockwise training (arXiv 2601.09040): sizes of DeiT, final norm, fixed positions and exact GELU of VideoMAE,
+    # predictors of 4 layers of width 192
+    "deit-tiny": _size(192, 12, 768, 3, **_VIDEOMAE),
+    "deit-small": _size(384, 12, 1536, 6, **_VIDEOMAE),
 }

@@ -45,7 +45,7 @@ class SettledLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, loss, gradients, *parameters):
         ctx.gradients = gradients
-        return loss.detach().clone()
+        return loss.clone()
 
     @staticmethod
     def backward(ctx, grad_output):
@@ -59,7 +59,7 @@ def settle(loss: torch.Tensor, parameters: list[nn.Parameter]) -> torch.Tensor:
     A caller that later calls `backward`, be it through DDP or gradient accumulation, finds them as usual.
     """
     gradients = torch.autograd.grad(loss, parameters)
-    # Detached: autograd visits the inputs of a function even where their gradient is None, and this graph is spent
+    # Detached, or autograd would walk on into the graph that has just been freed
     return SettledLoss.apply(loss.detach(), gradients, *parameters)
 
 
