@@ -45,7 +45,7 @@ class SettledLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, loss, gradients, *parameters):
         ctx.gradients = gradients
-        return loss.detach().clone()
+        return loss.clone()
 
     @staticmethod
     def backward(ctx, grad_output):
@@ -58,7 +58,8 @@ def settle(loss: torch.Tensor, parameters: list[nn.Parameter]) -> torch.Tensor:
 
     A caller that later calls `backward`, be it through DDP or gradient accumulation, finds them as usual.
     """
-    return SettledLoss.apply(loss, torch.autograd.grad(loss, parameters), *parameters)
+    # Detached: an input that requires gradients would lead the caller's backward into the graph that is gone
+    return SettledLoss.apply(loss.detach(), torch.autograd.grad(loss, parameters), *parameters)
 
 
 class LayerLockViTForPretraining(LayerLockViTPreTrainedModel):
