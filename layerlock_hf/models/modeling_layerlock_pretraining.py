@@ -54,12 +54,16 @@ class SettledLoss(torch.autograd.Function):
 
 
 def settle(loss: torch.Tensor, parameters: list[nn.Parameter]) -> torch.Tensor:
-    """Backpropagate now to these parameters, free the activations, and return a loss that brings the gradients along.
+    """Backpropagate now to those of these parameters that the loss depends on, free the activations, and return a loss
+    that brings the gradients along.
 
     A caller that later calls `backward`, be it through DDP or gradient accumulation, finds them as usual.
     """
+    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+    reached = [pair for pair in zip(parameters, gradients, strict=True) if pair[1] is not None]
+    parameters, gradients = zip(*reached, strict=True)
     # Detached: an input that requires gradients would lead the caller's backward into the graph that is gone
-    return SettledLoss.apply(loss.detach(), torch.autograd.grad(loss, parameters), *parameters)
+    return SettledLoss.apply(loss.detach(), gradients, *parameters)
 
 
 class LayerLockViTForPretraining(LayerLockViTPreTrainedModel):
@@ -196,7 +200,7 @@ class LayerLockViTForPretraining(LayerLockViTPreTrainedModel):
                 return decoded[key]
 
             modules = [decoder, *self.encoder.layers[begin:end]]
-            modules += [self.encoder.embeddings] if begin == 0 else []
+            modules += [self.encoder.embeddings] if source == stage.sources[0] else []
             modules += [self.encoder.norm] if end == len(self.encoder.layers) else []
             parameters = [parameter for module in modules for parameter in module.parameters()]
             yield source, [parameter for parameter in parameters if parameter.requires_grad], decode
