@@ -6,13 +6,16 @@ import pytest
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from layerlock_hf.models import LayerLockViTConfig, LayerLockViTForPretraining, Latents, Objective, Pixels, Stage
+from layerlock_hf.models import Latents, LayerLockViTConfig, LayerLockViTForPretraining, Objective, Pixels, Stage
 
 
 DEPTHS = (2, 4, 6)
 
 
-def local_stage(overlap=0, num_frozen=0, targets=(Pixels(True),) * 3, **kwargs):
+PIXELS = (Pixels(normalize=True),) * 3
+
+
+def local_stage(overlap=0, num_frozen=0, targets=PIXELS, **kwargs):
     objectives = tuple(Objective(depth, target) for depth, target in zip(DEPTHS, targets, strict=True))
     return Stage(0, num_frozen, objectives, local=True, overlap=overlap, **kwargs)
 
