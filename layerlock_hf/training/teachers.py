@@ -117,7 +117,7 @@ def load_teacher(path: str) -> tuple[nn.Module, int, int]:
         config = AutoConfig.from_pretrained(path)
         model = AutoModel.from_pretrained(path, dtype=torch.float32)
     except (OSError, KeyError, ValueError) as error:
-        raise ValueError(f"teacher: cannot load {path}: {error}") from error
+        raise ValueError(f"teacher: cannot load {path}: {' '.join(str(error).split())}") from error
     is_ours = isinstance(config, LayerLockViTConfig)
     teacher = model.eval().requires_grad_(False) if is_ours else VideoModelTeacher(model)
     return teacher, config.num_hidden_layers, config.hidden_size
