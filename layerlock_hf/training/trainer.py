@@ -277,10 +277,11 @@ class LayerLockTrainer(Trainer):
 
     @torch.no_grad()
     def _diagnose(self, video: torch.Tensor):
-        """Features of this batch, whole, where the decoders read them."""
+        """Features of this batch, whole, where the decoders read them. A clip alone differs from no other."""
         self._diagnosed_step = self.state.global_step
         model = self._core()
-        depths = {source: model.decoders[str(source)].context_depth for source in self.stage.sources}
+        sources = self.stage.sources if len(video) > 1 else []
+        depths = {source: model.decoders[str(source)].context_depth for source in sources}
         with self.accelerator.autocast():
             taps = model.encoder.tap(video, list(depths.values()))
         for source, features in zip(depths, taps, strict=True):
