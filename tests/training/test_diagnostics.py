@@ -100,3 +100,11 @@ def test_diagnostics_change_nothing(tmp_path):
     pairs = zip(*(trainer.model.parameters() for trainer in runs), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
     assert not any(NAMES & set(row) for row in step_logs(runs[0]))
+
+
+def test_a_clip_alone_is_no_sign_of_collapse(tmp_path):
+    """Batches of one clip, as large models have them: their deviation from the mean of the batch would be 0."""
+    trainer = make_trainer("vjepa", tmp_path, max_steps=2, diagnostics_steps=1, per_device_train_batch_size=1)
+    trainer.train()
+    for row in step_logs(trainer):
+        assert "teacher_distance" in row and not NAMES & set(row)
