@@ -7,12 +7,17 @@ from pathlib import Path
 
 import pytest
 
+from layerlock_hf.training import METHODS
+
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "layerlock_hf"
 FILES = sorted(PACKAGE.rglob("*.py"))
 PROGRAMS = [path for folder in ("scripts", "tests", "benchmarks") for path in sorted((ROOT / folder).rglob("*.py"))]
 MAX_LINES = 450
+
+# What a method is called, by us and by the papers
+METHOD_NAMES = {*METHODS, "layerlock", "4ds", "v-jepa", "vjepa", "jepa", "salt", "bwssl", "loco", "videomae", "locked"}
 
 # Part of the package -> modules of ours that it may import, besides itself. Any submodule of a named one is allowed.
 LAW = {
@@ -112,6 +117,54 @@ def test_models_run_without_the_package(path):
 @pytest.mark.parametrize("path", FILES + PROGRAMS, ids=name_of)
 def test_nobody_imports_scripts(path):
     assert not [name for name in imported_modules(path) if is_within(name, "scripts")]
+
+
+def conditions(tree: ast.AST) -> list[ast.AST]:
+    """What decides between branches: tests of `if`, `while` and comprehensions, and the patterns of `match`."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.If, ast.IfExp, ast.While)):
+            found.append(node.test)
+        elif isinstance(node, ast.comprehension):
+            found += node.ifs
+        elif isinstance(node, ast.Match):
+            found += [node.subject, *(case.pattern for case in node.cases)]
+    return found
+
+
+def branches_on_methods(source: str) -> list[str]:
+    """Conditions that name a method, or compare the setting `method` to anything but the table of methods."""
+    found = []
+    for condition in conditions(ast.parse(source)):
+        for node in ast.walk(condition):
+            names = (
+                isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.lower() in METHOD_NAMES
+            )
+            is_setting = isinstance(node, ast.Attribute) and node.attr == "method"
+            if names or is_setting and ast.unparse(condition) != "self.method not in METHODS":
+                found.append(ast.unparse(condition))
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_no_branch_names_a_method(path):
+    assert not branches_on_methods(path.read_text(encoding="utf-8")), "a method is an entry of METHODS"
+
+
+@pytest.mark.parametrize(
+    "source, is_allowed",
+    [
+        ("if method == 'blockwise': pass", False),
+        ("x = 1 if 'SALT' in name else 2", False),
+        ("match name:\n    case 'mae' | 'other': pass", False),
+        ("while args.method: pass", False),
+        ("x = [a for a in b if a != 'teacher_latents']", False),
+        ("METHODS = {'mae': None}", True),
+        ("if self.method not in METHODS: raise ValueError('mae')", True),
+    ],
+)
+def test_the_search_for_branches_has_teeth(source, is_allowed):
+    assert (not branches_on_methods(source)) == is_allowed
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)

@@ -87,11 +87,12 @@ def settings(tiny_sizes, videos):
 
 @pytest.fixture(scope="module")
 def run(pretrain, settings, tmp_path_factory):
-    """Run the recipe with some settings changed, into a folder."""
+    """Run the recipe with some settings changed, or left out if None, into a folder."""
 
     def run(folder, *flags, **changes):
         recipe = tmp_path_factory.mktemp("recipe") / "recipe.yaml"
-        recipe.write_text(yaml.safe_dump({**settings, **changes}))
+        changed = {name: value for name, value in {**settings, **changes}.items() if value is not None}
+        recipe.write_text(yaml.safe_dump(changed))
         pretrain(["--config", str(recipe), "--output_dir", str(folder), *map(str, flags)])
 
     return run
@@ -193,6 +194,110 @@ def test_reading_out_changes_nothing_else(run, finished, videos, tmp_path):
 def test_a_readout_without_labels(run, videos, tmp_path):
     with pytest.raises(SystemExit, match="error: readout_data: the videos have no labels"):
         run(tmp_path / "out", readout_data=str(videos), readout_steps=1)
+
+
+# ---- other methods
+
+UNLOCKED = dict.fromkeys(("freeze_start", "freeze_interval", "layers_per_freeze", "num_freezes"))
+PREDICTOR = {
+    "decoder": "predictor",
+    "predictor_hidden_size": 24,
+    "predictor_num_attention_heads": 2,
+    "position_embedding": "sincos",
+    "use_final_norm": True,
+}
+VJEPA = {
+    **UNLOCKED,
+    **PREDICTOR,
+    "method": "teacher_latents",
+    "num_mask_tokens": 2,
+    "mask": "multiblock",
+    "mask_ratio": None,
+    "mask_blocks": ["2x0.15", "1x0.5"],
+    "mask_group_size": 4,
+}
+BLOCKS = {**UNLOCKED, **PREDICTOR, "method": "blockwise", "predictor_depths": [2, 4, 6], "mask": "tube"}
+LOCKED = {"freeze_start": 1, "freeze_interval": 1, "layers_per_freeze": 1, "num_freezes": 1}
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory, tiny_sizes):
+    """The folder of a teacher of three layers of width 48."""
+    sizes = {**tiny_sizes, "hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 3}
+    folder = tmp_path_factory.mktemp("teacher")
+    LayerLockViTModel(LayerLockViTConfig.from_preset("tiny", **sizes)).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    "changes, targets",
+    [
+        ({**UNLOCKED, "normalize_pixels": True, "pixel_loss": "l1"}, ["pixels"]),
+        (VJEPA, ["teacher_layer_6"]),
+        ({**VJEPA, **LOCKED, "target_layer": 1}, ["teacher_layer_1", "teacher_layer_1"]),
+        (BLOCKS, ["depth_2/pixels + depth_4/pixels + depth_6/pixels"]),
+        ({**BLOCKS, "overlap": 1}, ["depth_2/pixels + depth_4/pixels + depth_6/pixels"]),
+        ({**BLOCKS, "method": "blockwise_in_sequence", "steps_per_block": 1}, ["pixels"] * 3),
+        ({**UNLOCKED, "method": "mae_and_latents", "latent_head_depths": [2]}, ["pixels + layer_2"]),
+        ({**LOCKED, "latent_head_depths": [1], "keep_targets": True}, ["pixels", "pixels + layer_1"]),
+        ({**LOCKED, "predict_latents": False}, ["pixels", "pixels"]),
+    ],
+    ids=["mae", "vjepa", "vjepa locked", "blockwise", "overlap", "in sequence", "unfrozen", "keep", "freezing only"],
+)
+def test_a_step_of_every_stage_of_other_methods(run, tmp_path, changes, targets):
+    run(tmp_path, **{**changes, "max_steps": len(targets), "save_strategy": "no"})
+    stages = json.loads((tmp_path / "stages.json").read_text())
+    assert [row["target"] for row in stages] == targets
+    assert [row["stage"] for row in read_steps(tmp_path)] == list(range(len(targets)))
+    model = AutoModel.from_pretrained(tmp_path)
+    assert model(torch.rand(1, 4, 3, 16, 16)).last_hidden_state.shape == (1, 32, 32)
+
+
+def test_a_step_under_a_loaded_teacher(run, teacher, tmp_path):
+    before = contents(Path(teacher))
+    run(tmp_path, "--teacher", teacher, "--teacher_momentum", 1, **{**VJEPA, "max_steps": 1, "save_strategy": "no"})
+    (row,) = read_steps(tmp_path)
+    assert row["teacher_layer_3/loss"] == pytest.approx(row["loss"])
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["teacher_hidden_size"] == 48
+    assert contents(Path(teacher)) == before and not (tmp_path / "teacher").exists()
+
+
+@pytest.mark.parametrize(
+    "flags, changes, message",
+    [
+        (["--teacher_momentum", 1], VJEPA, "teacher_momentum=1 means a teacher that never moves"),
+        (["--teacher_momentum", 1.5], VJEPA, "teacher_momentum must lie between 0 and 1"),
+        (["--teacher", "TEACHER"], VJEPA, "a teacher that is given never moves: set teacher_momentum to 1"),
+        (["--teacher", "TEACHER", "--teacher_momentum", 1], UNLOCKED, "no stage predicts its latents"),
+        (["--teacher", "TEACHER", "--teacher_momentum", 1, "--target_layer", 4], VJEPA, "the teacher has 3 layers"),
+        (["--teacher", "TEACHER", "--teacher_momentum", 1, "--patch_size", 8], VJEPA, "patch_size=4"),
+        (["--teacher", "nowhere", "--teacher_momentum", 1], VJEPA, "teacher: cannot load nowhere"),
+        (["--num_mask_tokens", 1], VJEPA, "num_mask_tokens=1, but mask_blocks has 2 types of mask"),
+        (["--method", "v-jepa"], UNLOCKED, "method: unknown 'v-jepa'; known are mae, teacher_latents"),
+        (["--target_layer", 2], UNLOCKED, "target_layer is set but the method mae does not read it"),
+        (["--overlap", 1], VJEPA, "overlap is set but the method teacher_latents does not read it"),
+        (["--method", "blockwise_in_sequence"], BLOCKS, "steps_per_block must be set"),
+        (["--decoder", "trunk"], {**BLOCKS, "predictor_depths": None}, "a local stage needs decoder='predictor'"),
+        (["--decoder", "trunk"], BLOCKS, "predictor_depths needs decoder='predictor'"),
+        (["--predictor_depths", 2, 4, 7], BLOCKS, "predictor_depths must lie between 1 and the 6 layers"),
+        (["--freeze_start", 1, "--num_freezes", 1], BLOCKS, "set predict_latents to False"),
+        (["--method", "mae_and_latents"], UNLOCKED, "latent_head_depths must name the layers"),
+        (["--keep_targets", "true"], {}, "there is no head latents_2: set latent_head_depths"),
+        (["--learning_rate_decay", "step"], {}, "learning_rate_decay must be one of"),
+        (["--schedule_stretch", 0.5], {}, "schedule_stretch must be at least 1"),
+        (["--pixel_loss", "l3"], UNLOCKED, "pixel_loss"),
+    ],
+    ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else "",
+)
+def test_contradictions_between_methods_and_settings(run, teacher, finished, flags, changes, message):
+    before = contents(finished)
+    flags = [teacher if flag == "TEACHER" else flag for flag in flags]
+    with pytest.raises(SystemExit) as error:
+        run(finished, *flags, **changes)
+    assert str(error.value).startswith("error: ") and message in str(error.value)
+    assert "\n" not in str(error.value)
+    assert contents(finished) == before
 
 
 def test_a_schedule_without_its_start(pretrain, settings, finished, tmp_path):

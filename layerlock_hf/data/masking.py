@@ -140,7 +140,8 @@ class MultiBlockMasks:
         Returns:
             Per entry of `blocks`:
             context_ids: shape (B, K), sorted; K differs from group to group.
-            target_ids: shape (B, M), sorted, disjoint from the context; M differs likewise.
+            target_ids: shape (B, M), disjoint from the context, in random order, so that an objective which predicts
+                a fraction of them takes the first ones; M differs likewise.
         """
         places = [divmod(position, self.group_size) for position in positions]
         drawn = {group: _draw_group(self, tuple(grid_size), group, seed) for group in {group for group, _ in places}}
@@ -180,8 +181,15 @@ def _draw_group(
             priorities.append(PRIORITIES[strategy.truncate](math.prod(grid_size), generator))
         hidden = torch.stack(hidden).repeat(1, grid_size[0])  # (group_size, h * w) -> (group_size, N)
         priorities = torch.stack(priorities)
-        masks.append((_keep(~hidden, priorities), _keep(hidden, priorities)))
+        masks.append((_keep(~hidden, priorities), _shuffle(_keep(hidden, priorities), first, seed, kind)))
     return masks
+
+
+def _shuffle(ids: torch.Tensor, first: int, seed: int, kind: int) -> torch.Tensor:
+    """The ids (B, M) of the clips from position `first` on, each in an order of its own."""
+    generators = (generator_for("target order", seed, first + row, kind) for row in range(len(ids)))
+    orders = [torch.randperm(ids.shape[1], generator=generator) for generator in generators]
+    return ids.gather(1, torch.stack(orders))
 
 
 def _block_size(

@@ -17,7 +17,7 @@ class Heads(nn.ModuleDict):
 
     def __init__(self, config: LayerLockViTConfig, width: int):
         latent_width = config.teacher_hidden_size or config.hidden_size
-        own = {f"latents_{depth}": nn.Linear(width, config.hidden_size) for depth in config.latent_head_depths}
+        own = {f"latents_{depth}": nn.Linear(width, latent_width) for depth in config.latent_head_depths}
         super().__init__(
             {
                 "pixels": nn.Linear(width, config.values_per_token),

@@ -3,6 +3,7 @@
 B batch, T frames, N tokens of the grid, K context tokens, M target tokens, D width, P pixel values per token.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -54,12 +55,15 @@ class SettledLoss(torch.autograd.Function):
 
 
 def settle(loss: torch.Tensor, parameters: list[nn.Parameter]) -> torch.Tensor:
-    """Backpropagate now to these parameters, free the activations, and return a loss that brings the gradients along.
+    """Backpropagate now to those of these parameters that the loss depends on, free the activations, and return a loss
+    that brings the gradients along.
 
     A caller that later calls `backward`, be it through DDP or gradient accumulation, finds them as usual.
     """
-    gradients = torch.autograd.grad(loss, parameters)
-    # Detached, or autograd would walk on into the graph that has just been freed
+    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+    reached = [pair for pair in zip(parameters, gradients, strict=True) if pair[1] is not None]
+    parameters, gradients = zip(*reached, strict=True)
+    # Detached: an input that requires gradients would lead the caller's backward into the graph that is gone
     return SettledLoss.apply(loss.detach(), gradients, *parameters)
 
 
@@ -130,6 +134,7 @@ class LayerLockViTForPretraining(LayerLockViTPreTrainedModel):
             raise ValueError(f"the stage that starts at step {stage.start} predicts a teacher's latents: give teacher")
         networks = {"encoder": self.encoder, "teacher": teacher}
         masks = _masks(context_ids, target_ids)
+        num_tokens = math.prod(self.encoder.grid_size(pixel_values_videos))
         settles = settle_blocks and stage.local and torch.is_grad_enabled()
         whole_targets, total, predictions = {}, 0, []
         losses, variances = [0] * len(stage.objectives), [0] * len(stage.objectives)
@@ -140,7 +145,13 @@ class LayerLockViTForPretraining(LayerLockViTPreTrainedModel):
                 if objective.patch_fraction < 1:
                     return objective.target.compute(networks, pixel_values_videos, ids)
                 if objective.target not in whole_targets:
-                    whole_targets[objective.target] = objective.target.compute(networks, pixel_values_videos, None)
+                    whole = objective.target.compute(networks, pixel_values_videos, None)
+                    if whole.shape[1] != num_tokens:
+                        raise ValueError(
+                            f"the target {objective.target.label} has {whole.shape[1]} tokens, the clip {num_tokens}: "
+                            "give the teacher the encoder's grid"
+                        )
+                    whole_targets[objective.target] = whole
                 return take_tokens(whole_targets[objective.target], ids)
 
         for mask_type, (visible, wanted) in enumerate(masks):
@@ -149,13 +160,13 @@ class LayerLockViTForPretraining(LayerLockViTPreTrainedModel):
                 for index, objective in enumerate(stage.objectives):
                     if objective.source != source:
                         continue
-                    ids = objective.select(wanted, self._num_tokens(pixel_values_videos))
+                    ids = objective.select(wanted, num_tokens)
                     prediction = self.decoders[str(source)].heads[objective.target.head](decode(ids))
                     target = target_at(objective, ids)
                     if target.shape != prediction.shape:
                         raise ValueError(
                             f"the targets {tuple(target.shape)} do not fit the predictions {tuple(prediction.shape)}: "
-                            "set teacher_hidden_size, and give the teacher the encoder's grid"
+                            "set teacher_hidden_size"
                         )
                     # In fp32 also under autocast (LayerLock, sec. 3.4)
                     loss_function = LOSSES[objective.target.loss]
@@ -169,10 +180,6 @@ class LayerLockViTForPretraining(LayerLockViTPreTrainedModel):
         return LayerLockViTForPretrainingOutput(
             loss=total, losses=tuple(losses), target_variances=tuple(variances), predictions=tuple(predictions)
         )
-
-    def _num_tokens(self, video: torch.Tensor) -> int:
-        t, h, w = self.encoder.grid_size(video)
-        return t * h * w
 
     def _read(self, video: torch.Tensor, context_ids: torch.Tensor, mask_type: int, stage: Stage):
         """Run the encoder from source to source: yields each with the parameters that learn from it if the stage is
@@ -197,7 +204,7 @@ class LayerLockViTForPretraining(LayerLockViTPreTrainedModel):
                 return decoded[key]
 
             modules = [decoder, *self.encoder.layers[begin:end]]
-            modules += [self.encoder.embeddings] if begin == 0 else []
+            modules += [self.encoder.embeddings] if source == stage.sources[0] else []
             modules += [self.encoder.norm] if end == len(self.encoder.layers) else []
             parameters = [parameter for module in modules for parameter in module.parameters()]
             yield source, [parameter for parameter in parameters if parameter.requires_grad], decode

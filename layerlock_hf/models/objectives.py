@@ -104,6 +104,8 @@ class Objective:
     def __post_init__(self):
         if not 0 < self.patch_fraction <= 1:
             raise ValueError(f"patch_fraction must lie in (0, 1], got {self.patch_fraction}")
+        if self.target.loss not in LOSSES:
+            raise ValueError(f"loss (pixel_loss in recipes) must be {' or '.join(LOSSES)}, got {self.target.loss!r}")
 
     def select(self, target_ids: torch.Tensor | None, num_tokens: int) -> torch.Tensor | None:
         """The first `patch_fraction` of the ids, (B, M') -> (B, M); None stands for every token of the grid."""

@@ -71,7 +71,7 @@ def _encoder_flops(config, stage, num_context):
     # With an overlap, the layers before a cut run once more, for the next block
     runs = list(range(1, deepest + 1))
     for cut in stage.sources[:-1]:
-        runs += range(cut - stage.overlap + 1, cut + 1)
+        runs += range(max(1, cut - stage.overlap + 1), cut + 1)
     return total + sum(_passes(stage, depth) * layer_flops(config, num_context) for depth in runs)
 
 
@@ -103,7 +103,7 @@ _DECODER_FLOPS = {"trunk": _trunk_flops, "predictor": _predictor_flops}
 def _head_flops(config, stage, objective, num_decoded):
     width_in = config.predictor_hidden_size if config.decoder == "predictor" else config.hidden_size
     latent_width = config.teacher_hidden_size or config.hidden_size
-    width_out = latent_width if objective.target.depth else config.values_per_token
+    width_out = config.values_per_token if objective.target.head == "pixels" else latent_width
     # Nothing before the head learns when the layers that decode are frozen
     passes = 2 if config.decoder == "trunk" and stage.num_frozen == config.num_hidden_layers else 3
     return passes * num_decoded * linear_flops(width_in, width_out)

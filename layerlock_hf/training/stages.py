@@ -139,8 +139,16 @@ def locked(
         predict_latents: False freezes but keeps the target of the method (LayerLock, sec. 4.1).
         patch_fraction: share of the tokens on which the latents are computed and predicted (LayerLock, sec. 3.4).
         keep_targets: predict all targets so far, each with a head of its own (LayerLock, Table 5).
+
+    Raises:
+        ValueError: if the method has several objectives, none of which is the one to replace, or ends too late.
     """
     stages = list(base)
+    if predict_latents and len(base[-1].objectives) > 1:
+        raise ValueError(
+            f"freezing replaces the target of a method, but this one has {len(base[-1].objectives)}: set "
+            "predict_latents to False, which freezes alone"
+        )
     targets = schedule.target_layers or [num_frozen for _, num_frozen in schedule.freezings()]
     for (step, num_frozen), depth in zip(schedule.freezings(), targets, strict=True):
         last = stages[-1]

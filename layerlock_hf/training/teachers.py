@@ -3,12 +3,14 @@
 import copy
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ..models.configuration_layerlock import LayerLockViTConfig
 from ..models.modeling_layerlock import LayerLockViTModel
+from ..models.objectives import Stage
 from ..models.positions_layerlock import take_tokens
 
 
@@ -48,9 +50,11 @@ class VideoModelTeacher(nn.Module):
 
     def __init__(self, model: PreTrainedModel, mean=IMAGENET_DEFAULT_MEAN, std=IMAGENET_DEFAULT_STD):
         super().__init__()
-        self.model = model.eval().requires_grad_(False)
+        self.config = shape_of(model.config)
+        self.model = model.requires_grad_(False)
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
+        self.eval()
 
     def tap(self, video: torch.Tensor, depths: list[int], ids: torch.Tensor | None = None) -> list[torch.Tensor]:
         """The tokens at several depths; the last depth is after the final norm. With `ids` they are picked afterwards:
@@ -64,6 +68,45 @@ class VideoModelTeacher(nn.Module):
         return [take_tokens(tap, ids) for tap in taps]
 
 
+def shape_of(config) -> LayerLockViTConfig:
+    """Our configuration of the same sizes as that of a video model of Transformers, to check and to count with.
+
+    Raises:
+        ValueError: if the configuration does not tell its sizes.
+    """
+    try:
+        mlp_width = getattr(config, "intermediate_size", None) or round(config.mlp_ratio * config.hidden_size)
+        return LayerLockViTConfig(
+            hidden_size=config.hidden_size,
+            num_hidden_layers=config.num_hidden_layers,
+            num_attention_heads=config.num_attention_heads,
+            intermediate_size=mlp_width,
+            patch_size=config.patch_size,
+            tubelet_size=config.tubelet_size,
+            image_size=config.patch_size,
+            num_frames=config.tubelet_size,
+            decoder="predictor",
+        )
+    except (AttributeError, StrictDataclassError) as error:
+        raise ValueError(f"teacher: no video ViT with tokens like ours, by its configuration: {error}") from error
+
+
+def check_teacher(teacher: nn.Module | None, stages: list[Stage], config: LayerLockViTConfig):
+    """Raise a `ValueError` unless the stages of a model of this configuration can be taught by the teacher."""
+    targets = [objective.target for stage in stages for objective in stage.objectives]
+    depths = [target.depth for target in targets if target.of == "teacher"]
+    theirs = getattr(teacher, "config", None)
+    if teacher is not None and not depths:
+        raise ValueError("a teacher is given, but no stage predicts its latents")
+    if theirs is None:
+        return  # it need have nothing but `tap`
+    if depths and max(depths) > theirs.num_hidden_layers:
+        raise ValueError(f"layer {max(depths)} is predicted, but the teacher has {theirs.num_hidden_layers}")
+    boxes = [f"patch_size={c.patch_size}, tubelet_size={c.tubelet_size}" for c in (theirs, config)]
+    if boxes[0] != boxes[1]:
+        raise ValueError(f"the teacher's tokens ({boxes[0]}) are not those of the model ({boxes[1]})")
+
+
 def load_teacher(path: str) -> tuple[nn.Module, int, int]:
     """A teacher from a folder or the Hub, its number of layers and its width.
 
@@ -72,9 +115,9 @@ def load_teacher(path: str) -> tuple[nn.Module, int, int]:
     """
     try:
         config = AutoConfig.from_pretrained(path)
-        model = AutoModel.from_pretrained(path)
-    except (OSError, KeyError) as error:
-        raise ValueError(f"teacher: cannot load {path}: {error}") from error
+        model = AutoModel.from_pretrained(path, dtype=torch.float32)
+    except (OSError, KeyError, ValueError) as error:
+        raise ValueError(f"teacher: cannot load {path}: {' '.join(str(error).split())}") from error
     is_ours = isinstance(config, LayerLockViTConfig)
     teacher = model.eval().requires_grad_(False) if is_ours else VideoModelTeacher(model)
     return teacher, config.num_hidden_layers, config.hidden_size

@@ -22,7 +22,7 @@ from .memory import peak_memory_gib
 from .run_file import check_run_file, describe, read_run_file, target_label, write_run_file
 from .schedules import cosine, learning_rate_factor, linear
 from .stages import check_stages, stage_at
-from .teachers import copy_of, distance, follow
+from .teachers import check_teacher, copy_of, distance, follow
 
 
 logger = logging.get_logger(__name__)
@@ -85,6 +85,7 @@ class LayerLockTrainer(Trainer):
         if teacher is not None and args.teacher_momentum != 1:
             raise ValueError("a teacher that is given never moves: set teacher_momentum to 1")
         self.teacher = copy_of(model.encoder) if self._teacher_moves else teacher
+        check_teacher(self.teacher, self.stages, model.config)
         if self.teacher is not None:
             self.teacher.to(self.args.device)
         self._wrapper_is_new, self._is_finished, self._diagnosed_step = False, False, -1
@@ -276,10 +277,11 @@ class LayerLockTrainer(Trainer):
 
     @torch.no_grad()
     def _diagnose(self, video: torch.Tensor):
-        """Features of this batch, whole, where the decoders read them."""
+        """Features of this batch, whole, where the decoders read them. A clip alone differs from no other."""
         self._diagnosed_step = self.state.global_step
         model = self._core()
-        depths = {source: model.decoders[str(source)].context_depth for source in self.stage.sources}
+        sources = self.stage.sources if len(video) > 1 else []
+        depths = {source: model.decoders[str(source)].context_depth for source in sources}
         with self.accelerator.autocast():
             taps = model.encoder.tap(video, list(depths.values()))
         for source, features in zip(depths, taps, strict=True):

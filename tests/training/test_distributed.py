@@ -1,5 +1,6 @@
 """Two processes on the CPU: what one process cannot show."""
 
+import json
 import os
 import socket
 import subprocess
@@ -7,9 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+import toy_run
+from toy_methods import METHODS
 
 
-ROOT = Path(__file__).resolve().parents[2]
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
 
 SCRIPT = """
 import hashlib, sys
@@ -70,9 +75,8 @@ for step in map(int, sys.argv[3:]):
 """
 
 
-def launch(tmp_path, *arguments):
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT)
+def launch(script, *arguments, timeout=240):
+    """The words of each line that two processes on the CPU print."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port = sock.getsockname()[1]
@@ -80,20 +84,22 @@ def launch(tmp_path, *arguments):
     options = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"]
     options += ["--dynamo_backend", "no", "--main_process_port", str(port)]
     result = subprocess.run(
-        [accelerate, "launch", *options, str(script), str(tmp_path / "run"), *map(str, arguments)],
-        env={**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        [accelerate, "launch", *options, str(script), *map(str, arguments)],
+        env={**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": f"{ROOT}:{HERE}", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=timeout,
     )
     assert result.returncode == 0, result.stderr[-4000:]
-    return [line.split() for line in result.stdout.splitlines()]
+    return result.stdout.splitlines()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("global_batch_size, resume", [(4, (3, 4, 5)), (8, (5,))])
 def test_two_processes_over_three_switches(tmp_path, global_batch_size, resume):
-    lines = launch(tmp_path, global_batch_size, *resume)
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    lines = [line.split() for line in launch(script, tmp_path / "run", global_batch_size, *resume)]
     digests = {(line[2], line[1]): line[3] for line in lines if line and line[0] == "DIGEST"}
     names = ["whole", *(f"from-{step}" for step in resume)]
     assert set(digests) == {(name, rank) for name in names for rank in "01"}
@@ -105,3 +111,28 @@ def test_two_processes_over_three_switches(tmp_path, global_batch_size, resume):
     assert [row for row in rows if row[3] != row[4]] == []  # DDP reduces what learns and nothing else
     sizes = {int(row[1]): int(row[3]) for row in rows}
     assert sizes[1] > sizes[4] > sizes[6] > sizes[8] == 4 * (32 * 32 + 32)
+
+
+def reports(lines):
+    """The JSON of `toy_run`, among the logs that the Trainer prints."""
+    return [json.loads(line) for line in lines if line.startswith('{"name"')]
+
+
+@pytest.mark.slow
+def test_two_processes_are_one_with_twice_the_batch(tmp_path, capsys):
+    """All methods in one launch: two processes of 2 clips, and this one of 4."""
+    two, one = tmp_path / "two", tmp_path / "one"
+    lines = reports(launch(HERE / "toy_run.py", two, 2, *METHODS, timeout=500))
+    assert sorted((line["name"], line["rank"]) for line in lines) == sorted((n, r) for n in METHODS for r in (0, 1))
+    assert {line["wrapper"] for line in lines} == {"DistributedDataParallel"}
+    capsys.readouterr()
+    toy_run.main(str(one), "4", *METHODS)
+    alone = {line["name"]: line for line in reports(capsys.readouterr().out.splitlines())}
+    for line in lines:
+        name = line["name"]
+        states = [torch.load(path) for path in (two / f"{name}-{line['rank']}.pt", one / f"{name}-0.pt")]
+        torch.testing.assert_close(*states, atol=2e-4, rtol=2e-3)
+        other = torch.load(two / f"{name}-{1 - line['rank']}.pt")
+        assert all(torch.equal(v, other[part][n]) for part, values in states[0].items() for n, v in values.items())
+        if line["rank"] == 0:  # which alone logs
+            torch.testing.assert_close(line["rows"], alone[name]["rows"], atol=2e-4, rtol=2e-3)

@@ -1,9 +1,27 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import VideoMAEConfig, VideoMAEModel
 
-from layerlock_hf.models import LayerLockViTForPretraining
-from layerlock_hf.training import FreezeSchedule, Latents, Objective, Stage, locked, mae, step_flops
+from layerlock_hf.models import LayerLockViTConfig, LayerLockViTForPretraining, LayerLockViTModel
+from layerlock_hf.training import (
+    FreezeSchedule,
+    Latents,
+    Objective,
+    Pixels,
+    Stage,
+    VideoModelTeacher,
+    blockwise,
+    blockwise_in_sequence,
+    locked,
+    mae,
+    mae_and_latents,
+    step_flops,
+    teacher_latents,
+)
+from layerlock_hf.training.teachers import copy_of
 
 
 def measured(config, stage, num_context):
@@ -46,3 +64,105 @@ def test_flops_of_another_grid(tiny_config):
     (stage,) = mae(6)
     assert step_flops(tiny_config, stage, [(8, None)], 32) == step_flops(tiny_config, stage, [(8, None)])
     assert step_flops(tiny_config, stage, [(8, None)], 64) > step_flops(tiny_config, stage, [(8, None)])
+
+
+# ---- predictors, teachers, blocks, several types of mask
+
+
+PREDICTOR = {
+    "decoder": "predictor",
+    "predictor_hidden_size": 24,
+    "predictor_num_attention_heads": 2,
+    "position_embedding": "sincos",
+    "use_final_norm": True,
+    "num_mask_tokens": 2,
+}
+SIZES = [(8, 20), (5, 11)]  # context and target tokens of each type of mask
+
+
+def count(model, stage, sizes, teacher=None, settle_blocks=False):
+    orders = [torch.randperm(32)[None] for _ in sizes]
+    masks = {
+        "context_ids": [order[:, :seen] for order, (seen, _) in zip(orders, sizes, strict=True)],
+        "target_ids": [order[:, -wanted:] for order, (_, wanted) in zip(orders, sizes, strict=True)],
+    }
+    model.freeze_for(stage)
+    with FlopCounterMode(display=False) as counter:
+        video = torch.rand(1, 4, 3, 16, 16)
+        model(video, **masks, stage=stage, teacher=teacher, settle_blocks=settle_blocks).loss.backward()
+    return counter.get_total_flops()
+
+
+def make_model(tiny_sizes, **kwargs):
+    config = LayerLockViTConfig.from_preset("tiny", **tiny_sizes, **{**PREDICTOR, **kwargs})
+    config._attn_implementation = "eager"
+    return LayerLockViTForPretraining(config), config
+
+
+@pytest.mark.parametrize("sizes", [SIZES[:1], SIZES])
+@pytest.mark.parametrize("num_frozen", [0, 2, 6])
+def test_predictor_is_what_pytorch_counts(tiny_sizes, sizes, num_frozen):
+    model, config = make_model(tiny_sizes)
+    stage = Stage(0, num_frozen, (Objective(6, Pixels(True)),))
+    assert step_flops(config, stage, sizes) == count(model, stage, sizes)
+
+
+@pytest.mark.parametrize("sizes", [SIZES[:1], SIZES])
+@pytest.mark.parametrize("num_frozen, depth", [(0, 6), (2, 2), (4, 1)])
+def test_moving_teacher_is_what_pytorch_counts(tiny_sizes, sizes, num_frozen, depth):
+    model, config = make_model(tiny_sizes)
+    stage = Stage(0, num_frozen, teacher_latents(6, depth)[0].objectives)
+    teacher = copy_of(model.encoder)
+    assert step_flops(config, stage, sizes, teacher=teacher.config) == count(model, stage, sizes, teacher)
+
+
+@pytest.mark.parametrize("fraction", [1.0, 0.5])
+def test_teacher_of_another_size_is_what_pytorch_counts(tiny_sizes, fraction):
+    model, config = make_model(tiny_sizes, teacher_hidden_size=48)
+    sizes = {**tiny_sizes, "hidden_size": 48, "num_attention_heads": 3, "num_hidden_layers": 3}
+    theirs = LayerLockViTConfig.from_preset("tiny", **sizes)
+    theirs._attn_implementation = "eager"
+    (objective,) = teacher_latents(6, 3)[0].objectives
+    stage = Stage(0, 0, (replace(objective, patch_fraction=fraction),))
+    found = count(model, stage, SIZES, LayerLockViTModel(theirs))
+    assert step_flops(config, stage, SIZES, teacher=theirs) == found
+
+
+def test_foreign_teacher_is_what_pytorch_counts(tiny_sizes):
+    model, config = make_model(tiny_sizes, teacher_hidden_size=48)
+    theirs = VideoMAEConfig(
+        hidden_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=3,
+        intermediate_size=80,
+        image_size=16,
+        patch_size=4,
+        num_frames=4,
+        attn_implementation="eager",
+    )
+    teacher, (stage,) = VideoModelTeacher(VideoMAEModel(theirs)), teacher_latents(6, 3)
+    assert step_flops(config, stage, SIZES, teacher=teacher.config) == count(model, stage, SIZES, teacher)
+
+
+@pytest.mark.parametrize("settle_blocks", [False, True])
+@pytest.mark.parametrize("overlap", [0, 1, 2, 3])
+@pytest.mark.parametrize("sizes", [SIZES[:1], SIZES])
+def test_blocks_are_what_pytorch_counts(tiny_sizes, sizes, overlap, settle_blocks):
+    model, config = make_model(tiny_sizes, predictor_depths=[2, 4, 6])
+    (stage,) = blockwise([2, 4, 6], overlap=overlap)
+    assert step_flops(config, stage, sizes) == count(model, stage, sizes, settle_blocks=settle_blocks)
+
+
+def test_blocks_in_sequence_are_what_pytorch_counts(tiny_sizes):
+    model, config = make_model(tiny_sizes, predictor_depths=[2, 4, 6])
+    for stage in blockwise_in_sequence([2, 4, 6], 5):
+        assert step_flops(config, stage, SIZES) == count(model, stage, SIZES)
+
+
+@pytest.mark.parametrize("decoder", ["trunk", "predictor"])
+def test_several_targets_are_what_pytorch_counts(tiny_sizes, decoder):
+    model, config = make_model(tiny_sizes, decoder=decoder, latent_head_depths=[2, 4])
+    unfrozen = mae_and_latents(6, [2, 4])
+    kept = locked(mae(6), FreezeSchedule(1, 1, 2, num_freezes=2), keep_targets=True)
+    for stage in (*unfrozen, *kept):
+        assert step_flops(config, stage, SIZES) == count(model, stage, SIZES), stage

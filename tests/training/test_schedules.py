@@ -1,8 +1,10 @@
 import math
 
 import pytest
+from toy_methods import make_trainer
+from transformers import TrainerCallback
 
-from layerlock_hf.training import FreezeSchedule, Latents, Objective, Stage, locked, mae
+from layerlock_hf.training import FreezeSchedule, Latents, Objective, Stage, locked, mae, schedules
 from layerlock_hf.training.schedules import last_switch, learning_rate_factor
 
 
@@ -53,3 +55,84 @@ def test_no_ramp_when_the_target_stays():
 def test_last_switch():
     stages = locked(mae(6), FreezeSchedule(10, 5, num_freezes=2))
     assert [last_switch(stages, step) for step in (0, 9, 10, 14, 15, 99)] == [0, 0, 10, 10, 15, 15]
+
+
+def test_decays():
+    assert [schedules.linear(2, 4, p) for p in (0, 0.25, 1, 3)] == [2, 2.5, 4, 4]
+    assert [schedules.constant(2, 4, p) for p in (0, 1, 3)] == [2, 2, 2]
+    assert [schedules.cosine(0.04, 0.4, p) for p in (0, 0.5, 1, 3)] == pytest.approx([0.04, 0.22, 0.4, 0.4])
+
+
+def test_learning_rate_of_vjepa_v1():
+    """From 2e-4 to 6.25e-4 in 12,000 steps, then along a cosine to 1e-6, cut off at 80% of its length."""
+    peak, steps = 6.25e-4, 90_000 * 1.25
+
+    def rate(step):
+        return peak * learning_rate_factor(step, steps, 12_000, mae(6), 0, "cosine", 2e-4 / peak, 1e-6 / peak)
+
+    assert rate(0) == pytest.approx(2e-4, rel=1e-3)
+    assert rate(5_999) == pytest.approx((2e-4 + 6.25e-4) / 2, rel=1e-3)
+    assert rate(12_000) == pytest.approx(6.25e-4)
+    progress = (90_000 - 12_000) / (steps - 12_000)
+    assert rate(90_000) == pytest.approx(1e-6 + (6.25e-4 - 1e-6) * 0.5 * (1 + math.cos(math.pi * progress)))
+    assert rate(112_500) == pytest.approx(1e-6)
+
+
+def test_learning_rate_of_vjepa_v2():
+    """Up from 1e-4 in 12,000 steps, then constant; the cooldown is a line down to 1e-6."""
+    peak = 5.25e-4
+    up = [learning_rate_factor(s, 240_000, 12_000, mae(6), 0, "constant", 1e-4 / peak) for s in (0, 12_000, 240_000)]
+    assert [peak * factor for factor in up] == pytest.approx([1e-4, peak, peak], rel=1e-3)
+    down = [learning_rate_factor(s, 12_000, 0, mae(6), 0, "linear", last=1e-6 / peak) for s in (0, 6_000, 12_000)]
+    assert [peak * factor for factor in down] == pytest.approx([peak, (peak + 1e-6) / 2, 1e-6])
+
+
+def record(trainer):
+    """(learning rate, weight decays) of every step."""
+    rows = []
+
+    class Recorder(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, optimizer=None, **kwargs):
+            groups = trainer.optimizer.param_groups
+            rows.append((groups[0]["lr"], groups[1]["lr"], groups[0]["weight_decay"], groups[1]["weight_decay"]))
+
+    trainer.add_callback(Recorder())
+    return rows
+
+
+def test_schedules_of_a_run_and_after_a_resume(tmp_path):
+    settings = {
+        "schedule_stretch": 1.25,
+        "first_learning_rate": 1e-3,
+        "last_learning_rate": 2e-3,
+        "warmup_steps": 2,
+        "weight_decay": 0.04,
+        "weight_decay_end": 0.4,
+    }
+    trainer = make_trainer("vjepa_locked", tmp_path / "a", save_strategy="steps", save_steps=6, **settings)
+    rows = record(trainer)
+    trainer.train()
+    stages = trainer.stages
+    factors = [learning_rate_factor(s, 12.5, 2, stages, 1, "cosine", 0.1, 0.2) for s in range(10)]
+    decays = [schedules.cosine(0.04, 0.4, s / 12.5) for s in range(10)]
+    assert rows == [pytest.approx((1e-2 * f, 1e-2 * f, d, 0)) for f, d in zip(factors, decays, strict=True)]
+    resumed = make_trainer("vjepa_locked", tmp_path / "b", **settings)
+    again = record(resumed)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-6"))
+    assert again == rows[6:]
+
+
+def test_restarts_at_every_stage(tmp_path):
+    trainer = make_trainer("blockwise_in_sequence", tmp_path, max_steps=9, warmup_steps=1)
+    rows = record(trainer)
+    trainer.train()
+    rates = [row[0] for row in rows]
+    assert rates[:3] == rates[3:6] == rates[6:]
+    assert rates[:3] == pytest.approx([0.5e-2, 1e-2, 0.5e-2])
+
+
+def test_a_weight_decay_that_stays(tmp_path):
+    trainer = make_trainer("mae", tmp_path, max_steps=3, weight_decay_end=None)
+    rows = record(trainer)
+    trainer.train()
+    assert {row[2:] for row in rows} == {(0.5, 0.0)}

@@ -6,10 +6,14 @@ from layerlock_hf.training import (
     Objective,
     Pixels,
     Stage,
+    blockwise,
+    blockwise_in_sequence,
     check_stages,
     locked,
     mae,
+    mae_and_latents,
     stage_at,
+    teacher_latents,
 )
 
 
@@ -106,3 +110,67 @@ def test_check_stages_returns_what_is_right():
 def test_locked_refuses_a_base_that_ends_too_late():
     with pytest.raises(ValueError, match="one after the other"):
         locked([stage(0, 0), stage(10, 0)], FreezeSchedule(10, 5, num_freezes=1))
+
+
+def test_locked_refuses_to_drop_objectives():
+    schedule = FreezeSchedule(10, 5, 2, num_freezes=2)
+    for base in (blockwise([2, 4, 6]), mae_and_latents(6, [2])):
+        with pytest.raises(ValueError, match="set predict_latents to False"):
+            locked(base, schedule)
+        kept = locked(base, schedule, predict_latents=False)
+        assert [s.num_frozen for s in kept] == [0, 2, 4]
+        assert {s.objectives for s in kept} == {base[0].objectives}
+
+
+def test_locked_that_keeps_its_targets():
+    stages = locked(mae(6), FreezeSchedule(10, 5, 2, num_freezes=2), keep_targets=True, patch_fraction=0.5)
+    new = [Objective(6, Latents(depth, has_own_head=True), patch_fraction=0.5) for depth in (2, 4)]
+    assert [s.objectives for s in stages] == [mae(6)[0].objectives, (Objective(6, Pixels()), new[0])] + [
+        (Objective(6, Pixels()), *new)
+    ]
+
+
+def test_layerlock_on_vjepa():
+    """Layer 1 of the teacher from the start, then the last frozen one; normalised and with L1 throughout."""
+    stages = locked(teacher_latents(24, 1), FreezeSchedule(10, 5, num_freezes=3))
+    targets = [s.objectives[0].target for s in stages]
+    assert targets == [Latents(depth, of="teacher", normalize=True, loss="l1") for depth in (1, 1, 2, 3)]
+    assert [s.num_frozen for s in stages] == [0, 1, 2, 3]
+
+
+def test_blockwise():
+    (stage,) = blockwise([3, 6, 9, 12], overlap=1)
+    assert stage.objectives == tuple(Objective(depth, Pixels(normalize=True)) for depth in (3, 6, 9, 12))
+    assert (stage.local, stage.overlap, stage.num_frozen) == (True, 1, 0)
+    assert stage.labels == [f"depth_{depth}/pixels" for depth in (3, 6, 9, 12)]
+    in_sequence = blockwise_in_sequence([3, 6, 9, 12], 100, normalize=False)
+    assert [(s.start, s.num_frozen, s.objectives[0].source) for s in in_sequence] == [
+        (0, 0, 3),
+        (100, 3, 6),
+        (200, 6, 9),
+        (300, 9, 12),
+    ]
+    assert check_stages(in_sequence) and not any(s.local for s in in_sequence)
+    assert {s.objectives[0].target for s in in_sequence} == {Pixels()}
+
+
+@pytest.mark.parametrize("overlap, local", [(-1, True), (1, False)])
+def test_impossible_overlaps(overlap, local):
+    with pytest.raises(ValueError, match="overlap needs a local stage and must not be negative"):
+        Stage(0, 0, mae(6)[0].objectives, local=local, overlap=overlap)
+
+
+def test_a_head_predicts_one_target():
+    pair = (Objective(6, Latents(1)), Objective(6, Latents(2)))
+    with pytest.raises(ValueError, match="several targets with one head"):
+        Stage(0, 2, pair)
+    Stage(0, 2, (pair[0], Objective(6, Latents(2, has_own_head=True))))
+    Stage(0, 2, (pair[0], Objective(4, Latents(2))))
+
+
+def test_weights_rise_along_a_cosine():
+    objective = Objective(6, Pixels(), weight=2.0, weight_ramp_steps=4)
+    weights = [objective.weight_at(step) for step in (0, 1, 2, 3, 4, 100)]
+    assert weights == pytest.approx([0, 1 - 0.5**0.5, 1, 1 + 0.5**0.5, 2, 2])
+    (now,) = Stage(0, 0, (objective,)).at(2).objectives
+    assert now == Objective(6, Pixels(), weight=pytest.approx(1.0))

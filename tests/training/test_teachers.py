@@ -1,0 +1,371 @@
+"""Targets of a teacher: V-JEPA's loss by hand, teachers of other shapes, models of Transformers."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from toy_methods import TINY, VJEPA, make_given_teacher
+from transformers import VideoMAEConfig, VideoMAEModel, VJEPA2Config, VJEPA2Model
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+from layerlock_hf.models import Latents, LayerLockViTConfig, LayerLockViTForPretraining, Objective, Pixels, Stage
+from layerlock_hf.training import LayerLockTrainer, LayerLockTrainingArguments, load_teacher, mae, teacher_latents
+from layerlock_hf.training.schedules import linear
+from layerlock_hf.training.teachers import VideoModelTeacher, copy_of, distance, follow
+
+
+def make_model(**sizes):
+    return LayerLockViTForPretraining(LayerLockViTConfig.from_preset("tiny", **{**TINY, **VJEPA, **sizes}))
+
+
+@pytest.fixture
+def model():
+    model = make_model()
+    torch.nn.init.normal_(model.decoders["6"].mask_tokens)  # one token per type of mask, to tell them apart
+    return model
+
+
+@pytest.fixture
+def batch():
+    orders = [torch.rand(2, 32).argsort(dim=1) for _ in range(2)]
+    return {
+        "pixel_values_videos": torch.rand(2, 4, 3, 16, 16),
+        "context_ids": [orders[0][:, :10], orders[1][:, :6]],
+        "target_ids": [orders[0][:, 10:20], orders[1][:, 6:30]],
+    }
+
+
+def gather(tokens, ids):
+    return torch.stack([clip[i] for clip, i in zip(tokens, ids, strict=True)])
+
+
+def vjepa_by_hand(model, teacher, batch, depth=6):
+    """Loss, and one loss per type of mask, in the words of facebookresearch/jepa."""
+    with torch.no_grad():
+        (whole,) = teacher.tap(batch["pixel_values_videos"], [depth])
+        mean, variance = whole.mean(-1, keepdim=True), whole.var(-1, unbiased=False, keepdim=True)
+        whole = (whole - mean) / (variance + 1e-5).sqrt()
+    losses = []
+    for mask_type, (seen, wanted) in enumerate(zip(batch["context_ids"], batch["target_ids"], strict=True)):
+        (context,) = model.encoder.tap(batch["pixel_values_videos"], [6], seen)
+        decoder = model.decoders["6"]
+        decoded = decoder(model.encoder, context, seen, wanted, (2, 4, 4), mask_type)
+        losses.append((decoder.heads["latents"](decoded) - gather(whole, wanted)).abs().mean())
+    return sum(losses) / len(losses), losses
+
+
+@pytest.mark.parametrize("depth", [2, 6])
+def test_loss_of_vjepa_by_hand(model, batch, depth):
+    teacher = copy_of(make_model().encoder)  # other weights than the encoder's
+    (stage,) = teacher_latents(6, depth)
+    outputs = model(**batch, stage=stage, teacher=teacher)
+    expected, by_mask = vjepa_by_hand(model, teacher, batch, depth)
+    torch.testing.assert_close(outputs.loss, expected)
+    torch.testing.assert_close(outputs.losses[0], expected)
+    assert [tuple(p.shape) for p in outputs.predictions] == [(2, 10, 32), (2, 24, 32)]
+    # Each mask with its own token, not the other's
+    swapped = {k: v if k == "pixel_values_videos" else v[::-1] for k, v in batch.items()}
+    assert (model(**swapped, stage=stage, teacher=teacher).loss - expected).abs() > 1e-4
+    alone = {k: v if k == "pixel_values_videos" else v[0] for k, v in batch.items()}
+    torch.testing.assert_close(model(**alone, stage=stage, teacher=teacher).loss, by_mask[0])
+
+
+def test_gradient_of_vjepa_reaches_the_student_and_both_tokens(model, batch):
+    teacher = make_model().encoder.train()  # even a teacher that could learn does not
+    (stage,) = teacher_latents(6, 6)
+    model.freeze_for(stage)
+    model(**batch, stage=stage, teacher=teacher).loss.backward()
+    assert all(p.grad is None for p in teacher.parameters())
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+    assert (model.decoders["6"].mask_tokens.grad.flatten(1).norm(dim=1) > 0).all()
+    found = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    vjepa_by_hand(model, teacher, batch)[0].backward()
+    torch.testing.assert_close(found, {n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+
+
+def test_the_teacher_runs_once_for_all_masks(model, batch):
+    teacher, calls = copy_of(model.encoder), []
+    teacher.layers[0].register_forward_hook(lambda module, args, output: calls.append(output.shape[1]))
+    (stage,) = teacher_latents(6, 6)
+    model(**batch, stage=stage, teacher=teacher)
+    assert calls == [32]
+
+
+def test_mask_types_and_tokens_must_agree(model, batch):
+    (stage,) = teacher_latents(6, 6)
+    three = {k: v if k == "pixel_values_videos" else [*v, v[0]] for k, v in batch.items()}
+    with pytest.raises(ValueError, match="mask type 2 has no mask token"):
+        model(**three, stage=stage, teacher=copy_of(model.encoder))
+    with pytest.raises(ValueError, match="2 types of mask: give as many"):
+        model(batch["pixel_values_videos"], batch["context_ids"], batch["target_ids"][:1], stage, model.encoder)
+    with pytest.raises(ValueError, match="give teacher"):
+        model(**batch, stage=stage)
+
+
+# ---- a teacher that follows
+
+
+def test_follow_by_hand():
+    encoder = make_model().encoder
+    teacher = copy_of(make_model().encoder)
+    assert not teacher.training and not any(p.requires_grad for p in teacher.parameters())
+    encoder.freeze(2)
+    before = {n: p.clone() for n, p in teacher.named_parameters()}
+    follow(teacher, encoder, 0.75)
+    leaders = dict(encoder.named_parameters())
+    for name, parameter in teacher.named_parameters():
+        if leaders[name].requires_grad:
+            torch.testing.assert_close(parameter, 0.75 * before[name] + 0.25 * leaders[name])
+        else:
+            assert torch.equal(parameter, before[name])
+    after = copy.deepcopy(teacher)
+    follow(teacher, encoder, 1.0)
+    encoder.freeze(6)
+    follow(teacher, encoder, 0.5)
+    assert all(torch.equal(a, b) for a, b in zip(after.parameters(), teacher.parameters(), strict=True))
+
+
+def test_distance():
+    encoder = make_model().encoder
+    teacher = copy_of(encoder)
+    assert distance(teacher, encoder) == 0
+    with torch.no_grad():
+        for parameter in teacher.parameters():
+            parameter.mul_(1.5)
+    assert distance(teacher, encoder).item() == pytest.approx(0.5, rel=1e-4)
+
+
+def test_momentum_of_vjepa_v1():
+    """From 0.998 to 1 over 1.25 times the 90,000 steps, and hence cut off at 0.9996."""
+    momenta = [linear(0.998, 1.0, step / (90_000 * 1.25)) for step in (0, 45_000, 90_000, 112_500, 200_000)]
+    assert momenta == pytest.approx([0.998, 0.9988, 0.9996, 1.0, 1.0], abs=1e-12)
+
+
+def test_momentum_of_a_run(tmp_path, monkeypatch):
+    from toy_methods import make_trainer
+
+    found = []
+    monkeypatch.setattr("layerlock_hf.training.trainer.follow", lambda teacher, encoder, m: found.append(m))
+    settings = {"schedule_stretch": 1.25, "teacher_momentum": 0.998, "gradient_accumulation_steps": 2}
+    make_trainer("vjepa", tmp_path, per_device_train_batch_size=2, **settings).train()
+    assert found == pytest.approx([0.998 + 0.002 * step / 12.5 for step in range(10)])  # once per optimizer step
+
+
+# ---- given teachers
+
+
+def test_a_teacher_of_another_width(batch):
+    model, teacher = make_model(teacher_hidden_size=48), make_given_teacher()
+    assert model.decoders["6"].heads["latents"].out_features == 48
+    (stage,) = teacher_latents(6, 3)
+    outputs = model(**batch, stage=stage, teacher=teacher)
+    torch.testing.assert_close(outputs.loss, vjepa_by_hand(model, teacher, batch, 3)[0])
+    with pytest.raises(ValueError, match="set teacher_hidden_size"):
+        make_model()(**batch, stage=stage, teacher=teacher)
+
+
+def test_all_targets_of_a_teacher_of_another_width(batch):
+    from layerlock_hf.training import FreezeSchedule, locked
+
+    model, teacher = make_model(teacher_hidden_size=48, latent_head_depths=[1, 2]), make_given_teacher()
+    stages = locked(teacher_latents(6, 3), FreezeSchedule(1, 1, num_freezes=2), keep_targets=True)
+    outputs = model(**batch, stage=stages[-1], teacher=teacher)
+    assert {p.shape[-1] for p in outputs.predictions} == {48}
+
+
+FOREIGN = {
+    "videomae": lambda **kwargs: VideoMAEModel(
+        VideoMAEConfig(
+            **{
+                "hidden_size": 48,
+                "num_hidden_layers": 3,
+                "num_attention_heads": 3,
+                "intermediate_size": 96,
+                "image_size": 16,
+                "patch_size": 4,
+                "num_frames": 4,
+                "tubelet_size": 2,
+                "use_mean_pooling": False,
+                **kwargs,
+            }
+        )
+    ),
+    "vjepa2": lambda **kwargs: VJEPA2Model(
+        VJEPA2Config(
+            **{
+                "hidden_size": 48,
+                "num_hidden_layers": 3,
+                "num_attention_heads": 3,
+                "mlp_ratio": 2,
+                "crop_size": 16,
+                "patch_size": 4,
+                "frames_per_clip": 4,
+                "tubelet_size": 2,
+                "pred_hidden_size": 24,
+                "pred_num_attention_heads": 2,
+                "pred_num_hidden_layers": 1,
+                **kwargs,
+            }
+        )
+    ),
+}
+
+
+@pytest.fixture(params=FOREIGN)
+def foreign(request, tmp_path):
+    """A saved model, itself and its folder."""
+    model = FOREIGN[request.param]().eval()
+    with torch.no_grad():  # norms that do something
+        for name, parameter in model.named_parameters():
+            if "norm" in name:
+                parameter.normal_(1.0, 0.2)
+    model.save_pretrained(tmp_path / "teacher")
+    return model, tmp_path / "teacher"
+
+
+def normalized(video):
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
+    return (video - mean) / std
+
+
+def test_a_foreign_teacher_is_normalised_once(foreign):
+    model, folder = foreign
+    teacher, num_layers, width = load_teacher(str(folder))
+    assert isinstance(teacher, VideoModelTeacher) and (num_layers, width) == (3, 48)
+    assert not any(module.training for module in teacher.modules())
+    assert not any(p.requires_grad for p in teacher.parameters())
+    video = torch.rand(2, 4, 3, 16, 16)
+    kwargs = {"skip_predictor": True} if isinstance(model, VJEPA2Model) else {}
+    with torch.no_grad():
+        expected = model(normalized(video), **kwargs).last_hidden_state
+        (found,) = teacher.tap(video, [3])
+    torch.testing.assert_close(found, expected)
+
+
+def test_depths_of_a_foreign_teacher(foreign):
+    model, folder = foreign
+    teacher = load_teacher(str(folder))[0]
+    video, outputs = torch.rand(2, 4, 3, 16, 16), []
+
+    def keep(module, args, output):
+        outputs.append(output[0] if isinstance(output, tuple) else output)
+
+    for layer in model.encoder.layer:
+        layer.register_forward_hook(keep)
+    with torch.no_grad():
+        model(normalized(video), **({"skip_predictor": True} if isinstance(model, VJEPA2Model) else {}))
+        taps = teacher.tap(video, [1, 2, 3, 1])
+    torch.testing.assert_close(taps[0], outputs[0])
+    torch.testing.assert_close(taps[1], outputs[1])
+    assert not torch.allclose(taps[2], outputs[2])  # behind the final norm
+    assert torch.equal(taps[3], taps[0])
+
+
+def test_tokens_of_a_foreign_teacher_are_in_our_order(foreign):
+    teacher = load_teacher(str(foreign[1]))[0]
+    video = torch.rand(1, 4, 3, 16, 16)
+    before = teacher.tap(video, [0])[0]
+    assert before.shape == (1, 32, 48)
+    for token in (0, 1, 4, 16, 27):
+        changed = video.clone()
+        t, h, w = token // 16, token // 4 % 4, token % 4
+        changed[0, 2 * t : 2 * t + 2, :, 4 * h : 4 * h + 4, 4 * w : 4 * w + 4] += 0.5
+        moved = (teacher.tap(changed, [0])[0] != before).any(-1)[0]
+        assert moved.nonzero().flatten().tolist() == [token]
+    ids = torch.tensor([[5, 31, 0]])
+    assert torch.equal(teacher.tap(video, [2], ids)[0], teacher.tap(video, [2])[0][:, ids[0]])
+
+
+def test_loss_under_a_foreign_teacher(foreign, batch):
+    teacher = load_teacher(str(foreign[1]))[0]
+    model = make_model(teacher_hidden_size=48)
+    (stage,) = teacher_latents(6, 3)
+    outputs = model(**batch, stage=stage, teacher=teacher)
+    torch.testing.assert_close(outputs.loss, vjepa_by_hand(model, teacher, batch, 3)[0])
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_a_teacher_stored_in_bf16(kind, tmp_path):
+    FOREIGN[kind]().to(torch.bfloat16).save_pretrained(tmp_path)
+    teacher = load_teacher(str(tmp_path))[0]
+    assert {p.dtype for p in teacher.parameters()} == {torch.float32}
+    assert teacher.tap(torch.rand(1, 4, 3, 16, 16), [3])[0].dtype == torch.float32
+
+
+# A finer grid would be gathered from without an error
+GRIDS = {"patch_size": [2, 8], "tubelet_size": [1, 4]}
+
+
+@pytest.mark.parametrize("name, value", [(name, value) for name, values in GRIDS.items() for value in values])
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_a_foreign_grid_is_refused(batch, kind, name, value):
+    teacher = VideoModelTeacher(FOREIGN[kind](**{name: value}))
+    model = make_model(teacher_hidden_size=48)
+    (stage,) = teacher_latents(6, 3)
+    with pytest.raises(ValueError, match="teacher.*grid"):
+        model(**batch, stage=stage, teacher=teacher)
+
+
+def test_a_grid_of_as_many_other_tokens_is_refused(tmp_path):
+    """Half the rows and columns, four times the steps of time: as many tokens, of other boxes."""
+    sizes = {**TINY, "num_frames": 8, "hidden_size": 48, "num_attention_heads": 3}
+    config = LayerLockViTConfig.from_preset("tiny", **{**sizes, "patch_size": 8, "tubelet_size": 1})
+    from layerlock_hf.models import LayerLockViTModel
+
+    student = make_model(teacher_hidden_size=48, num_frames=8, tubelet_size=4)
+    with pytest.raises(ValueError, match="teacher.*patch_size=8, tubelet_size=1"):
+        LayerLockTrainer(
+            student,
+            LayerLockTrainingArguments(str(tmp_path), max_steps=1, use_cpu=True, report_to=[], teacher_momentum=1),
+            teacher_latents(6, 6),
+            teacher=LayerLockViTModel(config).eval(),
+        )
+
+
+def test_load_teacher_refuses(tmp_path):
+    for path in (str(tmp_path / "nowhere"), str(tmp_path)):
+        with pytest.raises(ValueError, match="teacher: cannot load"):
+            load_teacher(path)
+
+
+def test_load_teacher_of_our_own(tmp_path):
+    model = make_model()
+    model.save_pretrained(tmp_path)
+    teacher, num_layers, width = load_teacher(str(tmp_path))
+    assert (num_layers, width) == (6, 32) and not teacher.training
+    video = torch.rand(1, 4, 3, 16, 16)
+    assert torch.equal(teacher.tap(video, [6])[0], model.encoder.tap(video, [6])[0])
+    assert not any(p.requires_grad for p in teacher.parameters())
+
+
+@pytest.mark.parametrize(
+    "stages, given, settings, message",
+    [
+        (teacher_latents(6, 6), False, {"teacher_momentum": 1}, "teacher_momentum=1 means a teacher that never moves"),
+        (teacher_latents(6, 3), True, {}, "a teacher that is given never moves: set teacher_momentum to 1"),
+        (mae(6), True, {"teacher_momentum": 1}, "no stage predicts"),
+        (teacher_latents(6, 4), True, {"teacher_momentum": 1}, "layer 4.*the teacher has 3"),
+    ],
+)
+def test_contradictions_about_the_teacher(tmp_path, stages, given, settings, message):
+    args = LayerLockTrainingArguments(str(tmp_path), max_steps=1, use_cpu=True, report_to=[], **settings)
+    teacher = make_given_teacher() if given else None
+    with pytest.raises(ValueError, match=message):
+        LayerLockTrainer(make_model(teacher_hidden_size=48 if given else None), args, stages, teacher=teacher)
+
+
+def test_a_teacher_beside_other_targets(model, batch):
+    """Pixels and a teacher's latents at once: each its own loss, from one pass of the decoder per mask."""
+    teacher = copy_of(make_model().encoder)
+    latents = teacher_latents(6, 6)[0].objectives[0]
+    both = Stage(0, 0, (Objective(6, Pixels(True), weight=0.5), latents))
+    calls = []
+    model.decoders["6"].norm.register_forward_hook(lambda *_: calls.append(1))
+    outputs = model(**batch, stage=both, teacher=teacher)
+    assert len(calls) == 2
+    alone = [model(**batch, stage=Stage(0, 0, (o,)), teacher=teacher).losses[0] for o in both.objectives]
+    torch.testing.assert_close(outputs.loss, 0.5 * alone[0] + alone[1])
+    assert both.labels == ["pixels", "teacher_layer_6"]
+    assert F.l1_loss(torch.zeros(1), torch.ones(1)) == 1 and isinstance(latents.target, Latents)
