@@ -15,6 +15,8 @@ from itertools import pairwise
 from pathlib import Path
 
 from demo_plots import plot_losses, plot_reconstruction
+
+from layerlock_hf.training import load_recipe
 from runs import (
     SCRIPTS,
     RunFailed,
@@ -25,8 +27,6 @@ from runs import (
     shortened,
     write_data,
 )
-
-from layerlock_hf.training import load_recipe
 
 
 RECIPES = {"layerlock": SCRIPTS / "recipes" / "demo.yaml", "mae": SCRIPTS / "recipes" / "demo-mae.yaml"}

@@ -6,7 +6,6 @@ import torch.nn.functional as F
 
 from layerlock_hf.models import (
     Latents,
-    LayerLockViTConfig,
     LayerLockViTForPretraining,
     Objective,
     Pixels,
