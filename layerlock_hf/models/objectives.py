@@ -22,7 +22,7 @@ class Pixels:
     """The clip itself, cut into boxes.
 
     Args:
-        normalize: give every box mean 0 and variance 1 (VideoMAE); LayerLock and 4DS do not.
+        normalize: give every colour of every box mean 0 and variance 1 (VideoMAE); LayerLock and 4DS do not.
         loss: `"l2"`, the mean squared error, or `"l1"`, the mean absolute one.
     """
 
@@ -35,8 +35,13 @@ class Pixels:
 
     def compute(self, networks: dict, video: torch.Tensor, ids: torch.Tensor | None) -> torch.Tensor:
         """(B, T, C, H, W), (B, M) -> (B, M, P)"""
-        patches = take_tokens(networks["encoder"].patchify(video), ids).float()
-        return F.layer_norm(patches, patches.shape[-1:], eps=1e-6) if self.normalize else patches
+        encoder = networks["encoder"]
+        patches = take_tokens(encoder.patchify(video), ids).float()
+        if not self.normalize:
+            return patches
+        channels = patches.unflatten(-1, (-1, encoder.config.num_channels))
+        deviation = channels.std(dim=-2, keepdim=True) + 1e-6
+        return ((channels - channels.mean(dim=-2, keepdim=True)) / deviation).flatten(-2)
 
     def at_depth(self, depth: int) -> "Latents":
         """What LayerLock predicts in its place once `depth` layers are frozen."""

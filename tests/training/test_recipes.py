@@ -353,8 +353,8 @@ def test_blocks_of_ucf101_see_what_the_paper_says():
 
 def test_demonstrations_take_as_many_steps():
     steps = {path.stem: load_recipe(path)["max_steps"] for path in PATHS if path.stem.startswith("demo")}
-    assert steps.pop("demo-salt-teacher") + steps.pop("demo-salt") == 1100
-    assert set(steps.values()) == {1100} and len(steps) == 7
+    assert steps.pop("demo-salt-teacher") + steps.pop("demo-salt") == 850
+    assert set(steps.values()) == {850} and len(steps) == 7
 
 
 def test_mini_warmups_of_table_6():
