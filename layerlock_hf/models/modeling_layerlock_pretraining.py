@@ -67,6 +67,36 @@ def settle(loss: torch.Tensor, parameters: list[nn.Parameter]) -> torch.Tensor:
     return SettledLoss.apply(loss.detach(), gradients, *parameters)
 
 
+class Targets:
+    """The targets of one batch, without gradients. One of the whole clip is computed once for all types of mask.
+
+    Args:
+        networks: what latents are taken `of`, by name.
+        video: (B, T, C, H, W).
+        num_tokens: N.
+    """
+
+    def __init__(self, networks: dict, video: torch.Tensor, num_tokens: int):
+        self.networks, self.video, self.num_tokens = networks, video, num_tokens
+        self._whole = {}
+
+    @torch.no_grad()
+    def at(self, objective: Objective, ids: torch.Tensor | None) -> torch.Tensor:
+        """(B, M) or None for every position -> (B, M, D or P)"""
+        target = objective.target
+        if objective.patch_fraction < 1:
+            return target.compute(self.networks, self.video, ids)
+        if target not in self._whole:
+            whole = target.compute(self.networks, self.video, None)
+            if whole.shape[1] != self.num_tokens:
+                raise ValueError(
+                    f"the target {target.label} has {whole.shape[1]} tokens, the clip {self.num_tokens}: give the "
+                    "teacher the encoder's grid"
+                )
+            self._whole[target] = whole
+        return take_tokens(self._whole[target], ids)
+
+
 class LayerLockViTForPretraining(LayerLockViTPreTrainedModel):
     """The encoder and its decoders. It is *told* the stage and keeps none.
 
@@ -132,28 +162,12 @@ class LayerLockViTForPretraining(LayerLockViTPreTrainedModel):
         self.check_stage(stage)
         if stage.needs_teacher and teacher is None:
             raise ValueError(f"the stage that starts at step {stage.start} predicts a teacher's latents: give teacher")
-        networks = {"encoder": self.encoder, "teacher": teacher}
         masks = _masks(context_ids, target_ids)
         num_tokens = math.prod(self.encoder.grid_size(pixel_values_videos))
+        targets = Targets({"encoder": self.encoder, "teacher": teacher}, pixel_values_videos, num_tokens)
         settles = settle_blocks and stage.local and torch.is_grad_enabled()
-        whole_targets, total, predictions = {}, 0, []
+        total, predictions = 0, []
         losses, variances = [0] * len(stage.objectives), [0] * len(stage.objectives)
-
-        def target_at(objective, ids):
-            """(B, M, D or P). A target of the whole clip is computed once for all masks."""
-            with torch.no_grad():
-                if objective.patch_fraction < 1:
-                    return objective.target.compute(networks, pixel_values_videos, ids)
-                if objective.target not in whole_targets:
-                    whole = objective.target.compute(networks, pixel_values_videos, None)
-                    if whole.shape[1] != num_tokens:
-                        raise ValueError(
-                            f"the target {objective.target.label} has {whole.shape[1]} tokens, the clip {num_tokens}: "
-                            "give the teacher the encoder's grid"
-                        )
-                    whole_targets[objective.target] = whole
-                return take_tokens(whole_targets[objective.target], ids)
-
         for mask_type, (visible, wanted) in enumerate(masks):
             for source, learning, decode in self._read(pixel_values_videos, visible, mask_type, stage):
                 of_block = 0
@@ -162,7 +176,7 @@ class LayerLockViTForPretraining(LayerLockViTPreTrainedModel):
                         continue
                     ids = objective.select(wanted, num_tokens)
                     prediction = self.decoders[str(source)].heads[objective.target.head](decode(ids))
-                    target = target_at(objective, ids)
+                    target = targets.at(objective, ids)
                     if target.shape != prediction.shape:
                         raise ValueError(
                             f"the targets {tuple(target.shape)} do not fit the predictions {tuple(prediction.shape)}: "
