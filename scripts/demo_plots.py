@@ -83,8 +83,9 @@ def plot_losses(runs: dict[str, list[dict]], stages: list[dict], max_steps: int,
 
 
 @torch.inference_mode()
-def reconstruct(model, clips: torch.Tensor, mask_ratio: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the encoder sees of float clips (B, T, C, H, W), hidden boxes grey, and what the model makes of it."""
+def reconstruct(model, clips: torch.Tensor, mask_ratio: float) -> list[torch.Tensor]:
+    """Of float clips (B, T, C, H, W): what the encoder sees, hidden boxes grey; all that the model predicts; what it
+    sees with the predictions in the hidden boxes."""
     config: LayerLockViTConfig = model.config
     ((context_ids, _),) = RandomMask(mask_ratio)(config.grid_size, range(len(clips)), seed=0)
     boxes = patchify(clips, config.tubelet_size, config.patch_size)
@@ -92,7 +93,8 @@ def reconstruct(model, clips: torch.Tensor, mask_ratio: float) -> tuple[torch.Te
     (predicted,) = model(clips, context_ids).predictions
     sizes = config.grid_size, config.tubelet_size, config.patch_size
     seen = torch.where(hidden.unsqueeze(-1), torch.tensor(GREY), boxes)
-    return unpatchify(seen, *sizes), unpatchify(predicted, *sizes).clamp(0, 1)
+    completed = torch.where(hidden.unsqueeze(-1), predicted, boxes)
+    return [unpatchify(patches, *sizes).clamp(0, 1) for patches in (seen, predicted, completed)]
 
 
 def plot_reconstruction(folder: Path, videos: list[Path], mask_ratio: float, resize_factor: float, path: Path):
@@ -101,14 +103,15 @@ def plot_reconstruction(folder: Path, videos: list[Path], mask_ratio: float, res
     config = model.config
     frames = [read_clip(str(video), lambda available: list(range(config.num_frames))).frames for video in videos]
     clips = torch.stack([center_crop(clip, config.image_size, resize_factor) for clip in frames]).float() / 255
-    seen, predicted = reconstruct(model, clips, mask_ratio)
+    seen, predicted, completed = reconstruct(model, clips, mask_ratio)
     times = torch.linspace(0, config.num_frames - 1, 3).round().int().tolist()
     rows = (
         ("input", clips),
         (f"seen by the encoder\n({1 - mask_ratio:.0%} of the boxes)", seen),
         ("predicted", predicted),
+        ("seen, completed by\nwhat is predicted", completed),
     )
-    figure = plt.figure(figsize=(1.75 * len(videos) * len(times) + 1.6, 6.3))
+    figure = plt.figure(figsize=(1.75 * len(videos) * len(times) + 1.6, 8.1))
     # One row of subplots throughout, with a gap after each clip, keeps all images the same size
     columns = len(videos) * (len(times) + 1) - 1
     ratios = [0.15 if column % (len(times) + 1) == len(times) else 1 for column in range(columns)]
@@ -126,7 +129,7 @@ def plot_reconstruction(folder: Path, videos: list[Path], mask_ratio: float, res
             if i == 0:
                 image.set_title(f"frame {times[j] + 1}", fontsize=13)
         axes[i, 0].set_ylabel(name, fontsize=13)
-    figure.subplots_adjust(left=0.06, right=0.99, top=0.86, bottom=0.02)
+    figure.subplots_adjust(left=0.06, right=0.99, top=0.89, bottom=0.02)
     figure.suptitle("Test clips, as the plain MAE completes them", fontsize=18)
     figure.savefig(path, dpi=110)
     plt.close(figure)
