@@ -4,7 +4,7 @@ of the machine's matrix multiplication.
 python benchmarks/step_time.py --width 768 --heads 12 --batch_size 1
 
 Both models: 8 layers on the 78 visible of 1,568 tokens (16 x 224 x 224, 95% masked), then 4 decoding layers of full
-width. Both sides and the matrix product alternate in one process; medians are compared. FLOPs are counted by
+width, the same activation. Both sides and the matrix product alternate in one process; medians are compared. FLOPs are counted by
 `layerlock_hf.training.step_flops`.
 """
 
@@ -46,6 +46,7 @@ def main(width: int, heads: int, batch_size: int, repeats: int, bf16: bool):
             decoder_num_attention_heads=heads,
             decoder_intermediate_size=4 * width,
             decoder_num_hidden_layers=4,
+            hidden_act=config.hidden_act,
         )
     )
     video = torch.rand(batch_size, 16, 3, 224, 224)

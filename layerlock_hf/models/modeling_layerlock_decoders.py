@@ -58,7 +58,8 @@ class TrunkDecoder(nn.Module):
         tokens = self.embed_positions(ids, grid_size).to(context.dtype)
         rotation = encoder.rotation(torch.cat([ids.expand(context.shape[0], -1), context_ids], dim=1), grid_size)
         # Decoding every position, the tokens are the same for every clip
-        shared, own = (tokens, context) if target_ids is None else (None, torch.cat([tokens, context], dim=1))
+        is_shared = target_ids is None and context.shape[0] > 1
+        shared, own = (tokens, context) if is_shared else (None, torch.cat([tokens, context], dim=1))
         return encoder.run_layers(
             own, rotation, self.context_depth, self.depth, shared=shared, num_outputs=ids.shape[1]
         )
