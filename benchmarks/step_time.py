@@ -4,8 +4,8 @@ of the machine's matrix multiplication.
 python benchmarks/step_time.py --width 768 --heads 12 --batch_size 1
 
 Both models: 8 layers on the 78 visible of 1,568 tokens (16 x 224 x 224, 95% masked), then 4 decoding layers of full
-width, the same activation. Both sides and the matrix product alternate in one process; medians are compared. FLOPs are counted by
-`layerlock_hf.training.step_flops`.
+width, with the same activation. Both sides and the matrix product alternate in one process; medians are compared.
+FLOPs are counted by `layerlock_hf.training.step_flops`.
 """
 
 import argparse
