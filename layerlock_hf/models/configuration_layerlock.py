@@ -41,6 +41,7 @@ class LayerLockViTConfig(PreTrainedConfig):
         num_mask_tokens: mask tokens of a predictor, one per type of mask.
         teacher_hidden_size: width of the latents that are predicted; None: `hidden_size`.
         latent_head_depths: depths whose latents have a head of their own, for ablations that predict several at once.
+        extra_heads: name and width of heads for targets of your own.
         readout_depth: layers that the readouts see the output of, counted from the first; None is the last one.
             `readout_depth_from_fraction` gives the depth that the original code means by a fraction.
         readout_num_frames: steps of time that the readouts resize the features to; None is `num_frames`.
@@ -84,6 +85,7 @@ class LayerLockViTConfig(PreTrainedConfig):
     num_mask_tokens: int = 1
     teacher_hidden_size: int | None = None
     latent_head_depths: list[int] | tuple[int, ...] = ()
+    extra_heads: dict[str, int] | None = None
     readout_depth: int | None = None
     readout_num_frames: int | None = None
     readout_hidden_size: int = 1024
@@ -186,6 +188,13 @@ class LayerLockViTConfig(PreTrainedConfig):
         """Depths that a prediction is read from: the objectives' sources."""
         return self.predictor_depths or [self.num_hidden_layers]
 
+    @property
+    def head_widths(self) -> dict[str, int]:
+        """Width of every head of a decoder."""
+        latent_width = self.teacher_hidden_size or self.hidden_size
+        own = {f"latents_{depth}": latent_width for depth in self.latent_head_depths}
+        return {"pixels": self.values_per_token, "latents": latent_width, **own, **(self.extra_heads or {})}
+
     def for_predictor(self) -> "LayerLockViTConfig":
         """The configuration of a predictor's layers."""
         sizes = _size(
@@ -195,7 +204,7 @@ class LayerLockViTConfig(PreTrainedConfig):
             self.predictor_num_attention_heads,
         )
         fields = {name: getattr(self, name) for name in architecture_fields()} | sizes
-        fields |= {"predictor_depths": None, "latent_head_depths": (), "num_frozen_layers": 0}
+        fields |= {"predictor_depths": None, "latent_head_depths": (), "extra_heads": None, "num_frozen_layers": 0}
         config = type(self)(**fields)
         config._attn_implementation = self._attn_implementation
         return config

@@ -131,7 +131,7 @@ class LayerLockViTMLP(nn.Module):
 
 
 class LayerLockViTLayer(GradientCheckpointingLayer):
-    """Pre-norm transformer block; rotary positions enter after the first norm, so that they reach q, k and v
+    """Pre-norm transformer layer; rotary positions enter after the first norm, so that they reach q, k and v
     (LayerLock, sec. 3.1), or only q and k with `"rope_attention"`."""
 
     def __init__(self, config: LayerLockViTConfig):

@@ -16,15 +16,7 @@ class Heads(nn.ModuleDict):
     structure that DDP, FSDP and checkpoints see never changes."""
 
     def __init__(self, config: LayerLockViTConfig, width: int):
-        latent_width = config.teacher_hidden_size or config.hidden_size
-        own = {f"latents_{depth}": nn.Linear(width, latent_width) for depth in config.latent_head_depths}
-        super().__init__(
-            {
-                "pixels": nn.Linear(width, config.values_per_token),
-                "latents": nn.Linear(width, latent_width),
-                **own,
-            }
-        )
+        super().__init__({name: nn.Linear(width, head_width) for name, head_width in config.head_widths.items()})
 
 
 class TrunkDecoder(nn.Module):

@@ -14,7 +14,7 @@ from transformers.utils import ModelOutput
 from .configuration_layerlock import LayerLockViTConfig
 from .modeling_layerlock import LayerLockViTModel, LayerLockViTPreTrainedModel
 from .modeling_layerlock_decoders import DECODERS, Heads, Predictor
-from .objectives import LOSSES, Objective, Pixels, Stage
+from .objectives import Objective, Pixels, Stage
 from .positions_layerlock import take_tokens
 
 
@@ -31,7 +31,8 @@ class LayerLockViTForPretrainingOutput(ModelOutput):
         target_variances: one () per objective: what its loss gives for a constant prediction, the mean of every
             channel in this batch; with `"l2"` the variance of the target. Such a prediction explains
             1 - loss / variance = 0; a variance that falls means collapse.
-        predictions: one (B, M, D or P) per type of mask and objective.
+        predictions: one (B, M, D or P) per type of mask and objective; in the grid's order where every token is
+            predicted.
     """
 
     loss: torch.FloatTensor | None = None
@@ -168,13 +169,13 @@ class LayerLockViTForPretraining(LayerLockViTPreTrainedModel):
         settles = settle_blocks and stage.local and torch.is_grad_enabled()
         total, predictions = 0, []
         losses, variances = [0] * len(stage.objectives), [0] * len(stage.objectives)
-        for mask_type, (visible, wanted) in enumerate(masks):
-            for source, learning, decode in self._read(pixel_values_videos, visible, mask_type, stage):
+        for mask_type, (context_ids, target_ids) in enumerate(masks):
+            for source, learning, decode in self._read(pixel_values_videos, context_ids, mask_type, stage):
                 of_block = 0
                 for index, objective in enumerate(stage.objectives):
                     if objective.source != source:
                         continue
-                    ids = objective.select(wanted, num_tokens)
+                    ids = objective.select(target_ids, num_tokens)
                     prediction = self.decoders[str(source)].heads[objective.target.head](decode(ids))
                     target = targets.at(objective, ids)
                     if target.shape != prediction.shape:
@@ -183,12 +184,11 @@ class LayerLockViTForPretraining(LayerLockViTPreTrainedModel):
                             "set teacher_hidden_size"
                         )
                     # In fp32 also under autocast (LayerLock, sec. 3.4)
-                    loss_function = LOSSES[objective.target.loss]
-                    loss = loss_function(prediction.float(), target) / len(masks)
+                    loss = objective.target.error(prediction.float(), target) / len(masks)
                     constant = target.mean(dim=(0, 1), keepdim=True).expand_as(target)
                     of_block = of_block + objective.weight * loss
                     losses[index] = losses[index] + loss.detach()
-                    variances[index] = variances[index] + loss_function(target, constant) / len(masks)
+                    variances[index] = variances[index] + objective.target.error(target, constant) / len(masks)
                     predictions.append(prediction.detach() if settles else prediction)
                 total = total + (settle(of_block, learning) if settles else of_block)
         return LayerLockViTForPretrainingOutput(

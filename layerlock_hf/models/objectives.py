@@ -17,8 +17,28 @@ from .positions_layerlock import take_tokens
 LOSSES = {"l1": F.l1_loss, "l2": F.mse_loss}
 
 
+class Target:
+    """What is predicted: a small frozen value that computes itself, knows its head and its loss.
+
+    Attributes:
+        loss: a key of `LOSSES`.
+        head: name of the head that predicts it, a key of the configuration's `head_widths`.
+        label: name in the logs.
+        of: `"encoder"` or `"teacher"`, the network it is taken from.
+        depth: layers of that network that it needs; 0: none.
+    """
+
+    def __post_init__(self):
+        if self.loss not in LOSSES:
+            raise ValueError(f"loss (pixel_loss in recipes) must be {' or '.join(LOSSES)}, got {self.loss!r}")
+
+    def error(self, prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """2 x (B, M, width of the head) -> ()"""
+        return LOSSES[self.loss](prediction, target)
+
+
 @dataclass(frozen=True)
-class Pixels:
+class Pixels(Target):
     """The clip itself, cut into boxes.
 
     Args:
@@ -44,12 +64,12 @@ class Pixels:
         return ((channels - channels.mean(dim=-2, keepdim=True)) / deviation).flatten(-2)
 
     def at_depth(self, depth: int) -> "Latents":
-        """What LayerLock predicts in its place once `depth` layers are frozen."""
+        """What LayerLock predicts in its place once `depth` layers are frozen, with its own loss (sec. 3.4)."""
         return Latents(depth)
 
 
 @dataclass(frozen=True)
-class Latents:
+class Latents(Target):
     """Output of a network's first `depth` layers for the whole clip, without masking (LayerLock, sec. 3.3).
 
     Args:
@@ -101,7 +121,7 @@ class Objective:
     """
 
     source: int
-    target: Pixels | Latents
+    target: Target
     weight: float = 1.0
     patch_fraction: float = 1.0
     weight_ramp_steps: int = 0
@@ -109,11 +129,10 @@ class Objective:
     def __post_init__(self):
         if not 0 < self.patch_fraction <= 1:
             raise ValueError(f"patch_fraction must lie in (0, 1], got {self.patch_fraction}")
-        if self.target.loss not in LOSSES:
-            raise ValueError(f"loss (pixel_loss in recipes) must be {' or '.join(LOSSES)}, got {self.target.loss!r}")
 
     def select(self, target_ids: torch.Tensor | None, num_tokens: int) -> torch.Tensor | None:
-        """The first `patch_fraction` of the ids, (B, M') -> (B, M); None stands for every token of the grid."""
+        """The first `patch_fraction` of the ids, (B, M') -> (B, M); None stands for every token in the grid's order,
+        which is also what as many ids as the grid has tokens stand for."""
         if self.patch_fraction < 1 and target_ids is None:
             raise ValueError(
                 f"predicting a fraction {self.patch_fraction} of the tokens needs target_ids to draw from"

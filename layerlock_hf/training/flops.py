@@ -102,8 +102,7 @@ _DECODER_FLOPS = {"trunk": _trunk_flops, "predictor": _predictor_flops}
 
 def _head_flops(config, stage, objective, num_decoded):
     width_in = config.predictor_hidden_size if config.decoder == "predictor" else config.hidden_size
-    latent_width = config.teacher_hidden_size or config.hidden_size
-    width_out = config.values_per_token if objective.target.head == "pixels" else latent_width
+    width_out = config.head_widths[objective.target.head]
     # Nothing before the head learns when the layers that decode are frozen
     passes = 2 if config.decoder == "trunk" and stage.num_frozen == config.num_hidden_layers else 3
     return passes * num_decoded * linear_flops(width_in, width_out)

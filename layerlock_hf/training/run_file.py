@@ -23,9 +23,9 @@ def describe(stage: Stage) -> str:
     return f"from step {stage.start} on freezes {stage.num_frozen} layers and predicts {target_label(stage)}"
 
 
-def write_run_file(folder: str, stages: list[Stage], seed: int, learning: list[str]):
-    """Record the stages, the seed and the names of the parameters that learn."""
-    record = {"stages": _as_json(stages), "seed": seed, "learning": learning}
+def write_run_file(folder: str, stages: list[Stage], learning: list[str], identity: dict):
+    """Record the stages, the names of the parameters that learn, and what else makes the run what it is."""
+    record = {"stages": _as_json(stages), "learning": learning, "identity": identity}
     (Path(folder) / RUN_FILE).write_text(json.dumps(record, indent=1) + "\n")
 
 
@@ -41,14 +41,18 @@ def read_run_file(checkpoint: str) -> dict:
     return json.loads(path.read_text())
 
 
-def check_run_file(checkpoint: str, stages: list[Stage], config: LayerLockViTConfig):
-    """Raise a `ValueError` unless the checkpoint was written by a run of these stages on such a model."""
+def check_run_file(checkpoint: str, stages: list[Stage], config: LayerLockViTConfig, identity: dict):
+    """Raise a `ValueError` unless the checkpoint was written by a run of these stages and this identity on such a
+    model."""
     record = read_run_file(checkpoint)
     if record["stages"] != _as_json(stages):
         raise ValueError(
             f"{checkpoint} was written by a run with other stages; its stages: "
             f"{[stage['is'] for stage in record['stages']]}, now: {[describe(stage) for stage in stages]}"
         )
+    for name, value in identity.items():
+        if record["identity"].get(name) != value:
+            raise ValueError(f"{checkpoint} was written with {name} {record['identity'].get(name)}, now it is {value}")
     then = AutoConfig.from_pretrained(checkpoint)
     differing = [
         f"{name}: {getattr(then, name)} then, {getattr(config, name)} now"

@@ -1,17 +1,25 @@
 """Networks whose latents are predicted: a copy that follows the encoder, or one that was trained before."""
 
 import copy
+import hashlib
+import inspect
+import json
+from pathlib import Path
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from transformers.utils import IMAGE_PROCESSOR_NAME, VIDEO_PROCESSOR_NAME, cached_file, logging
 
 from ..models.configuration_layerlock import LayerLockViTConfig
 from ..models.modeling_layerlock import LayerLockViTModel
 from ..models.objectives import Stage
 from ..models.positions_layerlock import take_tokens
+
+
+logger = logging.get_logger(__name__)
 
 
 def copy_of(encoder: LayerLockViTModel) -> LayerLockViTModel:
@@ -40,6 +48,14 @@ def distance(teacher: nn.Module, encoder: nn.Module) -> torch.Tensor:
     return (difference / sum(theirs.float().square().sum() for _, theirs in pairs)).sqrt()
 
 
+def digest(network: nn.Module) -> str:
+    """What tells networks with other weights apart."""
+    sha = hashlib.sha256()
+    for name, tensor in network.state_dict().items():
+        sha.update(name.encode() + tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()
+
+
 class VideoModelTeacher(nn.Module):
     """Any video model of Transformers as a teacher: gives it the verb `tap`.
 
@@ -52,6 +68,9 @@ class VideoModelTeacher(nn.Module):
         super().__init__()
         self.config = shape_of(model.config)
         self.model = model.requires_grad_(False)
+        # V-JEPA 2 would go on to predict
+        accepted = inspect.signature(model.forward).parameters
+        self._settings = {"skip_predictor": True} if "skip_predictor" in accepted else {}
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
         self.eval()
@@ -60,9 +79,7 @@ class VideoModelTeacher(nn.Module):
         """The tokens at several depths; the last depth is after the final norm. With `ids` they are picked afterwards:
         the pass itself always runs on the whole clip. (B, T, C, H, W) in [0, 1], (B, K) -> one (B, K, D) per depth."""
         inputs = {self.model.main_input_name: (video - self.mean) / self.std}
-        if self.model.config.model_type == "vjepa2":
-            inputs["skip_predictor"] = True
-        outputs = self.model(**inputs, output_hidden_states=True)
+        outputs = self.model(**inputs, **self._settings, output_hidden_states=True)
         num_layers = self.model.config.num_hidden_layers
         taps = (outputs.last_hidden_state if depth == num_layers else outputs.hidden_states[depth] for depth in depths)
         return [take_tokens(tap, ids) for tap in taps]
@@ -115,9 +132,26 @@ def load_teacher(path: str) -> tuple[nn.Module, int, int]:
     """
     try:
         config = AutoConfig.from_pretrained(path)
-        model = AutoModel.from_pretrained(path, dtype=torch.float32)
+        model, loading = AutoModel.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
     except (OSError, KeyError, ValueError) as error:
         raise ValueError(f"teacher: cannot load {path}: {' '.join(str(error).split())}") from error
+    absent = sorted(loading["missing_keys"]) + sorted(str(key) for key in loading["mismatched_keys"])
+    if absent:
+        raise ValueError(f"teacher: {path} lacks {len(absent)} arrays of the model, such as {absent[0]}")
     is_ours = isinstance(config, LayerLockViTConfig)
-    teacher = model.eval().requires_grad_(False) if is_ours else VideoModelTeacher(model)
+    teacher = model.eval().requires_grad_(False) if is_ours else VideoModelTeacher(model, *pixel_statistics(path))
     return teacher, config.num_hidden_layers, config.hidden_size
+
+
+def pixel_statistics(path: str) -> tuple[list[float], list[float]]:
+    """Mean and deviation that a video model wants its pixels normalised with, by its processor's file; those of
+    ImageNet, which video models have by default, if there is none."""
+    for name in (VIDEO_PROCESSOR_NAME, IMAGE_PROCESSOR_NAME):
+        file = cached_file(path, name, _raise_exceptions_for_missing_entries=False)
+        if file is not None:
+            settings = json.loads(Path(file).read_text())
+            if not settings.get("do_normalize", True):
+                return [0.0] * 3, [1.0] * 3
+            return settings.get("image_mean", IMAGENET_DEFAULT_MEAN), settings.get("image_std", IMAGENET_DEFAULT_STD)
+    logger.warning(f"{path} has no processor: its pixels are normalised with ImageNet's mean and deviation")
+    return IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD

@@ -22,7 +22,7 @@ from .memory import peak_memory_gib
 from .run_file import check_run_file, describe, read_run_file, target_label, write_run_file
 from .schedules import cosine, learning_rate_factor, linear
 from .stages import check_stages, stage_at
-from .teachers import check_teacher, copy_of, distance, follow
+from .teachers import check_teacher, copy_of, digest, distance, follow
 
 
 logger = logging.get_logger(__name__)
@@ -91,7 +91,7 @@ class LayerLockTrainer(Trainer):
         self._wrapper_is_new, self._is_finished, self._diagnosed_step = False, False, -1
         self._sums: dict[str, torch.Tensor] = {}
         self._counts: dict[str, int] = {}
-        self._num_clips, self._clock = 0, time.perf_counter()
+        self._num_clips, self._num_padded, self._clock = 0, 0, time.perf_counter()
         self.add_callback(StageCallback(self))
 
     # ---- stages
@@ -105,7 +105,7 @@ class LayerLockTrainer(Trainer):
 
     def move_teacher(self, step: int):
         """After the optimizer's step: the teacher follows what learns."""
-        if self._teacher_moves:
+        if self._teacher_moves and not self.accelerator.optimizer_step_was_skipped:
             end = (
                 self.args.teacher_momentum
                 if self.args.teacher_momentum_end is None
@@ -225,7 +225,7 @@ class LayerLockTrainer(Trainer):
         num_padded = inputs.pop("num_padded", None)
         outputs = self._forward(model, inputs)
         if num_padded is not None:
-            self._add("padded_clips", num_padded.float())
+            self._num_padded = self._num_padded + num_padded
         for label, loss, variance in zip(self.stage.labels, outputs.losses, outputs.target_variances, strict=True):
             self._add(f"{label}/loss", loss)
             self._add(f"{label}/target_variance", variance)
@@ -238,11 +238,13 @@ class LayerLockTrainer(Trainer):
             **inputs,
             stage=stage,
             teacher=self.teacher,
-            settle_blocks=self.args.settle_blocks and not self.is_fsdp_enabled,
+            # FSDP must see the backward; with fp16, gradients settled before the loss is scaled would underflow
+            settle_blocks=self.args.settle_blocks and not self.is_fsdp_enabled and not self.args.fp16,
         )
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
-        every = self.args.diagnostics_steps
+        # Under FSDP the encoder's layers run within the model's own forward only
+        every = 0 if self.is_fsdp_enabled else self.args.diagnostics_steps
         if every and self.state.global_step % every == 0 and self._diagnosed_step != self.state.global_step:
             self._diagnose(self._prepare_inputs(dict(inputs))["pixel_values_videos"])
         if self._wrapper_is_new and isinstance(model, DistributedDataParallel):
@@ -268,7 +270,7 @@ class LayerLockTrainer(Trainer):
         )
         if isinstance(context_ids, torch.Tensor):
             context_ids, target_ids = [context_ids], [target_ids]
-        masks = [(seen.shape[1], wanted.shape[1]) for seen, wanted in zip(context_ids, target_ids, strict=True)]
+        masks = [(seen.shape[1], hidden.shape[1]) for seen, hidden in zip(context_ids, target_ids, strict=True)]
         num_tokens = math.prod(self._core().encoder.grid_size(video))
         teacher = getattr(self.teacher, "config", None)
         return video.shape[0] * step_flops(self._core().config, self.stage, masks, num_tokens, teacher)
@@ -310,16 +312,17 @@ class LayerLockTrainer(Trainer):
     def _stage_logs(self) -> dict[str, float]:
         logs = {"stage": self.stages.index(self.stage), "num_frozen": self.stage.num_frozen}
         for name, total in self._sums.items():
-            mean = self.accelerator.reduce(total, "mean").item() / self._counts[name]
-            logs[name] = mean * self._counts[name] if name == "padded_clips" else mean
+            logs[name] = self.accelerator.reduce(total, "mean").item() / self._counts[name]
         for name in [name for name in self._sums if name.endswith("/target_variance")]:
             head = name.removesuffix("/target_variance")
             logs[f"{head}/explained_variance"] = 1 - logs[f"{head}/loss"] / max(logs[name], 1e-12)
         now = time.perf_counter()
+        num_padded = torch.as_tensor(self._num_padded, device=self.args.device)
+        logs["padded_clips"] = self.accelerator.reduce(num_padded, "sum").item()
         logs["clips_per_second"] = self._num_clips * self.args.world_size / (now - self._clock)
         logs["peak_memory_gib"] = peak_memory_gib(self.args.device)
         logs["total_flops"] = self.state.total_flos
-        self._sums, self._counts, self._num_clips, self._clock = {}, {}, 0, now
+        self._sums, self._counts, self._num_clips, self._num_padded, self._clock = {}, {}, 0, 0, now
         return logs
 
     # ---- checkpoints
@@ -339,12 +342,21 @@ class LayerLockTrainer(Trainer):
             return
         folder = output_dir or self.args.output_dir
         learning = [name for name, parameter in self._core().named_parameters() if parameter.requires_grad]
-        write_run_file(folder, self.stages, self.args.seed, learning)
+        write_run_file(folder, self.stages, learning, self._identity())
         if self._teacher_moves:
             self.teacher.save_pretrained(Path(folder) / TEACHER_FOLDER)
 
+    def _identity(self) -> dict:
+        """What, besides stages and model, a resumed run must share with the one that wrote the checkpoint."""
+        is_given = self.teacher is not None and not self._teacher_moves
+        return {
+            "seed": self.args.seed,
+            "masks": repr(getattr(self.data_collator, "masks", None)),
+            "teacher": digest(self.teacher) if is_given else None,
+        }
+
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        check_run_file(resume_from_checkpoint, self.stages, self._core(model).config)
+        check_run_file(resume_from_checkpoint, self.stages, self._core(model).config, self._identity())
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self._teacher_moves:
             load_model(self.teacher, Path(resume_from_checkpoint) / TEACHER_FOLDER / SAFE_WEIGHTS_NAME)

@@ -5,11 +5,13 @@ from typing import ClassVar
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from toy_methods import METHODS as TOYS
 from toy_methods import TINY, VJEPA, Method, make_trainer, step_logs
 
 from layerlock_hf.models import LayerLockViTConfig, LayerLockViTForPretraining, Objective, Pixels, Stage, patchify
+from layerlock_hf.models.objectives import Target
 from layerlock_hf.models.positions_layerlock import take_tokens
 from layerlock_hf.training import METHODS, FreezeSchedule, Latents, StageArguments, locked, mae, step_flops
 
@@ -33,24 +35,26 @@ def new_method(monkeypatch):
 
 @dataclass(frozen=True)
 class MeanColour:
-    """The mean colour of every box, in each of its pixels: predicted by the head of the pixels."""
+    """The mean colour of every box, predicted by a head of three numbers and judged by a smooth loss."""
 
-    loss: str = "l2"
-    head: ClassVar[str] = "pixels"
+    head: ClassVar[str] = "colour"
     label: ClassVar[str] = "colour"
     depth: ClassVar[int] = 0
     of: ClassVar[str] = "encoder"
 
     def compute(self, networks, video, ids):
-        boxes = take_tokens(networks["encoder"].patchify(video), ids).unflatten(-1, (-1, 3))
-        return boxes.mean(dim=-2, keepdim=True).expand_as(boxes).flatten(-2)
+        boxes = take_tokens(networks["encoder"].patchify(video), ids)
+        return boxes.unflatten(-1, (-1, 3)).mean(dim=-2)
+
+    def error(self, prediction, target):
+        return F.smooth_l1_loss(prediction, target)
 
     def at_depth(self, depth):
         return Latents(depth)
 
 
 @dataclass(frozen=True)
-class Gradients:
+class Gradients(Target):
     """How steep a box is along rows and columns, at 16 places: predicted by the head of the latents."""
 
     loss: str = "l1"
@@ -69,6 +73,7 @@ class Gradients:
 
 
 NEW = {"colour": MeanColour(), "gradients": Gradients()}
+SIZES = {**TINY, "extra_heads": {"colour": 3}}
 
 
 def test_a_new_method_is_one_function(new_method, tiny_config):
@@ -85,16 +90,17 @@ def test_a_new_method_is_one_function(new_method, tiny_config):
 
 @pytest.mark.parametrize("name", NEW)
 def test_a_new_target_is_one_value(name):
-    model = LayerLockViTForPretraining(LayerLockViTConfig.from_preset("tiny", **TINY))
+    model = LayerLockViTForPretraining(LayerLockViTConfig.from_preset("tiny", **SIZES))
     stage = Stage(0, 0, (Objective(6, NEW[name]),))
     video, ids = torch.rand(2, 4, 3, 16, 16), torch.rand(2, 32).argsort(dim=1)
     outputs = model(video, ids[:, :8], ids[:, 8:], stage=stage)
     expected = NEW[name].compute({"encoder": model.encoder}, video, ids[:, 8:])
     difference = outputs.predictions[0] - expected
-    torch.testing.assert_close(outputs.loss, (difference.abs() if name == "gradients" else difference**2).mean())
+    smooth = torch.where(difference.abs() < 1, 0.5 * difference**2, difference.abs() - 0.5)
+    torch.testing.assert_close(outputs.loss, (difference.abs() if name == "gradients" else smooth).mean())
     boxes = patchify(video, 2, 4)[0, ids[0, 8]].view(2, 4, 4, 3)
     by_hand = {
-        "colour": boxes.mean(dim=(0, 1, 2)).repeat(32),
+        "colour": boxes.mean(dim=(0, 1, 2)),
         "gradients": torch.cat([g.flatten() for g in torch.gradient(boxes.mean(dim=(0, 3)))]),
     }
     torch.testing.assert_close(expected[0, 0], by_hand[name])
@@ -103,7 +109,7 @@ def test_a_new_target_is_one_value(name):
 @pytest.mark.parametrize("sizes", [{}, VJEPA], ids=["trunk", "predictor"])
 @pytest.mark.parametrize("name", NEW)
 def test_flops_of_a_new_target(name, sizes):
-    config = LayerLockViTConfig.from_preset("tiny", **{**TINY, **sizes})
+    config = LayerLockViTConfig.from_preset("tiny", **{**SIZES, **sizes})
     config._attn_implementation = "eager"
     model = LayerLockViTForPretraining(config)
     stage = Stage(0, 0, (Objective(6, NEW[name]),))
@@ -118,7 +124,7 @@ def test_a_run_on_new_values(tmp_path, monkeypatch):
     """Locking, logs, checkpoints and resume know nothing of them."""
     both = Stage(0, 0, (Objective(6, MeanColour()), Objective(6, Gradients(), weight=0.5)))
     stages = [both, *locked([Stage(0, 0, (Objective(6, Gradients()),))], FreezeSchedule(3, 2, num_freezes=2))[1:]]
-    monkeypatch.setitem(TOYS, "new", Method(stages))
+    monkeypatch.setitem(TOYS, "new", Method(stages, {"extra_heads": {"colour": 3}}))
     trainer = make_trainer("new", tmp_path / "a", max_steps=6, save_strategy="steps", save_steps=2)
     trainer.train()
     rows = step_logs(trainer)
