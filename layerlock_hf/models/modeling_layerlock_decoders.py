@@ -3,6 +3,8 @@
 B batch, K context tokens, M target tokens, D width of the encoder, W width of the predictor, P pixel values per token.
 """
 
+from typing import ClassVar
+
 import torch
 from torch import nn
 
@@ -11,12 +13,19 @@ from .modeling_layerlock import LayerLockViTLayer, LayerLockViTModel
 from .positions_layerlock import ADDED_POSITIONS, grid_ids, rotary_embedding, rotate, take_tokens
 
 
+class Head(nn.Linear):
+    """The last linear layer of a decoder. It starts small: what it reads may not be normalised, and so the first losses
+    stay near the variance of the target."""
+
+    INIT_STD: ClassVar[float] = 0.02
+
+
 class Heads(nn.ModuleDict):
     """One linear head per kind of target, all from the start: the latent head is reset at each switch, so that the
     structure that DDP, FSDP and checkpoints see never changes."""
 
     def __init__(self, config: LayerLockViTConfig, width: int):
-        super().__init__({name: nn.Linear(width, head_width) for name, head_width in config.head_widths.items()})
+        super().__init__({name: Head(width, head_width) for name, head_width in config.head_widths.items()})
 
 
 class TrunkDecoder(nn.Module):

@@ -13,12 +13,9 @@ from transformers.utils import ModelOutput
 
 from .configuration_layerlock import LayerLockViTConfig
 from .modeling_layerlock import LayerLockViTModel, LayerLockViTPreTrainedModel
-from .modeling_layerlock_decoders import DECODERS, Heads, Predictor
+from .modeling_layerlock_decoders import DECODERS, Head, Predictor
 from .objectives import Objective, Pixels, Stage
 from .positions_layerlock import take_tokens
-
-
-HEAD_INIT_STD = 0.02
 
 
 @dataclass
@@ -118,11 +115,8 @@ class LayerLockViTForPretraining(LayerLockViTPreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module):
         super()._init_weights(module)
-        if isinstance(module, Heads):
-            # What a head reads may not be normalised: a small start keeps the first losses near the variance of the
-            # target.
-            for head in module.values():
-                init.normal_(head.weight, std=HEAD_INIT_STD)
+        if isinstance(module, Head):
+            init.normal_(module.weight, std=Head.INIT_STD)
         elif isinstance(module, Predictor):
             init.zeros_(module.mask_tokens)  # as V-JEPA has it
 
@@ -264,7 +258,7 @@ class LayerLockViTForPretraining(LayerLockViTPreTrainedModel):
     def reset_head(self, source: int, name: str, generator: torch.Generator) -> nn.Module:
         """Start a head afresh, in place, for a new target ("a new patch-wise linear decoder", LayerLock, sec. 3.3)."""
         head = self.decoders[str(source)].heads[name]
-        weight = torch.empty(head.weight.shape).normal_(std=HEAD_INIT_STD, generator=generator)
+        weight = torch.empty(head.weight.shape).normal_(std=Head.INIT_STD, generator=generator)
         head.weight.copy_(weight)
         head.bias.zero_()
         return head

@@ -50,8 +50,8 @@ class AttentionReadout(nn.Module):
         self.num_heads = config.readout_num_attention_heads
         size = config.readout_hidden_size
         self.norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.temporal_embeddings = nn.Parameter(torch.empty(self.num_frames, 1, config.hidden_size))
-        self.queries = nn.Parameter(torch.empty(1, num_queries, size))
+        self.temporal_embeddings = nn.Parameter(0.02 * torch.randn(self.num_frames, 1, config.hidden_size))
+        self.queries = nn.Parameter(0.02 * torch.randn(1, num_queries, size))
         self.key = nn.Linear(config.hidden_size, size)
         self.value = nn.Linear(config.hidden_size, size)
         self.out = nn.Linear(size, size)

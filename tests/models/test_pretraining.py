@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from layerlock_hf.models import (
     Latents,
+    LayerLockViTConfig,
     LayerLockViTForPretraining,
     Objective,
     Pixels,
@@ -269,3 +270,15 @@ def test_settled_blocks_get_the_same_gradients(tiny_config, overlap):
     assert found[0].keys() == found[1].keys()
     for name, gradient in found[0].items():
         torch.testing.assert_close(found[1][name], gradient, msg=name)
+
+
+def test_weights_start_as_they_are_said_to():
+    model = LayerLockViTForPretraining(LayerLockViTConfig.from_preset("4ds-s", num_hidden_layers=5))
+    for head in model.decoders["5"].heads.values():
+        assert head.weight.std().item() == pytest.approx(0.02, rel=0.02) and not head.bias.any()
+    for linear in (model.encoder.embeddings.projection, model.encoder.layers[2].mlp.down):  # LeCun
+        assert linear.weight.std().item() == pytest.approx(linear.in_features**-0.5, rel=0.02)
+    config = LayerLockViTConfig.from_preset("vjepa-l", num_hidden_layers=1, num_decoder_layers=1)
+    model = LayerLockViTForPretraining(config)
+    assert model.encoder.layers[0].mlp.up.weight.std().item() == pytest.approx(0.02, rel=0.02)
+    assert not model.decoders["1"].mask_tokens.any()

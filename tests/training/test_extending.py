@@ -124,7 +124,7 @@ def test_a_run_on_new_values(tmp_path, monkeypatch):
     """Locking, logs, checkpoints and resume know nothing of them."""
     both = Stage(0, 0, (Objective(6, MeanColour()), Objective(6, Gradients(), weight=0.5)))
     stages = [both, *locked([Stage(0, 0, (Objective(6, Gradients()),))], FreezeSchedule(3, 2, num_freezes=2))[1:]]
-    monkeypatch.setitem(TOYS, "new", Method(stages, {"extra_heads": {"colour": 3}}))
+    monkeypatch.setitem(TOYS, "new", Method(stages, sizes={"extra_heads": {"colour": 3}}))
     trainer = make_trainer("new", tmp_path / "a", max_steps=6, save_strategy="steps", save_steps=2)
     trainer.train()
     rows = step_logs(trainer)
