@@ -24,6 +24,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from layerlock_hf import LayerLockVideoProcessor, LayerLockViTConfig, LayerLockViTForPretraining
 from layerlock_hf.data import (
+    BadData,
     BadVideos,
     MaskArguments,
     PretrainingClips,
@@ -40,7 +41,8 @@ from layerlock_hf.training import (
     load_recipe,
     load_teacher,
 )
-from layerlock_hf.training.run_file import target_label
+from layerlock_hf.training.run_file import CheckpointRefused, target_label
+from layerlock_hf.training.trainer import LossNotFinite
 
 
 STAGES, METRICS, BAD_VIDEOS = REPORTS = ("stages.json", "metrics.jsonl", "bad_videos.jsonl")
@@ -151,9 +153,14 @@ def parse(arguments: list[str]):
         for name, value in load_recipe(recipe).items():
             if name not in known:
                 raise ValueError(f"{name}: unknown setting in {recipe}")
+            if value is None:
+                continue  # not set
             values = value if isinstance(value, list) else [value]
             flags += [f"--{name}", *(json.dumps(v) if isinstance(v, dict) else str(v) for v in values)]
-    return parser.parse_args_into_dataclasses(flags + arguments)[:6]
+    *parsed, unknown = parser.parse_args_into_dataclasses(flags + arguments, return_remaining_strings=True)
+    if unknown:
+        raise ValueError(f"{unknown[0]}: unknown setting, or more values than the setting before it takes")
+    return parsed[:6]
 
 
 def check_output(folder: Path):
@@ -184,6 +191,11 @@ class Reports(TrainerCallback):
             if state.global_step == 0:
                 for name in (METRICS, BAD_VIDEOS):
                     (self.folder / name).write_text("")
+            elif (self.folder / METRICS).is_file():
+                # What a run logged after the checkpoint that it resumes from is logged again
+                lines = (self.folder / METRICS).read_text().splitlines(keepends=True)
+                kept = [line for line in lines if json.loads(line)["step"] <= state.global_step]
+                (self.folder / METRICS).write_text("".join(kept))
         # The others read videos from here on: what they report must not be emptied
         PartialState().wait_for_everyone()
 
@@ -235,9 +247,17 @@ def build(arguments: list[str]):
     teacher, teacher_depth, teacher_width = (None, None, None)
     if data_args.teacher is not None:
         teacher, teacher_depth, teacher_width = load_teacher(data_args.teacher)
+        if config.teacher_hidden_size not in (None, teacher_width):
+            raise ValueError(f"teacher_hidden_size={config.teacher_hidden_size}, but the teacher's is {teacher_width}")
         config.teacher_hidden_size = teacher_width
     stages = stage_args.build(config, teacher_depth)
     masks = mask_args.build()
+    group_size = getattr(masks, "group_size", training_args.per_device_train_batch_size)
+    if group_size % training_args.per_device_train_batch_size:
+        raise ValueError(
+            f"mask_group_size={group_size} is not a multiple of per_device_train_batch_size="
+            f"{training_args.per_device_train_batch_size}"
+        )
     num_mask_types = len(masks(config.grid_size, [0], training_args.seed))
     if config.decoder == "predictor" and num_mask_types != config.num_mask_tokens:
         raise ValueError(
@@ -250,6 +270,8 @@ def build(arguments: list[str]):
         checkpoint = get_last_checkpoint(output) if output.is_dir() else None
     elif checkpoint is not None and not Path(checkpoint).is_dir():
         raise ValueError(f"resume_from_checkpoint: there is no checkpoint {checkpoint}")
+    if Path(data_args.train_data).is_dir() and output.resolve().is_relative_to(Path(data_args.train_data).resolve()):
+        raise ValueError(f"output_dir: {output} lies within train_data, whose files are taken for videos")
     if training_args.process_index == 0:
         check_output(output)
     PartialState().wait_for_everyone()
@@ -290,6 +312,11 @@ def build(arguments: list[str]):
     )
     if readout is not None and not data_args.rehearse:
         readout_args.add_to(trainer, *readout)
+    if checkpoint is None and not data_args.rehearse and output.is_dir() and get_last_checkpoint(output):
+        raise ValueError(
+            f"output_dir: {output} holds checkpoints of another run; go on with it by --resume_from_checkpoint auto, "
+            "or choose another folder"
+        )
     if training_args.process_index == 0:
         parts = ", ".join(f"{name} {count / 1e6:.2f}M" for name, count in model.parameter_breakdown().items() if count)
         print(f"{model.num_parameters() / 1e6:.1f}M parameters: {parts}")
@@ -308,8 +335,12 @@ def main(arguments: list[str]):
             rows = trainer.rehearse()
         else:
             trainer.train(resume_from_checkpoint=checkpoint)
-    except ValueError as error:
-        raise SystemExit(f"error: {error}") from error
+    except CheckpointRefused as error:
+        raise SystemExit(f"error: {error}") from None
+    except (BadData, LossNotFinite) as error:
+        # From a data worker, the message comes last in its traceback
+        message = str(error).splitlines()[-1].removeprefix(f"{BadData.__module__}.{BadData.__name__}: ")
+        raise SystemExit(f"error: {message}") from None
     if not rehearse:
         trainer.save_model()
         trainer.save_state()

@@ -97,7 +97,7 @@ def pretrain(recipe: Path, videos: Path, folder: Path, settings: dict):
         "1",
     ]
     command += ["--mixed_precision", "no", "--dynamo_backend", "no"]
-    extra = {"disable_tqdm": True, **settings}
+    extra = {"disable_tqdm": True, "save_strategy": "no", "report_to": "none", **settings}
     if not torch.cuda.is_available():
         command.append("--cpu")
         extra["dataloader_pin_memory"] = False

@@ -225,9 +225,9 @@ def test_deduced_configuration():
     assert (config.hidden_size, config.num_hidden_layers, config.num_attention_heads) == (30, 9, 5)
     assert (config.intermediate_size, config.num_labels, config.readout_num_frames) == (70, 9, 12)
     assert (config.readout_hidden_size, config.readout_num_attention_heads) == (16, 2)
-    assert (config.position_embedding, config.use_final_norm, config.decoder) == ("learned", False, "trunk")
-    assert (config.num_decoder_layers, config.readout_depth) == (4, 7)
-    assert convert_4ds(checkpoint(layers=2)).config.num_decoder_layers == 1
+    assert (config.position_embedding, config.use_final_norm, config.decoder) == ("learned", False, "predictor")
+    assert config.readout_depth == 7
+    assert convert_4ds(checkpoint(layers=1)).config.num_hidden_layers == 1
 
 
 def test_class_of_the_task():

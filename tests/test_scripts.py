@@ -453,3 +453,23 @@ def test_demo(tmp_path):
     assert len(summary["stages"]) == 5
     assert set(summary["probes"]) >= {"layerlock", "mae"}
     assert (tmp_path / "loss.png").is_file() and (tmp_path / "reconstruction.png").is_file()
+
+
+# ---- folders and checkpoints of other runs
+
+
+def test_checkpoints_of_another_run_are_not_mixed_in(run, finished):
+    before = contents(finished)
+    with pytest.raises(SystemExit, match="error: output_dir: .* holds checkpoints of another run"):
+        run(finished)
+    with pytest.raises(SystemExit, match="error: .* was written with seed 42, now it is 7"):
+        run(finished, "--resume_from_checkpoint", "auto", "--seed", 7, "--max_steps", 5)
+    after = contents(finished)
+    assert {name: after[name] for name in before if "json" not in str(name)} == {
+        name: before[name] for name in before if "json" not in str(name)
+    }
+
+
+def test_output_within_the_videos(run, videos):
+    with pytest.raises(SystemExit, match="error: output_dir: .* lies within train_data"):
+        run(videos / "out")

@@ -4,7 +4,7 @@ from .collating import PretrainingCollator
 from .datasets import PretrainingClips
 from .decoding import Clip, DecodingError, decoder_name, read_clip, read_clip_pyav
 from .masking import MASKS, MaskArguments, MultiBlockMasks, RandomMask, TubeMask
-from .reports import BadVideos
+from .reports import BadData, BadVideos
 from .sources import load_videos
 from .transforms import (
     center_crop,
@@ -17,6 +17,7 @@ from .transforms import (
 
 
 __all__ = [
+    "BadData",
     "BadVideos",
     "Clip",
     "DecodingError",

@@ -3,7 +3,7 @@
 import torch
 
 from .decoding import Clip, DecodingError, read_clip
-from .reports import BadVideos
+from .reports import BadData, BadVideos
 from .transforms import (
     check_scale,
     check_strength,
@@ -105,7 +105,7 @@ class PretrainingClips(torch.utils.data.Dataset):
             if clip.note is not None:
                 self.bad_videos.add(name, clip.note, used=True)
             return self._sample(clip.frames, position, generator)
-        raise RuntimeError(
+        raise BadData(
             f"no clip for position {position}: {MAX_ATTEMPTS} videos in a row cannot be decoded, among them "
             f"{'; '.join(failures[:3])}. Repair or remove the bad videos."
         )

@@ -5,6 +5,10 @@ import json
 import os
 
 
+class BadData(RuntimeError):
+    """Too many videos cannot be used for the run to go on; the message, of one line, is for the user."""
+
+
 class BadVideos:
     """A JSON Lines file of bad videos, {"path", "reason", "used"} each, shared by all processes of a machine.
 
@@ -33,14 +37,14 @@ class BadVideos:
             used: whether it is used all the same: a part of it decodes, or only the other decoder reads it.
 
         Raises:
-            RuntimeError: when more than `max_bad_fraction` of the videos are unusable.
+            BadData: when more than `max_bad_fraction` of the videos are unusable.
         """
         if name not in self._used:
             self._record(name, reason, used)
         unusable = sum(not used for used in self._used.values())
         if unusable > self.max_bad_fraction * self.num_videos:
             where = f"See {self.path}" if self.path else f"The last one is {name} ({reason})"
-            raise RuntimeError(
+            raise BadData(
                 f"{unusable} of {self.num_videos} videos cannot be decoded, more than the fraction "
                 f"{self.max_bad_fraction} that is tolerated. {where}; repair or remove these videos."
             )

@@ -35,7 +35,7 @@ def load_videos(source: str, split: str = "train", video_column: str | None = No
     path = Path(source).expanduser()
     if path.is_dir() and not _is_saved_dataset(path):
         dataset = _from_paths(_walk(path))
-    elif path.is_file() and path.suffix in (".csv", ".json", ".jsonl"):
+    elif path.is_file() and path.suffix.lower() in READERS:
         dataset = _from_list(path, video_column)
     else:
         dataset = _from_datasets(source, path, split, video_column)
@@ -60,19 +60,30 @@ def _is_side_file(file: Path) -> bool:
 
 
 def _from_list(path: Path, video_column: str | None) -> datasets.Dataset:
-    with open(path, encoding="utf-8", newline="") as file:
-        if path.suffix == ".csv":
-            rows = list(csv.DictReader(file))
-        elif path.suffix == ".jsonl":
-            rows = [json.loads(line) for line in file if line.strip()]
-        else:
-            rows = json.load(file)
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:  # "-sig": Excel writes a byte order mark
+            rows = READERS[path.suffix.lower()](file)
+    except ValueError as error:  # of JSON or of the encoding
+        raise ValueError(f"{str(path)!r} cannot be read: {error}") from error
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ValueError(f"{str(path)!r} must hold an object for every video")
     if not rows:
         raise ValueError(f"{str(path)!r} lists no videos; give one row per video")
     column = _video_column(str(path), list(rows[0]), video_column)
-    paths = [str(path.parent / row[column]) for row in rows]
-    labels = [row[LABEL_COLUMN] for row in rows] if LABEL_COLUMN in rows[0] else None
-    return _from_paths(paths, labels)
+    names = [column, LABEL_COLUMN] if LABEL_COLUMN in rows[0] else [column]
+    for number, row in enumerate(rows, start=1):
+        for name in names:
+            if row.get(name) in (None, "") or name == column and not isinstance(row[name], str):
+                raise ValueError(f"{str(path)!r}: row {number} has no {name}")
+    labels = [row[LABEL_COLUMN] for row in rows] if LABEL_COLUMN in names else None
+    return _from_paths([str(path.parent / row[column].strip()) for row in rows], labels)
+
+
+READERS = {
+    ".csv": lambda file: list(csv.DictReader(file, skipinitialspace=True)),
+    ".jsonl": lambda file: [json.loads(line) for line in file if line.strip()],
+    ".json": json.load,
+}
 
 
 def _from_paths(paths: list[str], labels: list | None = None) -> datasets.Dataset:

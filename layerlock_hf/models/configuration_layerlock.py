@@ -5,6 +5,7 @@ from typing import ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
 
 
 @strict
@@ -104,13 +105,22 @@ class LayerLockViTConfig(PreTrainedConfig):
 
     def check_sizes(self):
         """Raise a `ValueError` that names the fields if the sizes contradict each other."""
+        for name, kind in architecture_fields().items():
+            if kind is int and name != "num_frozen_layers" and getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.hidden_act not in ACT2FN:
+            raise ValueError(f"hidden_act: unknown activation {self.hidden_act!r}")
+        if self.rope_theta <= 0 or self.layer_norm_eps <= 0:
+            raise ValueError(
+                f"rope_theta and layer_norm_eps must be positive, got {self.rope_theta}, {self.layer_norm_eps}"
+            )
         for whole, part in (
             ("image_size", "patch_size"),
             ("num_frames", "tubelet_size"),
             ("hidden_size", "num_attention_heads"),
             ("readout_hidden_size", "readout_num_attention_heads"),
         ):
-            if getattr(self, part) < 1 or getattr(self, whole) % getattr(self, part):
+            if getattr(self, whole) % getattr(self, part):
                 raise ValueError(
                     f"{whole} must be a multiple of {part}, got {whole}={getattr(self, whole)} and "
                     f"{part}={getattr(self, part)}"

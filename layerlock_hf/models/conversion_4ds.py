@@ -127,7 +127,8 @@ def encoder_fields(arrays: dict[str, torch.Tensor], prefix: str, num_layers: int
         "num_attention_heads": shape_of(arrays, f"{prefix}processor/layers_0/attention/query/kernel", 3)[1],
         "intermediate_size": shape_of(arrays, f"{prefix}processor/layers_0/mlp/dense_in/kernel", 2)[1],
         "position_embedding": "learned",
-        "num_decoder_layers": min(4, num_layers - 1),
+        # The decoder of pretraining is not among the released arrays. This kind asks nothing of the number of layers
+        "decoder": "predictor",
         "decoding_patch_size": [tubelet_size, half, half],
     }
 

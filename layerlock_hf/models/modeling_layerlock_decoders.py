@@ -14,8 +14,8 @@ from .positions_layerlock import ADDED_POSITIONS, grid_ids, rotary_embedding, ro
 
 
 class Head(nn.Linear):
-    """The last linear layer of a decoder. It starts small: what it reads may not be normalised, and so the first losses
-    stay near the variance of the target."""
+    """The last linear layer of a decoder. It starts small: what it reads may not be normalised, and first losses shall
+    be near the variance of the target."""
 
     INIT_STD: ClassVar[float] = 0.02
 

@@ -1,11 +1,16 @@
 """Training arguments of LayerLock, and where they depart from those of Transformers."""
 
+import math
 from dataclasses import dataclass, field
 
 import torch
 from transformers import TrainingArguments
 
 from .schedules import LEARNING_RATE_DECAYS
+
+
+# Settings of `TrainingArguments` that this trainer does not read, and what to set instead
+REPLACED = {"lr_scheduler_type": "learning_rate_decay", "num_train_epochs": "max_steps"}
 
 
 @dataclass
@@ -63,6 +68,15 @@ class LayerLockTrainingArguments(TrainingArguments):
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "A loss that is not finite stops the run."})
 
     def __post_init__(self):
+        for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "global_batch_size"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("learning_rate", "first_learning_rate", "last_learning_rate", "weight_decay", "weight_decay_end"):
+            if getattr(self, name) is not None and not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be a number from 0 on, got {getattr(self, name)}")
+        for name, instead in REPLACED.items():
+            if getattr(self, name) != TrainingArguments.__dataclass_fields__[name].default:
+                raise ValueError(f"{name} has no effect here: set {instead}")
         super().__post_init__()
         if self.max_steps <= 0:
             raise ValueError("max_steps must be set: freeze schedules are measured in optimizer steps")

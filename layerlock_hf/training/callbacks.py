@@ -17,6 +17,11 @@ class StageCallback(TrainerCallback):
     def on_step_begin(self, args, state, control, **kwargs):
         self.trainer.begin_step(state.global_step)
 
+    def on_step_end(self, args, state, control, **kwargs):
+        # No row of the log mixes two stages, and none is lost at the end
+        if state.global_step == state.max_steps or self.trainer.is_border(state.global_step):
+            control.should_log = True
+
     def on_optimizer_step(self, args, state, control, **kwargs):
         self.trainer.move_teacher(state.global_step)
 

@@ -11,6 +11,12 @@ from ..models.objectives import Stage
 
 
 RUN_FILE = "layerlock.json"
+# Without one of these the Trainer would go on from a fresh state, silently
+NEEDED = ("trainer_state.json", "scheduler.pt", "optimizer*")
+
+
+class CheckpointRefused(ValueError):
+    """A checkpoint that this run cannot go on from; the message is for the user."""
 
 
 def target_label(stage: Stage) -> str:
@@ -33,26 +39,31 @@ def read_run_file(checkpoint: str) -> dict:
     """What `LayerLockTrainer` recorded in a checkpoint.
 
     Raises:
-        ValueError: if the checkpoint was not written by it.
+        CheckpointRefused: if the checkpoint was not written by it.
     """
     path = Path(checkpoint) / RUN_FILE
     if not path.is_file():
-        raise ValueError(f"{checkpoint} is not a checkpoint of LayerLockTrainer: it has no {RUN_FILE}")
+        raise CheckpointRefused(f"{checkpoint} is not a checkpoint of LayerLockTrainer: it has no {RUN_FILE}")
     return json.loads(path.read_text())
 
 
 def check_run_file(checkpoint: str, stages: list[Stage], config: LayerLockViTConfig, identity: dict):
-    """Raise a `ValueError` unless the checkpoint was written by a run of these stages and this identity on such a
+    """Raise `CheckpointRefused` unless the checkpoint was written by a run of these stages and this identity on such a
     model."""
     record = read_run_file(checkpoint)
+    for name in NEEDED:
+        if not any(Path(checkpoint).glob(name)):
+            raise CheckpointRefused(f"{checkpoint} is not complete: it has no {name}")
     if record["stages"] != _as_json(stages):
-        raise ValueError(
+        raise CheckpointRefused(
             f"{checkpoint} was written by a run with other stages; its stages: "
             f"{[stage['is'] for stage in record['stages']]}, now: {[describe(stage) for stage in stages]}"
         )
     for name, value in identity.items():
         if record["identity"].get(name) != value:
-            raise ValueError(f"{checkpoint} was written with {name} {record['identity'].get(name)}, now it is {value}")
+            raise CheckpointRefused(
+                f"{checkpoint} was written with {name} {record['identity'].get(name)}, now it is {value}"
+            )
     then = AutoConfig.from_pretrained(checkpoint)
     differing = [
         f"{name}: {getattr(then, name)} then, {getattr(config, name)} now"
@@ -60,7 +71,7 @@ def check_run_file(checkpoint: str, stages: list[Stage], config: LayerLockViTCon
         if name != "num_frozen_layers" and getattr(then, name) != getattr(config, name)
     ]
     if differing:
-        raise ValueError(f"{checkpoint} holds another model ({'; '.join(differing)})")
+        raise CheckpointRefused(f"{checkpoint} holds another model ({'; '.join(differing)})")
 
 
 def _as_json(stages: list[Stage]) -> list[dict]:

@@ -19,7 +19,7 @@ from .callbacks import StageCallback, StopwatchCallback
 from .diagnostics import feature_statistics
 from .flops import step_flops
 from .memory import peak_memory_gib
-from .run_file import check_run_file, describe, read_run_file, target_label, write_run_file
+from .run_file import CheckpointRefused, check_run_file, describe, read_run_file, target_label, write_run_file
 from .schedules import cosine, learning_rate_factor, linear
 from .stages import check_stages, stage_at
 from .teachers import check_teacher, copy_of, digest, distance, follow
@@ -28,6 +28,10 @@ from .teachers import check_teacher, copy_of, digest, distance, follow
 logger = logging.get_logger(__name__)
 
 TEACHER_FOLDER = "teacher"
+
+
+class LossNotFinite(RuntimeError):
+    """The run has diverged; the message is for the user."""
 
 
 class LayerLockTrainer(Trainer):
@@ -102,6 +106,10 @@ class LayerLockTrainer(Trainer):
         if self.args.weight_decay_end is not None:
             decay = cosine(self.args.weight_decay, self.args.weight_decay_end, step / self._schedule_steps)
             self.optimizer.param_groups[0]["weight_decay"] = decay
+
+    def is_border(self, step: int) -> bool:
+        """Whether a stage starts at this step."""
+        return any(stage.start == step for stage in self.stages)
 
     def move_teacher(self, step: int):
         """After the optimizer's step: the teacher follows what learns."""
@@ -302,7 +310,7 @@ class LayerLockTrainer(Trainer):
             return  # the Trainer's summary of no steps at all, with a loss of 0
         if "grad_norm" in logs or "learning_rate" in logs:
             if not math.isfinite(logs["loss"]):
-                raise RuntimeError(
+                raise LossNotFinite(
                     f"the loss is {logs['loss']} in the steps up to {self.state.global_step}, in the stage that "
                     f"{describe(self.stage)}. Lower learning_rate, or resume from the last checkpoint"
                 )
@@ -351,6 +359,9 @@ class LayerLockTrainer(Trainer):
         is_given = self.teacher is not None and not self._teacher_moves
         return {
             "seed": self.args.seed,
+            "clips_per_step": self.args.train_batch_size
+            * self.args.gradient_accumulation_steps
+            * self.args.world_size,
             "masks": repr(getattr(self.data_collator, "masks", None)),
             "teacher": digest(self.teacher) if is_given else None,
         }
@@ -365,7 +376,9 @@ class LayerLockTrainer(Trainer):
         if checkpoint is not None:
             learning = [name for name, parameter in self._core().named_parameters() if parameter.requires_grad]
             if read_run_file(checkpoint)["learning"] != learning:
-                raise ValueError(f"the optimizer in {checkpoint} holds other parameters than those that learn now")
+                raise CheckpointRefused(
+                    f"the optimizer in {checkpoint} holds other parameters than those that learn now"
+                )
         super()._load_optimizer_and_scheduler(checkpoint)
 
     # ---- rehearsal

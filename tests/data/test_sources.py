@@ -79,3 +79,27 @@ def test_errors_name_the_culprit(tmp_path, folder):
     (tmp_path / "empty.csv").write_text("path\n")
     with pytest.raises(ValueError, match="empty.csv.*lists no videos"):
         load_videos(str(tmp_path / "empty.csv"))
+
+
+@pytest.mark.parametrize(
+    "name, text, message",
+    [
+        ("a.csv", "path,label\na.mp4,1\nb.mp4\n", "row 2 has no label"),
+        ("a.csv", 'path\n""\n', "row 1 has no path"),
+        ("a.jsonl", '{"path": null}\n', "row 1 has no path"),
+        ("a.jsonl", '{"path": "a.mp4"}\n{"file": "b.mp4"}\n', "row 2 has no path"),
+        ("a.jsonl", '"a.mp4"\n', "must hold an object for every video"),
+        ("a.json", '{"path": "a.mp4"}', "must hold an object for every video"),
+        ("a.jsonl", "{", "a.jsonl' cannot be read"),
+    ],
+)
+def test_malformed_lists_are_named(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_videos(str(tmp_path / name))
+
+
+def test_lists_as_spreadsheets_write_them(tmp_path):
+    (tmp_path / "LIST.CSV").write_text("\ufeffpath, label\na.mp4, x\n", encoding="utf-8")
+    (row,) = load_videos(str(tmp_path / "LIST.CSV"))
+    assert row["video"]["path"].endswith("a.mp4") and row["label"] == "x"

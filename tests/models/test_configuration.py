@@ -24,7 +24,9 @@ def test_derived_sizes(tiny_config):
     "fields, named",
     [
         ({"image_size": 18}, ("image_size", "patch_size")),
-        ({"patch_size": 0}, ("image_size", "patch_size")),
+        ({"patch_size": 0}, ("patch_size",)),
+        ({"hidden_act": "nope"}, ("hidden_act",)),
+        ({"rope_theta": 0}, ("rope_theta",)),
         ({"num_frames": 5}, ("num_frames", "tubelet_size")),
         ({"num_attention_heads": 3}, ("hidden_size", "num_attention_heads")),
         ({"num_decoder_layers": 6}, ("num_decoder_layers",)),

@@ -14,6 +14,7 @@ from layerlock_hf.training import (
     Stage,
     StageArguments,
     load_recipe,
+    step_flops,
 )
 
 
@@ -100,7 +101,7 @@ def collapsing(ramp_steps):
 FOURS, SIXES = [3, 6, 9, 12], [2, 4, 6, 8, 10, 12]
 STAGES = {
     **dict.fromkeys(
-        ("vjepa-l", "vjepa-l-original", "vjepa2-l-16f", "salt-vjepa2-l-240k")
+        ("vjepa-l", "vjepa-l-original", "vjepa2-l-16f", "salt-vjepa2-l-240k", "salt-vjepa2-l-221k")
         + ("salt-l", "salt-l-80k", "salt-l-120k", "salt-l-220k"),
         [Stage(0, 0, (Objective(24, PREDICTED),))],
     ),
@@ -145,6 +146,7 @@ RUNS = {
     "vjepa-l-original": ("vjepa-l", 24, 90_000, 3072, 6.25e-4, 12_000, 0.04),
     "vjepa2-l-16f": ("vjepa-l", 24, 240_000, 3072, 5.25e-4, 12_000, 0.04),
     "salt-vjepa2-l-240k": ("vjepa-l", 24, 240_000, 3072, 5.25e-4, 12_000, 0.04),
+    "salt-vjepa2-l-221k": ("vjepa-l", 24, 221_132, 3072, 5.25e-4, 12_000, 0.04),
     "salt-l-teacher": ("vjepa-l", 24, 40_000, 3072, 5.25e-4, 12_000, 0.04),
     "salt-l": ("vjepa-l", 24, 200_000, 3072, 5.25e-4, 12_000, 0.04),
     "salt-l-teacher-20k": ("vjepa-l", 24, 20_000, 3072, 5.25e-4, 12_000, 0.04),
@@ -217,6 +219,7 @@ SETTINGS = {
     },
     "vjepa2-l-16f": V_JEPA_2
     | {"frame_stride": 7, "image_size": 256, "teacher_momentum": 0.99925, "learning_rate_decay": "constant"},
+    "salt-vjepa2-l-221k": V_JEPA_2,
     "salt-vjepa2-l-240k": V_JEPA_2
     | {"frame_stride": 4, "image_size": 224, "teacher_momentum": 0.99925, "learning_rate_decay": "constant"},
     **dict.fromkeys(("salt-l-teacher", "salt-l-teacher-20k", "salt-l-teacher-80k"), V_JEPA_2 | TEACHER),
@@ -415,3 +418,13 @@ def test_load_recipe_refuses(tmp_path):
         (tmp_path / name).write_text(text)
         with pytest.raises(ValueError, match=f"config: .*{name}"):
             load_recipe(tmp_path / name)
+
+
+def test_the_compute_matched_baseline_of_salt():
+    masks = [(366, 750), (100, 1100)]  # what V-JEPA's masks leave in groups of 24 (recipes of facebookresearch/jepa)
+    flops, steps = {}, {}
+    for name in ("salt-l-teacher", "salt-l", "salt-vjepa2-l-221k"):
+        settings, config, (stage,) = read(next(RECIPES.rglob(f"{name}.yaml")))
+        flops[name], steps[name] = step_flops(config, stage, masks), settings["max_steps"]
+    of_salt = sum(flops[name] * steps[name] for name in ("salt-l-teacher", "salt-l"))
+    assert steps["salt-vjepa2-l-221k"] == round(of_salt / flops["salt-vjepa2-l-221k"])

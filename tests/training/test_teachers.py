@@ -1,18 +1,28 @@
 """Targets of a teacher: V-JEPA's loss by hand, teachers of other shapes, models of Transformers."""
 
 import copy
+import json
 
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from toy_methods import TINY, VJEPA, make_given_teacher
 from transformers import VideoMAEConfig, VideoMAEModel, VJEPA2Config, VJEPA2Model
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from layerlock_hf.models import Latents, LayerLockViTConfig, LayerLockViTForPretraining, Objective, Pixels, Stage
+from layerlock_hf.models import (
+    Latents,
+    LayerLockViTConfig,
+    LayerLockViTForPretraining,
+    LayerLockViTModel,
+    Objective,
+    Pixels,
+    Stage,
+)
 from layerlock_hf.training import LayerLockTrainer, LayerLockTrainingArguments, load_teacher, mae, teacher_latents
 from layerlock_hf.training.schedules import linear
-from layerlock_hf.training.teachers import VideoModelTeacher, copy_of, distance, follow
+from layerlock_hf.training.teachers import VideoModelTeacher, copy_of, distance, follow, pixel_statistics
 
 
 def make_model(**sizes):
@@ -369,3 +379,27 @@ def test_a_teacher_beside_other_targets(model, batch):
     torch.testing.assert_close(outputs.loss, 0.5 * alone[0] + alone[1])
     assert both.labels == ["pixels", "teacher_layer_6"]
     assert F.l1_loss(torch.zeros(1), torch.ones(1)) == 1 and isinstance(latents.target, Latents)
+
+
+def test_a_teacher_that_lacks_arrays_is_refused(tmp_path):
+    model = LayerLockViTModel(LayerLockViTConfig.from_preset("tiny", **TINY))
+    model.save_pretrained(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    save_file({k: v for k, v in state.items() if ".3." not in k}, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="teacher: .* lacks 16 arrays of the model, such as .*layers.3"):
+        load_teacher(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "settings, mean, std",
+    [
+        ({"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.2, 0.2]}, [0.5, 0.4, 0.3], [0.2, 0.2, 0.2]),
+        ({"do_normalize": False}, [0, 0, 0], [1, 1, 1]),
+        (None, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+    ],
+)
+@pytest.mark.parametrize("name", ["preprocessor_config.json", "video_preprocessor_config.json"])
+def test_pixels_are_normalised_as_the_teacher_wants_them(tmp_path, name, settings, mean, std):
+    if settings is not None:
+        (tmp_path / name).write_text(json.dumps(settings))
+    assert pixel_statistics(str(tmp_path)) == (pytest.approx(mean), pytest.approx(std))
