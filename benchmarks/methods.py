@@ -26,12 +26,11 @@ from transformers.utils import logging
 
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
-from probe import load_clips, probe  # noqa: E402
-
 from layerlock_hf import LayerLockViTConfig  # noqa: E402
 from layerlock_hf.evaluation import probe_depths  # noqa: E402
 from layerlock_hf.models.configuration_layerlock import architecture_fields  # noqa: E402
 from layerlock_hf.training import load_recipe  # noqa: E402
+from probe import load_clips, probe  # noqa: E402
 from runs import (  # noqa: E402
     SCRIPTS,
     RunFailed,

@@ -15,7 +15,6 @@ from itertools import pairwise
 from pathlib import Path
 
 from demo_plots import plot_losses, plot_reconstruction
-
 from layerlock_hf.training import load_recipe
 from runs import (
     SCRIPTS,
