@@ -351,7 +351,7 @@ def main(arguments: list[str]):
             save_processor(trainer.model.config, trainer.train_dataset, trainer.args.output_dir)
         if bad_videos.count():
             place = f": see {bad_videos.path}" if bad_videos.path else ""
-            print(f"{bad_videos.count()} videos could not be read, or only in part{place}")
+            print(f"{bad_videos.count()} videos are unreadable, or readable in part or by PyAV alone{place}")
 
 
 if __name__ == "__main__":

@@ -349,7 +349,7 @@ def test_rehearsal_prints_a_row_per_stage_and_writes_nothing(run, finished, vide
     table = capsys.readouterr().out.split("peak_memory_gib\n")[1].splitlines()
     assert [line.split()[:3] for line in table[:2]] == [["0", "0", "pixels"], ["2", "2", "layer_2"]]
     assert all(float(line.split()[3]) > 0 for line in table[:2])
-    assert table[2:] == ["1 videos could not be read, or only in part"]
+    assert table[2:] == ["1 videos are unreadable, or readable in part or by PyAV alone"]
     assert contents(finished) == before
     run(tmp_path / "new", "--rehearse", "true")
     assert not any((tmp_path / "new").iterdir())
@@ -376,7 +376,7 @@ def test_a_broken_video_is_listed(run, videos, tmp_path, capsys):
     assert entry["path"] == str(broken) and entry["reason"] and not entry["used"]
     assert read_steps(out)[-1]["bad_videos"] == 1
     assert capsys.readouterr().out.endswith(
-        f"1 videos could not be read, or only in part: see {out / 'bad_videos.jsonl'}\n"
+        f"1 videos are unreadable, or readable in part or by PyAV alone: see {out / 'bad_videos.jsonl'}\n"
     )
 
 
