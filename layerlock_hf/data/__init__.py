@@ -13,6 +13,7 @@ from .transforms import (
     random_crop,
     random_flip,
     random_resized_crop,
+    repeat_last_frame,
 )
 
 
@@ -38,4 +39,5 @@ __all__ = [
     "random_resized_crop",
     "read_clip",
     "read_clip_pyav",
+    "repeat_last_frame",
 ]

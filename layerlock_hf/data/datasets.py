@@ -12,6 +12,7 @@ from .transforms import (
     random_crop,
     random_flip,
     random_resized_crop,
+    repeat_last_frame,
 )
 
 
@@ -148,6 +149,5 @@ class PretrainingClips(torch.utils.data.Dataset):
         frames = random_flip(frames, generator)
         if self.jitter_strength:
             frames = color_jitter(frames, self.jitter_strength, generator)
-        missing = self.num_frames - len(frames)
-        frames = torch.cat([frames, frames[-1:].expand(missing, -1, -1, -1)]) if missing else frames
-        return {"pixel_values_videos": frames.contiguous(), "position": position, "is_padded": missing > 0}
+        clip = repeat_last_frame(frames, self.num_frames)
+        return {"pixel_values_videos": clip.contiguous(), "position": position, "is_padded": len(frames) < len(clip)}

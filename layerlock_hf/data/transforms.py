@@ -82,6 +82,12 @@ def check_scale(scale: tuple[float, float]):
         )
 
 
+def repeat_last_frame(frames: torch.Tensor, num_frames: int) -> torch.Tensor:
+    """Bring a clip that is too short to its length: (T', C, H, W) -> (T, C, H, W)"""
+    missing = num_frames - len(frames)
+    return torch.cat([frames, frames[-1:].expand(missing, -1, -1, -1)]) if missing else frames
+
+
 def random_flip(frames: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
     """Mirror all frames left to right with probability 0.5; shape (T, C, H, W) is kept."""
     return frames.flip(-1) if torch.rand((), generator=generator) < 0.5 else frames

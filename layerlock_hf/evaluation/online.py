@@ -7,7 +7,7 @@ import torch
 from transformers import TrainerCallback
 from transformers.utils import logging
 
-from ..data import DecodingError, center_crop, generator_for, read_clip
+from ..data import DecodingError, center_crop, generator_for, read_clip, repeat_last_frame
 from .probes import encode, knn_accuracy, linear_accuracy, mean_features, probe_depths
 
 
@@ -66,9 +66,7 @@ def center_clips(
         except DecodingError as error:
             logger.warning(f"the readout leaves out {video['path']}: {error}")
             continue
-        frames = center_crop(frames, image_size, resize_factor)
-        missing = num_frames - len(frames)
-        clips.append(torch.cat([frames, frames[-1:].expand(missing, -1, -1, -1)]) if missing else frames)
+        clips.append(repeat_last_frame(center_crop(frames, image_size, resize_factor), num_frames))
         kept.append(label)
     if len(clips) < 2:
         raise ValueError(f"only {len(clips)} of {len(labels)} videos can be decoded")
