@@ -119,17 +119,13 @@ class LayerLockViTConfig(PreTrainedConfig):
             ("num_frames", "tubelet_size"),
             ("hidden_size", "num_attention_heads"),
             ("readout_hidden_size", "readout_num_attention_heads"),
+            ("predictor_hidden_size", "predictor_num_attention_heads"),
         ):
             if getattr(self, whole) % getattr(self, part):
                 raise ValueError(
                     f"{whole} must be a multiple of {part}, got {whole}={getattr(self, whole)} and "
                     f"{part}={getattr(self, part)}"
                 )
-        if self.predictor_hidden_size % self.predictor_num_attention_heads:
-            raise ValueError(
-                "predictor_hidden_size must be a multiple of predictor_num_attention_heads, got "
-                f"{self.predictor_hidden_size} and {self.predictor_num_attention_heads}"
-            )
         depths = self.predictor_depths
         if depths is not None and (self.decoder == "trunk" or sorted({*depths}) != depths or not depths):
             raise ValueError(f"predictor_depths needs decoder='predictor' and ascending depths, got {depths}")
@@ -139,8 +135,6 @@ class LayerLockViTConfig(PreTrainedConfig):
                     f"{name} must lie between 1 and the {self.num_hidden_layers} layers of the ViT, got "
                     f"{getattr(self, name)}"
                 )
-        if self.num_decoder_layers < 1:
-            raise ValueError(f"num_decoder_layers must be at least 1, got {self.num_decoder_layers}")
         if self.decoder == "trunk" and self.num_decoder_layers >= self.num_hidden_layers:
             raise ValueError(
                 f"num_decoder_layers must leave at least one of the {self.num_hidden_layers} layers to the encoder, "

@@ -59,6 +59,13 @@ def eager_attention_forward(module, query, key, value, attention_mask, scaling, 
     return (weights @ value).transpose(1, 2), weights
 
 
+def rotation_for(config: LayerLockViTConfig, ids: torch.Tensor, grid_size: tuple[int, int, int]) -> tuple | None:
+    """What layers of this configuration need to know of the positions `ids` (B, K); None unless they are rotary."""
+    if config.rotary_width == 0:
+        return None
+    return rotary_embedding(ids, grid_size, config.rotary_width, config.rope_theta, config.rope_axis_fractions)
+
+
 class LayerLockViTEmbeddings(nn.Module):
     """Embeds boxes of pixels; adds positions where the config asks for it."""
 
@@ -277,6 +284,13 @@ class LayerLockViTModel(LayerLockViTPreTrainedModel):
         self.norm.requires_grad_(num_layers < len(self.layers))
         self.config.num_frozen_layers = num_layers
 
+    def freeze_beyond(self, depth: int):
+        """Freeze the layers beyond `depth`, for uses that do not run them; what is trainable before it stays so."""
+        for layer in self.layers[depth:]:
+            layer.requires_grad_(False)
+        if depth < len(self.layers):
+            self.norm.requires_grad_(False)
+
     # The pieces that `forward` and `tap` are made of, for decoders that reuse the layers.
 
     def grid_size(self, video: torch.Tensor) -> tuple[int, int, int]:
@@ -291,10 +305,7 @@ class LayerLockViTModel(LayerLockViTPreTrainedModel):
 
     def rotation(self, ids: torch.Tensor, grid_size: tuple[int, int, int]) -> tuple | None:
         """What `run_layers` needs to know of the positions `ids` (B, K); None unless they are rotary."""
-        width = self.config.rotary_width
-        if width == 0:
-            return None
-        return rotary_embedding(ids, grid_size, width, self.config.rope_theta, self.config.rope_axis_fractions)
+        return rotation_for(self.config, ids, grid_size)
 
     def embed(self, video: torch.Tensor, ids: torch.Tensor | None = None) -> tuple[torch.Tensor, tuple | None]:
         """(B, T, C, H, W) -> tokens (B, K, D) and their rotation."""

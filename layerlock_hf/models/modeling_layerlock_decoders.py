@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from .configuration_layerlock import LayerLockViTConfig
-from .modeling_layerlock import LayerLockViTLayer, LayerLockViTModel
+from .modeling_layerlock import LayerLockViTLayer, LayerLockViTModel, rotation_for
 from .positions_layerlock import ADDED_POSITIONS, grid_ids, rotary_embedding, rotate, take_tokens
 
 
@@ -122,13 +122,7 @@ class Predictor(nn.Module):
         context = self.positions(self.projection(context), context_ids, grid_size)
         targets = self.mask_tokens[mask_type].to(context.dtype).expand(*ids.shape, -1)
         hidden_states = torch.cat([self.positions(targets, ids, grid_size), context], dim=1)
-        rotation = None
-        if self.sizes.rotary_width:
-            ids = torch.cat([ids, context_ids], dim=1)
-            sizes = self.sizes
-            rotation = rotary_embedding(
-                ids, grid_size, sizes.rotary_width, sizes.rope_theta, sizes.rope_axis_fractions
-            )
+        rotation = rotation_for(self.sizes, torch.cat([ids, context_ids], dim=1), grid_size)
         for depth, layer in enumerate(self.layers, start=1):
             num_outputs = targets.shape[1] if depth == len(self.layers) else None
             hidden_states = layer(hidden_states, rotation, num_outputs=num_outputs)

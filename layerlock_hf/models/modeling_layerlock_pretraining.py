@@ -52,12 +52,13 @@ class SettledLoss(torch.autograd.Function):
         return None, None, *(gradient.mul_(grad_output.to(gradient.dtype)) for gradient in gradients)
 
 
-def settle(loss: torch.Tensor, parameters: list[nn.Parameter]) -> torch.Tensor:
-    """Backpropagate now to those of these parameters that the loss depends on, free the activations, and return a loss
-    that brings the gradients along.
+def settle(loss: torch.Tensor, modules: list[nn.Module]) -> torch.Tensor:
+    """Backpropagate now to the parameters of these modules that learn and that the loss depends on, free the
+    activations, and return a loss that brings the gradients along.
 
     A caller that later calls `backward`, be it through DDP or gradient accumulation, finds them as usual.
     """
+    parameters = [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
     gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
     reached = [pair for pair in zip(parameters, gradients, strict=True) if pair[1] is not None]
     parameters, gradients = zip(*reached, strict=True)
@@ -157,14 +158,14 @@ class LayerLockViTForPretraining(LayerLockViTPreTrainedModel):
         self.check_stage(stage)
         if stage.needs_teacher and teacher is None:
             raise ValueError(f"the stage that starts at step {stage.start} predicts a teacher's latents: give teacher")
-        masks = _masks(context_ids, target_ids)
+        masks = pair_masks(context_ids, target_ids)
         num_tokens = math.prod(self.encoder.grid_size(pixel_values_videos))
         targets = Targets({"encoder": self.encoder, "teacher": teacher}, pixel_values_videos, num_tokens)
         settles = settle_blocks and stage.local and torch.is_grad_enabled()
         total, predictions = 0, []
         losses, variances = [0] * len(stage.objectives), [0] * len(stage.objectives)
         for mask_type, (context_ids, target_ids) in enumerate(masks):
-            for source, learning, decode in self._read(pixel_values_videos, context_ids, mask_type, stage):
+            for source, modules, decode in self._read(pixel_values_videos, context_ids, mask_type, stage):
                 of_block = 0
                 for index, objective in enumerate(stage.objectives):
                     if objective.source != source:
@@ -184,13 +185,13 @@ class LayerLockViTForPretraining(LayerLockViTPreTrainedModel):
                     losses[index] = losses[index] + loss.detach()
                     variances[index] = variances[index] + objective.target.error(target, constant) / len(masks)
                     predictions.append(prediction.detach() if settles else prediction)
-                total = total + (settle(of_block, learning) if settles else of_block)
+                total = total + (settle(of_block, modules) if settles else of_block)
         return LayerLockViTForPretrainingOutput(
             loss=total, losses=tuple(losses), target_variances=tuple(variances), predictions=tuple(predictions)
         )
 
     def _read(self, video: torch.Tensor, context_ids: torch.Tensor, mask_type: int, stage: Stage):
-        """Run the encoder from source to source: yields each with the parameters that learn from it if the stage is
+        """Run the encoder from source to source: yields each with the modules that learn from it if the stage is
         local, and a function that decodes the context at some positions, (B, M) -> (B, M, D or W)."""
         grid_size = self.encoder.grid_size(video)
         hidden_states, rotation = self.encoder.embed(video, context_ids)
@@ -214,8 +215,7 @@ class LayerLockViTForPretraining(LayerLockViTPreTrainedModel):
             modules = [decoder, *self.encoder.layers[begin:end]]
             modules += [self.encoder.embeddings] if source == stage.sources[0] else []
             modules += [self.encoder.norm] if end == len(self.encoder.layers) else []
-            parameters = [parameter for module in modules for parameter in module.parameters()]
-            yield source, [parameter for parameter in parameters if parameter.requires_grad], decode
+            yield source, modules, decode
             hidden_states, passed = (beyond_cut, passed) if stage.local else (context, end)
 
     def check_stage(self, stage: Stage):
@@ -241,11 +241,7 @@ class LayerLockViTForPretraining(LayerLockViTPreTrainedModel):
         """Let exactly the parameters that learn in this stage require gradients. Idempotent, both ways."""
         self.check_stage(stage)
         self.encoder.freeze(stage.num_frozen)
-        deepest = stage.sources[-1]
-        for layer in self.encoder.layers[deepest:]:
-            layer.requires_grad_(False)  # not run in this stage
-        if deepest < len(self.encoder.layers):
-            self.encoder.norm.requires_grad_(False)
+        self.encoder.freeze_beyond(stage.sources[-1])
         for source, decoder in self.decoders.items():
             used = {objective.target.head for objective in stage.objectives if str(objective.source) == source}
             decoder.requires_grad_(bool(used))
@@ -282,7 +278,7 @@ class LayerLockViTForPretraining(LayerLockViTPreTrainedModel):
         }
 
 
-def _masks(context_ids, target_ids) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
+def pair_masks(context_ids, target_ids) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
     """One pair of context and target tokens per type of mask."""
     if isinstance(context_ids, torch.Tensor):
         return [(context_ids, target_ids)]

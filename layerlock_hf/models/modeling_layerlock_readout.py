@@ -112,10 +112,7 @@ class LayerLockViTForReadout(LayerLockViTPreTrainedModel):
     def freeze_encoder(self, frozen: bool = True):
         """Freeze the encoder, or let it learn up to the readout's depth. Idempotent, both ways."""
         self.encoder.requires_grad_(not frozen)
-        for layer in self.encoder.layers[self.readout_depth :]:
-            layer.requires_grad_(False)
-        if self.readout_depth < self.config.num_hidden_layers:
-            self.encoder.norm.requires_grad_(False)
+        self.encoder.freeze_beyond(self.readout_depth)
         self.config.train_encoder = not frozen
 
     def encode(self, video: torch.Tensor) -> torch.Tensor:
