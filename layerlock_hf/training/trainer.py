@@ -1,5 +1,6 @@
 """A Trainer that walks through the stages of a run: freezes, swaps heads and keeps the optimizer to what trains."""
 
+import functools
 import math
 import time
 from dataclasses import replace
@@ -12,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import Trainer, TrainerCallback
 from transformers.utils import SAFE_WEIGHTS_NAME, logging
 
-from ..models.modeling_layerlock_pretraining import LayerLockViTForPretraining
+from ..models.modeling_layerlock_pretraining import LayerLockViTForPretraining, pair_masks
 from ..models.objectives import Stage
 from .arguments import LayerLockTrainingArguments
 from .callbacks import StageCallback, StopwatchCallback
@@ -276,9 +277,7 @@ class LayerLockTrainer(Trainer):
         video, context_ids, target_ids = (
             inputs[name] for name in ("pixel_values_videos", "context_ids", "target_ids")
         )
-        if isinstance(context_ids, torch.Tensor):
-            context_ids, target_ids = [context_ids], [target_ids]
-        masks = [(seen.shape[1], hidden.shape[1]) for seen, hidden in zip(context_ids, target_ids, strict=True)]
+        masks = [(seen.shape[1], hidden.shape[1]) for seen, hidden in pair_masks(context_ids, target_ids)]
         num_tokens = math.prod(self._core().encoder.grid_size(video))
         teacher = getattr(self.teacher, "config", None)
         return video.shape[0] * step_flops(self._core().config, self.stage, masks, num_tokens, teacher)
@@ -356,15 +355,19 @@ class LayerLockTrainer(Trainer):
 
     def _identity(self) -> dict:
         """What, besides stages and model, a resumed run must share with the one that wrote the checkpoint."""
-        is_given = self.teacher is not None and not self._teacher_moves
         return {
             "seed": self.args.seed,
             "clips_per_step": self.args.train_batch_size
             * self.args.gradient_accumulation_steps
             * self.args.world_size,
             "masks": repr(getattr(self.data_collator, "masks", None)),
-            "teacher": digest(self.teacher) if is_given else None,
+            "teacher": self._teacher_digest,
         }
+
+    @functools.cached_property
+    def _teacher_digest(self) -> str | None:
+        """Of a teacher that is given, which never moves."""
+        return digest(self.teacher) if self.teacher is not None and not self._teacher_moves else None
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         check_run_file(resume_from_checkpoint, self.stages, self._core(model).config, self._identity())
