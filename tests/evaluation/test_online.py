@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from toy_methods import MaskedClips
 from transformers import set_seed
 
 from layerlock_hf.data import load_videos, read_clip
@@ -22,19 +23,6 @@ from layerlock_hf.training import FreezeSchedule, LayerLockTrainer, LayerLockTra
 STAGES = locked(mae(6), FreezeSchedule(2, 2, 2, num_freezes=2))
 LAYERS = (2, 3, 4, 6)  # a quarter, half, three quarters and all of 6, a half rounded to even
 ROOT = Path(__file__).parents[2]
-
-
-class Clips(torch.utils.data.Dataset):
-    def __len__(self):
-        return 64
-
-    def __getitem__(self, index):
-        generator = torch.Generator().manual_seed(index)
-        return {
-            "pixel_values_videos": torch.randint(0, 256, (4, 3, 16, 16), generator=generator, dtype=torch.uint8),
-            "context_ids": torch.randperm(32, generator=generator)[:8],
-            "target_ids": torch.randperm(32, generator=generator),
-        }
 
 
 def make_trainer(config, output_dir, **kwargs):
@@ -53,7 +41,9 @@ def make_trainer(config, output_dir, **kwargs):
         **kwargs,
     }
     model = LayerLockViTForPretraining(copy.deepcopy(config))
-    return LayerLockTrainer(model, LayerLockTrainingArguments(output_dir=str(output_dir), **settings), STAGES, Clips())
+    return LayerLockTrainer(
+        model, LayerLockTrainingArguments(output_dir=str(output_dir), **settings), STAGES, MaskedClips()
+    )
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from toy_methods import MaskedClips
 from transformers import TrainerCallback, set_seed
 
 from layerlock_hf.models import LayerLockViTConfig, LayerLockViTForPretraining
@@ -32,19 +33,6 @@ CHECKPOINTING = next(
 )
 
 
-class Clips(torch.utils.data.Dataset):
-    def __len__(self):
-        return 64
-
-    def __getitem__(self, index):
-        generator = torch.Generator().manual_seed(index)
-        return {
-            "pixel_values_videos": torch.randint(0, 256, (4, 3, 16, 16), generator=generator, dtype=torch.uint8),
-            "context_ids": torch.randperm(32, generator=generator)[:8],
-            "target_ids": torch.randperm(32, generator=generator),
-        }
-
-
 def arguments(output_dir, **kwargs):
     defaults = {
         "max_steps": 10,
@@ -65,7 +53,7 @@ def arguments(output_dir, **kwargs):
 def make_trainer(config, output_dir, stages=STAGES, dataset=None, **kwargs):
     set_seed(0)
     model = LayerLockViTForPretraining(copy.deepcopy(config))
-    return LayerLockTrainer(model, arguments(output_dir, **kwargs), stages, dataset or Clips())
+    return LayerLockTrainer(model, arguments(output_dir, **kwargs), stages, dataset or MaskedClips())
 
 
 def weights(model):
@@ -291,7 +279,7 @@ def test_logs_are_means_over_the_steps_since_the_last(tiny_config, tmp_path):
     assert losses[3] == [pytest.approx(sum(losses[1]) / 3)]
 
 
-class BrokenClips(Clips):
+class BrokenClips(MaskedClips):
     def __getitem__(self, index):
         item = super().__getitem__(index)
         return {**item, "pixel_values_videos": torch.full((4, 3, 16, 16), math.nan)}
@@ -315,7 +303,7 @@ def test_clips_of_bytes_become_floats(tiny_config, tmp_path):
 def test_plain_mae_is_the_default(tiny_config, tmp_path):
     set_seed(0)
     trainer = LayerLockTrainer(
-        LayerLockViTForPretraining(tiny_config), arguments(tmp_path, max_steps=2), train_dataset=Clips()
+        LayerLockViTForPretraining(tiny_config), arguments(tmp_path, max_steps=2), train_dataset=MaskedClips()
     )
     trainer.train()
     assert trainer.stages == mae(6)

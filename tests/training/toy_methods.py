@@ -77,6 +77,21 @@ METHODS = {
 }
 
 
+class MaskedClips(torch.utils.data.Dataset):
+    """Clips with their masks, for runs without a collator."""
+
+    def __len__(self):
+        return 64
+
+    def __getitem__(self, index):
+        generator = torch.Generator().manual_seed(index)
+        return {
+            "pixel_values_videos": torch.randint(0, 256, (4, 3, 16, 16), generator=generator, dtype=torch.uint8),
+            "context_ids": torch.randperm(32, generator=generator)[:8],
+            "target_ids": torch.randperm(32, generator=generator),
+        }
+
+
 class Clips(torch.utils.data.Dataset):
     """Clips that are functions of their position."""
 
