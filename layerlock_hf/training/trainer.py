@@ -2,7 +2,6 @@
 
 import functools
 import math
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,8 +20,10 @@ from .diagnostics import feature_statistics
 from .flops import step_flops
 from .memory import peak_memory_gib
 from .run_file import CheckpointRefused, check_run_file, describe, read_run_file, target_label, write_run_file
+from .running_means import RunningMeans
 from .schedules import cosine, learning_rate_factor, linear
 from .stages import check_stages, stage_at
+from .switching import discard_a_backward, rebuild_optimizer, rewrap
 from .teachers import check_teacher, copy_of, digest, distance, follow
 
 
@@ -94,9 +95,7 @@ class LayerLockTrainer(Trainer):
         if self.teacher is not None:
             self.teacher.to(self.args.device)
         self._wrapper_is_new, self._is_finished, self._diagnosed_step = False, False, -1
-        self._sums: dict[str, torch.Tensor] = {}
-        self._counts: dict[str, int] = {}
-        self._num_clips, self._num_padded, self._clock = 0, 0, time.perf_counter()
+        self._means = RunningMeans()
         self.add_callback(StageCallback(self))
 
     # ---- stages
@@ -157,42 +156,14 @@ class LayerLockTrainer(Trainer):
         generator = torch.Generator().manual_seed(self.args.seed * 1_000_003 + stage.start)
         heads = [model.reset_head(source, name, generator) for source, name in sorted(fresh)]
         self.stage = stage
-        self._rebuild_optimizer({parameter for head in heads for parameter in head.parameters()})
-        self._rewrap()
+        fresh_parameters = {parameter for head in heads for parameter in head.parameters()}
+        decayed = self.get_decay_parameter_names(model)
+        rebuild_optimizer(getattr(self.optimizer, "optimizer", self.optimizer), model, decayed, fresh_parameters)
+        self._wrapper_is_new = rewrap(self.model_wrapped, self.accelerator)
         logger.info(describe(stage))
 
     def _core(self, model=None) -> LayerLockViTForPretraining:
         return self.accelerator.unwrap_model(model if model is not None else self.model)
-
-    def _rebuild_optimizer(self, fresh_parameters: set):
-        """In place, in `named_parameters()` order, because states are matched to parameters by position on resume."""
-        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
-        model = self._core()
-        decayed = set(self.get_decay_parameter_names(model))
-        learning = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-        optimizer.param_groups[0]["params"] = [parameter for name, parameter in learning if name in decayed]
-        optimizer.param_groups[1]["params"] = [parameter for name, parameter in learning if name not in decayed]
-        kept = {parameter for _, parameter in learning} - fresh_parameters
-        for parameter in [parameter for parameter in optimizer.state if parameter not in kept]:
-            del optimizer.state[parameter]
-        for parameter in model.parameters():
-            if not parameter.requires_grad:
-                parameter.grad = None  # a stale gradient would count in the norm that is clipped
-
-    def _rewrap(self):
-        """Construct DDP again in the same object: the training loop holds it in a local variable. Its buckets are made
-        at construction, so without this the frozen layers would go on being communicated, or hang."""
-        wrapper = self.model_wrapped
-        if isinstance(wrapper, DistributedDataParallel):
-            kwargs = self.accelerator.ddp_handler.to_kwargs() if self.accelerator.ddp_handler else {}
-            wrapper.__init__(
-                wrapper.module,
-                device_ids=wrapper.device_ids,
-                output_device=wrapper.output_device,
-                init_sync=False,
-                **kwargs,
-            )
-            self._wrapper_is_new = True
 
     # ---- steps
 
@@ -231,14 +202,12 @@ class LayerLockTrainer(Trainer):
         return inputs
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        num_padded = inputs.pop("num_padded", None)
+        num_padded = inputs.pop("num_padded", 0)
         outputs = self._forward(model, inputs)
-        if num_padded is not None:
-            self._num_padded = self._num_padded + num_padded
         for label, loss, variance in zip(self.stage.labels, outputs.losses, outputs.target_variances, strict=True):
-            self._add(f"{label}/loss", loss)
-            self._add(f"{label}/target_variance", variance)
-        self._num_clips += inputs["pixel_values_videos"].shape[0]
+            self._means.add(f"{label}/loss", loss)
+            self._means.add(f"{label}/target_variance", variance)
+        self._means.add_clips(inputs["pixel_values_videos"].shape[0], num_padded)
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
     def _forward(self, model, inputs):
@@ -257,21 +226,12 @@ class LayerLockTrainer(Trainer):
         if every and self.state.global_step % every == 0 and self._diagnosed_step != self.state.global_step:
             self._diagnose(self._prepare_inputs(dict(inputs))["pixel_values_videos"])
         if self._wrapper_is_new and isinstance(model, DistributedDataParallel):
-            self._discard_a_backward(model, inputs)
+            first = self._prepare_inputs(dict(inputs))
+            first.pop("num_padded", None)
+            with self.compute_loss_context_manager():
+                discard_a_backward(model, lambda: self._forward(model, first).loss)
         self._wrapper_is_new = False
         return super().training_step(model, inputs, num_items_in_batch)
-
-    def _discard_a_backward(self, model: DistributedDataParallel, inputs):
-        """DDP lays out its buckets twice: when constructed and after its first backward. From three processes on the
-        two layouts sum in another order, and a resumed run would differ from the uninterrupted one in its last bits.
-        """
-        syncs, model.require_backward_grad_sync = model.require_backward_grad_sync, True
-        inputs = self._prepare_inputs(dict(inputs))
-        inputs.pop("num_padded", None)
-        with self.compute_loss_context_manager():
-            self._forward(model, inputs).loss.backward()
-        model.zero_grad()
-        model.require_backward_grad_sync = syncs
 
     def floating_point_ops(self, inputs) -> int:
         video, context_ids, target_ids = (
@@ -296,13 +256,9 @@ class LayerLockTrainer(Trainer):
         for source, features in zip(depths, taps, strict=True):
             prefix = f"depth_{source}/" if len(depths) > 1 else ""
             for name, value in feature_statistics(features).items():
-                self._add(prefix + name, value)
+                self._means.add(prefix + name, value)
         if self._teacher_moves:
-            self._add("teacher_distance", distance(self.teacher, model.encoder))
-
-    def _add(self, name: str, value: torch.Tensor):
-        self._sums[name] = self._sums.get(name, 0) + value.detach()
-        self._counts[name] = self._counts.get(name, 0) + 1
+            self._means.add("teacher_distance", distance(self.teacher, model.encoder))
 
     def log(self, logs: dict[str, float], start_time: float | None = None):
         if self._is_finished:
@@ -317,20 +273,13 @@ class LayerLockTrainer(Trainer):
         super().log(logs, start_time)
 
     def _stage_logs(self) -> dict[str, float]:
-        logs = {"stage": self.stages.index(self.stage), "num_frozen": self.stage.num_frozen}
-        for name, total in self._sums.items():
-            logs[name] = self.accelerator.reduce(total, "mean").item() / self._counts[name]
-        for name in [name for name in self._sums if name.endswith("/target_variance")]:
-            head = name.removesuffix("/target_variance")
-            logs[f"{head}/explained_variance"] = 1 - logs[f"{head}/loss"] / max(logs[name], 1e-12)
-        now = time.perf_counter()
-        num_padded = torch.as_tensor(self._num_padded, device=self.args.device)
-        logs["padded_clips"] = self.accelerator.reduce(num_padded, "sum").item()
-        logs["clips_per_second"] = self._num_clips * self.args.world_size / (now - self._clock)
-        logs["peak_memory_gib"] = peak_memory_gib(self.args.device)
-        logs["total_flops"] = self.state.total_flos
-        self._sums, self._counts, self._num_clips, self._num_padded, self._clock = {}, {}, 0, 0, now
-        return logs
+        return {
+            "stage": self.stages.index(self.stage),
+            "num_frozen": self.stage.num_frozen,
+            **self._means.take(self.accelerator),
+            "peak_memory_gib": peak_memory_gib(self.args.device),
+            "total_flops": self.state.total_flos,
+        }
 
     # ---- checkpoints
 

@@ -1,0 +1,53 @@
+"""What has to be built again around the parameters that learn from a switch on."""
+
+from collections.abc import Callable
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+def rebuild_optimizer(
+    optimizer: torch.optim.Optimizer, model: nn.Module, decayed_names: list[str], fresh_parameters: set
+):
+    """In place, in `named_parameters()` order, because states are matched to parameters by position on resume.
+
+    The moments of parameters that froze, and of those that are fresh, are dropped.
+    """
+    learning = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    decayed = set(decayed_names)
+    optimizer.param_groups[0]["params"] = [parameter for name, parameter in learning if name in decayed]
+    optimizer.param_groups[1]["params"] = [parameter for name, parameter in learning if name not in decayed]
+    kept = {parameter for _, parameter in learning} - fresh_parameters
+    for parameter in [parameter for parameter in optimizer.state if parameter not in kept]:
+        del optimizer.state[parameter]
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            parameter.grad = None  # a stale gradient would count in the norm that is clipped
+
+
+def rewrap(wrapper: nn.Module, accelerator: Accelerator) -> bool:
+    """Construct DDP again in the same object, which the training loop holds in a local variable; True if it was DDP.
+
+    Its buckets are made at construction, so without this the frozen layers would go on being communicated, or hang.
+    """
+    if not isinstance(wrapper, DistributedDataParallel):
+        return False
+    kwargs = accelerator.ddp_handler.to_kwargs() if accelerator.ddp_handler else {}
+    wrapper.__init__(
+        wrapper.module, device_ids=wrapper.device_ids, output_device=wrapper.output_device, init_sync=False, **kwargs
+    )
+    return True
+
+
+def discard_a_backward(wrapper: DistributedDataParallel, loss: Callable[[], torch.Tensor]):
+    """Run a backward that leaves nothing behind, as the first of a new wrapper.
+
+    DDP lays out its buckets twice: when constructed and after its first backward. From three processes on the two
+    layouts sum in another order, and a resumed run would differ from the uninterrupted one in its last bits.
+    """
+    syncs, wrapper.require_backward_grad_sync = wrapper.require_backward_grad_sync, True
+    loss().backward()
+    wrapper.zero_grad()
+    wrapper.require_backward_grad_sync = syncs
