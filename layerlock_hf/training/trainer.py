@@ -22,7 +22,7 @@ from .checkpoints import ASIDE, CheckpointNotWritten, fault, keep_newest, newest
 from .diagnostics import feature_statistics
 from .flops import step_flops
 from .memory import peak_memory_gib
-from .processes import check_shared_folder
+from .processes import check_shared_folder, init_worker
 from .run_file import CheckpointRefused, check_run_file, describe, read_run_file, target_label, write_run_file
 from .running_means import RunningMeans
 from .schedules import cosine, learning_rate_factor, linear
@@ -221,6 +221,12 @@ class LayerLockTrainer(Trainer):
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
+    def get_train_dataloader(self):
+        loader = super().get_train_dataloader()
+        inner = getattr(loader, "base_dataloader", loader)  # what Accelerate has prepared passes attributes on to read
+        inner.worker_init_fn = functools.partial(init_worker, inner.worker_init_fn)
+        return loader
+
     def _prepare_inputs(self, inputs):
         inputs = super()._prepare_inputs(inputs)
         video = inputs["pixel_values_videos"]
@@ -375,12 +381,15 @@ class LayerLockTrainer(Trainer):
         """Raise `CheckpointNotWritten` on all processes if there was an error on one."""
         num_failed = self.accelerator.reduce(torch.tensor(int(error is not None), device=self.args.device), "sum")
         if num_failed:
+            output_dir = self.args.output_dir
+            room = shutil.disk_usage(output_dir).free / 2**20  # PyTorch does not say that the disk is full
+            self.accelerator.wait_for_everyone()
             if self.args.should_save:
-                shutil.rmtree(Path(self.args.output_dir) / ASIDE, ignore_errors=True)
+                shutil.rmtree(Path(output_dir) / ASIDE, ignore_errors=True)
             reason = error if error is not None else "another process failed to write its part"
             raise CheckpointNotWritten(
-                f"{name} could not be written: {reason}. Earlier checkpoints in {self.args.output_dir} are as they "
-                "were: make room, and go on with --resume_from_checkpoint auto"
+                f"{name} could not be written, with {room:.1f} MiB left on the disk: {reason}. Earlier checkpoints in "
+                f"{output_dir} are as they were: make room, and go on with --resume_from_checkpoint auto"
             ) from error
 
     def _push_from_checkpoint(self, checkpoint_folder: str):
