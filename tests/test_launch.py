@@ -4,8 +4,10 @@ import importlib.util
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -109,3 +111,75 @@ def test_hf_jobs_understands_its_options():
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
     assert "not submitted" in result.stdout and "--config recipe.yaml --name" in result.stdout
+
+
+class Cluster:
+    """One node without SLURM: stand-ins for its programs and for the agent of accelerate, which is a line of bash."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.out = folder, folder / "out"
+        self.bin = folder / "bin"
+        self.bin.mkdir()
+        self.write("srun", 'shift; exec "$@"')
+        self.write("scontrol", f'[ "$1" = show ] && echo localhost || echo "$@" >> {folder}/requeued')
+
+    def write(self, name: str, line: str):
+        (self.bin / name).write_text(f"#!/bin/bash\n{line}\n")
+        (self.bin / name).chmod(0o755)
+
+    def run(self, agent: str, restarts: int = 0, stop: bool = False) -> tuple[int, bool]:
+        """Exit status of the job, and whether it was requeued."""
+        self.write("accelerate", f'echo "$@" > {self.folder}/arguments; {agent}')
+        (self.folder / "requeued").unlink(missing_ok=True)
+        job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_NODELIST": "localhost", "SLURM_NODEID": "0"}
+        job |= {"SLURM_RESTART_COUNT": str(restarts), "SLURM_GPUS_ON_NODE": "8", "OUT": str(self.out)}
+        environment = {**os.environ, **job, "PATH": f"{self.bin}:{os.environ['PATH']}"}
+        with subprocess.Popen(["bash", str(LAUNCH / "slurm.sbatch"), "--seed", "1"], env=environment) as process:
+            if stop:
+                while not (self.out / "running").exists():
+                    time.sleep(0.05)
+                process.send_signal(signal.SIGUSR1)
+            code = process.wait(timeout=60)
+        return code, (self.folder / "requeued").exists()
+
+    def num_failures(self) -> int:
+        return len((self.out / "failures-7").read_text().splitlines())
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    return Cluster(tmp_path)
+
+
+def test_slurm_ends_a_run_that_is_finished_or_never_began(cluster):
+    assert cluster.run("exit 0") == (0, False)
+    arguments = (cluster.folder / "arguments").read_text()
+    assert "--num_machines 1 --num_processes 8 --machine_rank 0" in arguments
+    assert f"pretrain.py --seed 1 --output_dir {cluster.out} --resume_from_checkpoint auto" in arguments
+    port = re.search(r"--main_process_port (\d+)", arguments).group(1)
+    assert cluster.run("exit 0", restarts=1) == (0, False)
+    assert f"--main_process_port {int(port) + 1} " in (cluster.folder / "arguments").read_text()
+    assert cluster.run("exit 1") == (1, False)
+
+
+def test_slurm_requeues_crashes_while_there_is_progress(cluster):
+    begin = f"sleep 0.1; touch {cluster.out}/stages.json; exit 1"
+    save = "mkdir {}/checkpoint-{}; exit 1"
+    assert cluster.run(begin) == (0, True) and cluster.num_failures() == 1
+    assert cluster.run("exit 1", restarts=1) == (0, True) and cluster.num_failures() == 2
+    assert cluster.run(save.format(cluster.out, 9), restarts=2) == (0, True) and cluster.num_failures() == 1
+    assert cluster.run(save.format(cluster.out, 10), restarts=3) == (0, True) and cluster.num_failures() == 1
+    for restarts in (4, 5):
+        assert cluster.run("exit 1", restarts) == (0, True)
+    assert cluster.run("exit 1", restarts=6) == (1, False)
+
+
+def test_slurm_stops_the_workers_and_requeues(cluster):
+    """The signal must reach the workers, the children of the agent, and not the agent."""
+    agent = (
+        f"trap 'touch {cluster.out}/hit' TERM USR1; sleep 50 & sleep 0.5; touch {cluster.out}/running; wait; exit 1"
+    )
+    started = time.monotonic()
+    assert cluster.run(agent, stop=True) == (0, True)
+    assert time.monotonic() - started < 40  # the worker did not sleep to its end
+    assert not (cluster.out / "hit").exists() and cluster.num_failures() == 0
