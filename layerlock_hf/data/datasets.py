@@ -24,6 +24,9 @@ MAX_ATTEMPTS = 10
 RESIZE_FACTOR = 1.15
 DECODE_TIMEOUT = 60.0
 
+# What a row without a value stands for
+NO_VIDEO = {"path": None, "bytes": None}
+
 
 class PretrainingClips(torch.utils.data.Dataset):
     """All clips of a run, as one pass over positions: clip p belongs to epoch p // len(videos).
@@ -138,9 +141,10 @@ class PretrainingClips(torch.utils.data.Dataset):
 
     def _name(self, index: int) -> str:
         """The name of a video in reports."""
-        video = self.videos[index]["video"]
+        video = self.videos[index]["video"] or NO_VIDEO
         # The path of embedded bytes is a mere file name, which several rows may share.
-        return video["path"] if video["bytes"] is None else f"row {index} ({video['path']})"
+        is_path = video["bytes"] is None and video["path"] is not None
+        return video["path"] if is_path else f"row {index} ({video['path']})"
 
     def _clip(self, index: int, position: int, attempt: int) -> tuple[np.ndarray, bool, str | None]:
         if index in self._lost:
@@ -154,8 +158,11 @@ class PretrainingClips(torch.utils.data.Dataset):
     def _make_clip(self, index: int, position: int, attempt: int) -> tuple[np.ndarray, bool, str | None]:
         """Frames (T, C, H, W) of a video, whether the last one is repeated, and what is wrong with the video."""
         generator = generator_for("clip", self.seed, position, attempt)
-        video = self.videos[index]["video"]
-        clip = self._read(video["path"] if video["bytes"] is None else video["bytes"], generator)
+        video = self.videos[index]["video"] or NO_VIDEO
+        source = video["path"] if video["bytes"] is None else video["bytes"]
+        if source is None:
+            raise DecodingError("the row has no video")
+        clip = self._read(source, generator)
         frames = self._transform(clip.frames, generator)
         if clip.num_frames < self.num_frames:
             clip.note = clip.note or f"has {clip.num_frames} frames, fewer than a clip of {self.num_frames}"

@@ -136,6 +136,18 @@ def test_embedded_videos_are_named_by_row(video):
     assert list(bad_videos._used) == ["row 0 (a.mp4)"]
 
 
+def test_rows_without_a_video_are_bad_videos(video):
+    from datasets import Dataset, Video
+
+    rows = [None, {"path": None, "bytes": None}, *[{"path": video, "bytes": None}] * 3]
+    bad_videos = BadVideos(None, 5)
+    dataset = clips(
+        Dataset.from_dict({"video": rows}).cast_column("video", Video(decode=False)), bad_videos=bad_videos
+    )
+    assert len([dataset[position] for position in range(5)]) == 5
+    assert sorted(bad_videos._used) == ["row 0 (None)", "row 1 (None)"]
+
+
 def add_many(path):
     bad_videos = BadVideos(path, 1000)
     for index in range(50):
