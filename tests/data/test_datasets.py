@@ -148,6 +148,43 @@ def test_rows_without_a_video_are_bad_videos(video):
     assert sorted(bad_videos._used) == ["row 0 (None)", "row 1 (None)"]
 
 
+def test_addresses_in_a_list_are_not_requested(tmp_path, server, video):
+    address, requests = server
+    lists = [f"{address}/a.mp4", f"{address}/b.mp4?c", address.replace("http", "rtmp"), f"file:{video}"]
+    (tmp_path / "list.csv").write_text("\n".join(["path", *lists, *[video] * 4]) + "\n")
+    videos = load_videos(str(tmp_path / "list.csv"))
+    bad_videos = BadVideos(None, len(videos))
+    dataset = clips(videos, 8, bad_videos=bad_videos)
+    assert len([dataset[position] for position in range(8)]) == 8
+    assert bad_videos.count() == 4 and requests == []
+    from datasets import Dataset, Video
+
+    rows = [{"path": name, "bytes": None} for name in (*lists, *[video] * 4)]
+    bad_videos = BadVideos(None, len(rows))
+    videos = Dataset.from_dict({"video": rows}).cast_column("video", Video(decode=False))
+    dataset = clips(videos, 8, bad_videos=bad_videos)
+    assert len([dataset[position] for position in range(8)]) == 8
+    assert bad_videos.count() == 4 and requests == []
+
+
+def test_names_in_the_report_stay_in_it(tmp_path, video):
+    hostile = [
+        "../escaped",
+        "/nowhere/escaped",
+        'a"}\n{"path": "innocent.mp4", "reason": "x", "used": false}',
+        "nul\0.mp4",
+    ]
+    videos = mixed(tmp_path, *hostile, *[video] * 4)
+    (tmp_path / "out" / "in").mkdir(parents=True)
+    report = tmp_path / "out" / "in" / "bad.jsonl"
+    before = sorted(tmp_path.rglob("*"))
+    dataset = clips(videos, 8, bad_videos=BadVideos(str(report), len(videos)))
+    assert len([dataset[position] for position in range(8)]) == 8
+    assert sorted(tmp_path.rglob("*")) == sorted([*before, report])
+    reported = [json.loads(line)["path"] for line in report.read_text().splitlines()]
+    assert sorted(reported) == sorted(row["path"] for row in videos["video"][:4])
+
+
 def add_many(path):
     bad_videos = BadVideos(path, 1000)
     for index in range(50):
@@ -199,6 +236,7 @@ def test_one_kind_of_crop(videos):
         {"crop_scale": (0.0, 1.0)},
         {"crop_scale": (0.3,)},
         {"jitter_strength": -1.0},
+        {"decode_timeout": -1.0},
     ],
 )
 def test_wrong_options(videos, options):
