@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import pickle
+import resource
 import signal
 import traceback
 import warnings
@@ -20,6 +21,7 @@ from .decoding import DecodingError
 MAX_DEATHS = 2
 # Seconds after the limit until a child is left alone that no signal ends, such as one that reads from a dead disk
 GRACE = 1.0
+MAX_MEMORY_GIB = 16  # a video can claim frames of any size
 
 
 class DecoderLost(DecodingError):
@@ -33,7 +35,7 @@ class Isolated:
 
     Args:
         function: what to call. Arguments and results are pickled.
-        timeout: seconds that a call may take.
+        timeout: seconds that a call may take. What memory it may take is `MAX_MEMORY_GIB` (on Linux).
     """
 
     def __init__(self, function: Callable, timeout: float):
@@ -120,9 +122,7 @@ def _serve(pipe: Connection, function: Callable, timeout: float) -> NoReturn:
         for number in (signal.SIGALRM, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE):
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGALRM])
-        priority = Path("/proc/self/oom_score_adj")  # Linux: when memory runs out, this process goes first
-        if priority.exists():
-            priority.write_text("1000")
+        _confine_memory()
         torch.set_num_threads(1)  # those of the parent did not survive the fork
         while True:
             arguments = pickle.loads(pipe.recv_bytes())
@@ -132,6 +132,8 @@ def _serve(pipe: Connection, function: Callable, timeout: float) -> NoReturn:
                 answer = "result", function(*arguments)
             except DecodingError as error:
                 answer = "decoding error", str(error)
+            except MemoryError:
+                answer = "decoding error", f"needs more than {MAX_MEMORY_GIB} GiB of memory"
             except Exception:
                 answer = "error", traceback.format_exc()
             answer = pickle.dumps(answer, protocol=5)
@@ -143,3 +145,15 @@ def _serve(pipe: Connection, function: Callable, timeout: float) -> NoReturn:
         traceback.print_exc()
     finally:
         os._exit(1)  # nothing of the parent's is cleaned up here
+
+
+def _confine_memory():
+    """On Linux: limit the memory that this process adds to its own, and let it go first where there is none left."""
+    folder = Path("/proc/self")
+    if (folder / "oom_score_adj").exists():
+        (folder / "oom_score_adj").write_text("1000")
+        used = next(line for line in (folder / "status").read_text().splitlines() if line.startswith("VmData:"))
+        limit = int(used.split()[1]) * 1024 + MAX_MEMORY_GIB * 1024**3
+        _, most = resource.getrlimit(resource.RLIMIT_DATA)
+        if most == resource.RLIM_INFINITY or limit <= most:
+            resource.setrlimit(resource.RLIMIT_DATA, (limit, most))

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from layerlock_hf.data import DecodingError
-from layerlock_hf.data.isolation import DecoderLost, Isolated
+from layerlock_hf.data.isolation import MAX_MEMORY_GIB, DecoderLost, Isolated
 
 
 LIMIT = 1.0  # seconds
@@ -27,6 +27,8 @@ def act(what):
         os._exit(3)
     if what == "bad":
         raise DecodingError("no frames")
+    if what == "allocate":
+        return len(bytearray((MAX_MEMORY_GIB + 1) * 1024**3))
     if what == "bug":
         raise KeyError("culprit")
     if what == "terminate":
@@ -73,6 +75,8 @@ def test_errors_of_the_function(isolated):
     child, _ = isolated(0)
     with pytest.raises(DecodingError, match="^no frames$"):
         isolated("bad")
+    with pytest.raises(DecodingError, match="needs more than 16 GiB of memory"):
+        isolated("allocate")
     with pytest.raises(RuntimeError, match="KeyError: 'culprit'"):
         isolated("bug")
     assert isolated("terminate") == (child, "terminate")
