@@ -1,12 +1,14 @@
 import json
 import multiprocessing
+import pickle
+import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 
-from layerlock_hf.data import BadVideos, PretrainingClips, PretrainingCollator, RandomMask, load_videos
+from layerlock_hf.data import BadVideos, PretrainingClips, PretrainingCollator, RandomMask, datasets, load_videos
 
 
 @pytest.fixture
@@ -44,8 +46,8 @@ def test_every_video_once_per_epoch_in_changing_order(videos):
 
 
 def test_a_clip_depends_on_seed_and_position_alone(videos):
-    forward = {position: clips(videos)[position] for position in range(14)}
-    dataset = clips(videos)
+    forward = {position: clips(videos, decode_timeout=0)[position] for position in range(14)}
+    dataset = pickle.loads(pickle.dumps(clips(videos)))
     for position in reversed(range(14)):
         assert torch.equal(dataset[position]["pixel_values_videos"], forward[position]["pixel_values_videos"])
     other = clips(videos, seed=1)
@@ -134,6 +136,26 @@ def test_embedded_videos_are_named_by_row(video):
     counts = Counter(dataset[position]["pixel_values_videos"].shape for position in range(4))
     assert counts == {(4, 3, 32, 32): 4}
     assert list(bad_videos._used) == ["row 0 (a.mp4)"]
+
+
+def test_a_video_that_hangs_is_waited_for_once(tmp_path, video, monkeypatch):
+    hanging = str(tmp_path / "hanging.mp4")
+    Path(hanging).write_bytes(Path(video).read_bytes())
+    read_clip = datasets.read_clip
+
+    def read(source, choose):
+        if source == hanging:
+            with open(tmp_path / "log", "a") as log:
+                log.write("hang\n")
+            time.sleep(1000)
+        return read_clip(source, choose)
+
+    monkeypatch.setattr(datasets, "read_clip", read)
+    bad_videos = BadVideos(str(tmp_path / "bad.jsonl"), 4)
+    dataset = clips(mixed(tmp_path, hanging, *[video] * 3), 12, bad_videos=bad_videos, decode_timeout=1)
+    assert len([dataset[position] for position in range(12)]) == 12
+    assert (tmp_path / "log").read_text() == "hang\n"
+    assert list(entries(tmp_path / "bad.jsonl")) == ["hanging.mp4"]
 
 
 def test_rows_without_a_video_are_bad_videos(video):

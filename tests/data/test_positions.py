@@ -9,7 +9,7 @@ from layerlock_hf.data import MultiBlockMasks, PretrainingClips, PretrainingColl
 from layerlock_hf.training import LayerLockTrainer, LayerLockTrainingArguments
 
 
-CLIPS_PER_STEP, STEPS = 8, 3
+CLIPS_PER_STEP, STEPS = 8, 2
 MASKS = {
     "random": RandomMask(0.75),
     "multiblock": MultiBlockMasks(((2, 0.15), (1, 0.5)), group_size=CLIPS_PER_STEP),
@@ -50,7 +50,7 @@ def test_processes_and_workers_change_no_position(folder, kind):
     videos = load_videos(str(folder))
     expected = steps_of(videos, MASKS[kind], world_size=1, num_workers=0)
     assert [sorted(step) for step in expected] == [list(range(n * 8, n * 8 + 8)) for n in range(STEPS)]
-    for world_size, num_workers in ((1, 1), (1, 2), (1, 4), (2, 0), (2, 2), (4, 0), (4, 1)):
+    for world_size, num_workers in ((1, 1), (1, 4), (2, 2), (4, 0)):
         assert steps_of(videos, MASKS[kind], world_size, num_workers) == expected, (world_size, num_workers)
 
 
