@@ -65,8 +65,10 @@ def written(tmp_path_factory, tiny_sizes):
 
 @pytest.fixture
 def checkpoint(tmp_path, written):
-    """A copy of it."""
-    return shutil.copytree(written, tmp_path / "checkpoint-1")
+    """A copy of it, whose manifest is the stranger's and vouches for nothing."""
+    folder = shutil.copytree(written, tmp_path / "checkpoint-1")
+    (folder / "manifest.json").write_text("{}\n")
+    return folder
 
 
 WRITERS = {"torch": torch.save, "pickle": lambda trap, path: path.write_bytes(pickle.dumps(trap, protocol=2))}
