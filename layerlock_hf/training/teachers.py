@@ -4,6 +4,7 @@ import copy
 import hashlib
 import inspect
 import json
+import pickle
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from ..models.configuration_layerlock import LayerLockViTConfig
 from ..models.modeling_layerlock import LayerLockViTModel
 from ..models.objectives import Stage
 from ..models.positions_layerlock import take_tokens
+from .foreign import check_weight_names
 
 
 logger = logging.get_logger(__name__)
@@ -131,10 +133,16 @@ def load_teacher(path: str) -> tuple[nn.Module, int, int]:
         ValueError: if it cannot be loaded.
     """
     try:
-        config = AutoConfig.from_pretrained(path)
-        model, loading = AutoModel.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
+        # Code that comes with a teacher is not run, nor does anybody ask whether it may
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        check_weight_names(path)
+        model, loading = AutoModel.from_pretrained(
+            path, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
+        )
     except (OSError, KeyError, ValueError) as error:
         raise ValueError(f"teacher: cannot load {path}: {' '.join(str(error).split())}") from error
+    except pickle.UnpicklingError as error:  # whose message explains how to run the code
+        raise ValueError(f"teacher: cannot load {path}: its weights hold more than arrays; do not trust it") from error
     absent = sorted(loading["missing_keys"]) + sorted(str(key) for key in loading["mismatched_keys"])
     if absent:
         raise ValueError(f"teacher: {path} lacks {len(absent)} arrays of the model, such as {absent[0]}")

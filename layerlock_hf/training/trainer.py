@@ -18,6 +18,7 @@ from .arguments import LayerLockTrainingArguments
 from .callbacks import StageCallback, StopwatchCallback
 from .diagnostics import feature_statistics
 from .flops import step_flops
+from .foreign import check_weight_names
 from .memory import peak_memory_gib
 from .run_file import CheckpointRefused, check_run_file, describe, read_run_file, target_label, write_run_file
 from .running_means import RunningMeans
@@ -312,6 +313,7 @@ class LayerLockTrainer(SurvivingTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         check_run_file(resume_from_checkpoint, self.stages, self._core(model).config, self._identity())
+        check_weight_names(resume_from_checkpoint)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self._teacher_moves:
             load_model(self.teacher, Path(resume_from_checkpoint) / TEACHER_FOLDER / SAFE_WEIGHTS_NAME)
