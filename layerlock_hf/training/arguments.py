@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, field
 
 import torch
+from accelerate.utils import parse_flag_from_env
 from transformers import TrainingArguments
 
 from .schedules import LEARNING_RATE_DECAYS
@@ -77,6 +78,8 @@ class LayerLockTrainingArguments(TrainingArguments):
         for name, instead in REPLACED.items():
             if getattr(self, name) != TrainingArguments.__dataclass_fields__[name].default:
                 raise ValueError(f"{name} has no effect here: set {instead}")
+        if self.deepspeed or parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
+            raise ValueError("deepspeed is not supported: it keeps training layers that have been frozen")
         super().__post_init__()
         if self.max_steps <= 0:
             raise ValueError("max_steps must be set: freeze schedules are measured in optimizer steps")
@@ -93,8 +96,6 @@ class LayerLockTrainingArguments(TrainingArguments):
             )
         if self.diagnostics_steps < 0:
             raise ValueError(f"diagnostics_steps must not be negative, got {self.diagnostics_steps}")
-        if self.deepspeed:
-            raise ValueError("deepspeed is not supported: it keeps training layers that have been frozen")
         if self.ddp_find_unused_parameters:
             raise ValueError("ddp_find_unused_parameters must be False: it would go on communicating frozen layers")
         if self.global_batch_size is not None:

@@ -17,6 +17,7 @@ from ..models.configuration_layerlock import LayerLockViTConfig
 from ..models.modeling_layerlock import LayerLockViTModel
 from ..models.objectives import Stage
 from ..models.positions_layerlock import take_tokens
+from .sharding import local
 
 
 logger = logging.get_logger(__name__)
@@ -37,7 +38,7 @@ def follow(teacher: nn.Module, encoder: nn.Module, momentum: float):
     ]
     if learning and momentum < 1:
         followers, leaders = zip(*learning, strict=True)
-        torch._foreach_lerp_(list(followers), list(leaders), 1 - momentum)
+        torch._foreach_lerp_(list(map(local, followers)), list(map(local, leaders)), 1 - momentum)
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_model
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers import Trainer, TrainerCallback
@@ -22,6 +22,7 @@ from .memory import peak_memory_gib
 from .run_file import CheckpointRefused, check_run_file, describe, read_run_file, target_label, write_run_file
 from .running_means import RunningMeans
 from .schedules import cosine, learning_rate_factor, linear
+from .sharding import check_weights, load_whole_state, saves_shards, set_up_sharding, shard_teacher, whole_state
 from .stages import check_stages, stage_at
 from .switching import discard_a_backward, rebuild_optimizer, rewrap
 from .teachers import check_teacher, copy_of, digest, distance, follow
@@ -78,12 +79,9 @@ class LayerLockTrainer(Trainer):
         super().__init__(
             model=model, args=args, train_dataset=train_dataset, data_collator=data_collator, callbacks=callbacks
         )
-        if self.args.fsdp and not self.is_fsdp_enabled:
-            raise ValueError("fsdp is set, but accelerate would not use it with this launch")
+        set_up_sharding(self.accelerator, bool(self.args.fsdp))
         self.stage = self.stages[0]
         self._teacher_moves = teacher is None and any(stage.needs_teacher for stage in self.stages)
-        if self._teacher_moves and self.is_fsdp_enabled:
-            raise ValueError("fsdp: a teacher that follows the encoder is not supported under FSDP yet; use DDP")
         if self._teacher_moves and args.teacher_momentum == 1:
             raise ValueError(
                 "teacher_momentum=1 means a teacher that never moves: give one that has learned (--teacher)"
@@ -94,6 +92,8 @@ class LayerLockTrainer(Trainer):
         check_teacher(self.teacher, self.stages, model.config)
         if self.teacher is not None:
             self.teacher.to(self.args.device)
+        if self._teacher_moves and self.is_fsdp_enabled:
+            self.teacher = shard_teacher(self.teacher, self.accelerator)
         self._wrapper_is_new, self._is_finished, self._diagnosed_step = False, False, -1
         self._means = RunningMeans()
         self.add_callback(StageCallback(self))
@@ -212,13 +212,15 @@ class LayerLockTrainer(Trainer):
 
     def _forward(self, model, inputs):
         stage = self.stage.at(self.state.global_step)
-        return model(
-            **inputs,
-            stage=stage,
-            teacher=self.teacher,
-            # FSDP must see the backward; with fp16, gradients settled before the loss is scaled would underflow
-            settle_blocks=self.args.settle_blocks and not self.is_fsdp_enabled and not self.args.fp16,
-        )
+        # accelerate puts the autocast into the forward, but not into one of FSDP2
+        with self.accelerator.autocast():
+            return model(
+                **inputs,
+                stage=stage,
+                teacher=self.teacher,
+                # FSDP must see the backward; with fp16, gradients settled before the loss is scaled would underflow
+                settle_blocks=self.args.settle_blocks and not self.is_fsdp_enabled and not self.args.fp16,
+            )
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
         # Under FSDP the encoder's layers run within the model's own forward only
@@ -292,15 +294,29 @@ class LayerLockTrainer(Trainer):
             return num_train_epochs, 0
         return done
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
+        """As in `Trainer`, which however writes no model at all where checkpoints hold a part per process."""
+        if saves_shards(self.accelerator):
+            if _internal_call:  # the parts of the weights come with those of the optimizer
+                self._save_beside_weights(output_dir)
+            else:
+                self._save(output_dir, self.accelerator.get_state_dict(self.model))
+        super().save_model(output_dir, _internal_call)
+
     def _save(self, output_dir=None, state_dict=None):
         super()._save(output_dir, state_dict)
+        self._save_beside_weights(output_dir or self.args.output_dir)
+
+    def _save_beside_weights(self, folder: str):
+        teacher = whole_state(self.teacher) if self._teacher_moves and self.is_fsdp_enabled else None
         if not self.args.should_save:
             return
-        folder = output_dir or self.args.output_dir
-        learning = [name for name, parameter in self._core().named_parameters() if parameter.requires_grad]
+        model = self._core()
+        learning = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+        model.config.save_pretrained(folder)
         write_run_file(folder, self.stages, learning, self._identity())
         if self._teacher_moves:
-            self.teacher.save_pretrained(Path(folder) / TEACHER_FOLDER)
+            self.teacher.save_pretrained(Path(folder) / TEACHER_FOLDER, state_dict=teacher)
 
     def _identity(self) -> dict:
         """What, besides stages and model, a resumed run must share with the one that wrote the checkpoint."""
@@ -320,9 +336,12 @@ class LayerLockTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         check_run_file(resume_from_checkpoint, self.stages, self._core(model).config, self._identity())
+        check_weights(resume_from_checkpoint, self.accelerator)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self._teacher_moves:
-            load_model(self.teacher, Path(resume_from_checkpoint) / TEACHER_FOLDER / SAFE_WEIGHTS_NAME)
+            load_whole_state(
+                self.teacher, load_file(Path(resume_from_checkpoint) / TEACHER_FOLDER / SAFE_WEIGHTS_NAME)
+            )
 
     def _load_optimizer_and_scheduler(self, checkpoint):
         if checkpoint is not None:

@@ -1,0 +1,56 @@
+"""Runs on several processes on the CPU, and FSDP2 there."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import accelerate.state
+from accelerate.utils import DistributedType
+
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+DDP_OPTIONS = ("--multi_gpu", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no")
+
+
+def launch(script, *arguments, processes=2, options=DDP_OPTIONS, timeout=240) -> list[str]:
+    """The lines that the processes print."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+    command = [Path(sys.executable).parent / "accelerate", "launch", *options, "--main_process_port", port]
+    command += ["--num_processes", processes, script, *arguments]
+    environment = {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": f"{ROOT}:{HERE}", "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(
+        list(map(str, command)), env={**os.environ, **environment}, capture_output=True, text=True, timeout=timeout
+    )
+    assert result.returncode == 0, result.stderr[-4000:]
+    return result.stdout.splitlines()
+
+
+def reports(lines: list[str]) -> list[dict]:
+    """What the processes said with `report`, among the logs that the Trainer prints."""
+    return [json.loads(line) for line in lines if line.startswith('{"name"')]
+
+
+def report(name: str, **values):
+    sys.stdout.write(json.dumps({"name": name, **values}) + "\n")
+    sys.stdout.flush()
+
+
+def allow_fsdp_on_cpu():
+    """accelerate turns only launches on accelerators into FSDP; this does the same for those on the CPU."""
+    original = accelerate.state.AcceleratorState.__init__
+
+    def init(self, *args, fsdp_plugin=None, **kwargs):
+        original(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
+        if fsdp_plugin is not None and self.distributed_type == DistributedType.MULTI_CPU:
+            if self._mixed_precision != "no":
+                fsdp_plugin.set_mixed_precision(self._mixed_precision)
+            self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, fsdp_plugin
+            accelerate.state.PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+
+    accelerate.state.AcceleratorState.__init__ = init
