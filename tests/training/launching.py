@@ -13,26 +13,39 @@ from accelerate.utils import DistributedType
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-DDP_OPTIONS = ("--multi_gpu", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no")
+CONFIG = ROOT / "scripts" / "accelerate" / "fsdp2.yaml"
 
 
-def launch(script, *arguments, processes=2, options=DDP_OPTIONS, timeout=240) -> list[str]:
-    """The lines that the processes print."""
+def launch(script, *arguments, processes: int = 2, timeout: int = 240) -> list[str]:
+    """The lines that processes on the CPU print, started by accelerate as configured for FSDP2, but in fp32."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port = sock.getsockname()[1]
-    command = [Path(sys.executable).parent / "accelerate", "launch", *options, "--main_process_port", port]
-    command += ["--num_processes", processes, script, *arguments]
+    options = ["--config_file", CONFIG, "--num_processes", processes, "--main_process_port", port]
+    options += ["--mixed_precision", "no", "--dynamo_backend", "no"]
     environment = {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": f"{ROOT}:{HERE}", "OMP_NUM_THREADS": "1"}
     result = subprocess.run(
-        list(map(str, command)), env={**os.environ, **environment}, capture_output=True, text=True, timeout=timeout
+        [Path(sys.executable).parent / "accelerate", "launch", *map(str, [*options, script, *arguments])],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
     )
     assert result.returncode == 0, result.stderr[-4000:]
     return result.stdout.splitlines()
 
 
-def reports(lines: list[str]) -> list[dict]:
-    """What the processes said with `report`, among the logs that the Trainer prints."""
+def run_jobs(folder: Path, jobs: list[dict], processes: int = 2, timeout: int = 240) -> dict[str, list[dict]]:
+    """What each process reports of the jobs of `toy_run`, which all run in one launch: by name, in order of rank."""
+    lines = launch(HERE / "toy_run.py", folder, json.dumps(jobs), processes=processes, timeout=timeout)
+    reports = sorted(read_reports(lines), key=lambda report: report["rank"])
+    by_name = {job["name"]: [report for report in reports if report["name"] == job["name"]] for job in jobs}
+    assert all(len(reports) == processes for reports in by_name.values())
+    return by_name
+
+
+def read_reports(lines: list[str]) -> list[dict]:
+    """What was said with `report`, among the logs that the Trainer prints."""
     return [json.loads(line) for line in lines if line.startswith('{"name"')]
 
 
