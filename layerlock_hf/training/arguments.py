@@ -7,6 +7,7 @@ import torch
 from accelerate.utils import parse_flag_from_env
 from transformers import TrainingArguments
 
+from .processes import start_processes
 from .schedules import LEARNING_RATE_DECAYS
 
 
@@ -61,6 +62,13 @@ class LayerLockTrainingArguments(TrainingArguments):
     diagnostics_steps: int = field(
         default=100, metadata={"help": "Steps between measurements of feature_std and effective_rank; 0: never."}
     )
+    resume_from_checkpoint: str | None = field(
+        default=None,
+        metadata={
+            "aliases": ["--resume"],
+            "help": "Checkpoint to go on from, or auto: the newest complete one in output_dir, if there is one.",
+        },
+    )
     learning_rate: float = field(default=3e-4, metadata={"help": "Peak learning rate."})
     weight_decay: float = field(default=0.05, metadata={"help": "Weight decay of the linear layers' weights."})
     adam_beta2: float = field(default=0.95, metadata={"help": "Beta2 of AdamW."})
@@ -80,6 +88,9 @@ class LayerLockTrainingArguments(TrainingArguments):
                 raise ValueError(f"{name} has no effect here: set {instead}")
         if self.deepspeed or parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
             raise ValueError("deepspeed is not supported: it keeps training layers that have been frozen")
+        if self.enable_jit_checkpoint:
+            raise ValueError("enable_jit_checkpoint is not needed: SIGTERM always saves a checkpoint")
+        start_processes(self.use_cpu, self.ddp_backend, self.ddp_timeout)
         super().__post_init__()
         if self.max_steps <= 0:
             raise ValueError("max_steps must be set: freeze schedules are measured in optimizer steps")
