@@ -8,12 +8,11 @@ from pathlib import Path
 
 import torch
 from accelerate.utils import broadcast_object_list
-from safetensors.torch import load_file
 from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.nn.parallel import DistributedDataParallel
 from transformers import Trainer, TrainerCallback
-from transformers.utils import SAFE_WEIGHTS_NAME, logging
+from transformers.utils import logging
 
 from ..models.modeling_layerlock_pretraining import LayerLockViTForPretraining, pair_masks
 from ..models.objectives import Stage
@@ -26,11 +25,11 @@ from .memory import peak_memory_gib
 from .processes import check_shared_folder
 from .run_file import CheckpointRefused, check_run_file, describe, read_run_file, target_label, write_run_file
 from .running_means import RunningMeans
-from .schedules import cosine, learning_rate_factor, linear
-from .sharding import check_weights, load_whole_state, saves_shards, set_up_sharding, shard_teacher, whole_state
+from .schedules import cosine, linear, scheduled_factor
+from .sharding import check_weights, saves_shards, set_up_sharding, shard_teacher
 from .stages import check_stages, stage_at
 from .switching import discard_a_backward, rebuild_optimizer, rewrap
-from .teachers import check_teacher, copy_of, digest, distance, follow
+from .teachers import check_teacher, copy_of, digest, distance, follow, restore_teacher, save_teacher
 
 
 logger = logging.get_logger(__name__)
@@ -197,28 +196,10 @@ class LayerLockTrainer(Trainer):
 
     def create_scheduler(self, num_training_steps: int, optimizer=None):
         if self.lr_scheduler is None:
-            args = self.args
-            warmup_steps = args.get_warmup_steps(num_training_steps)
-            peak = args.learning_rate or 1.0
-
-            def factor(step):
-                begin, end = 0, num_training_steps
-                if args.schedule_restarts:  # at every stage, as if each were a run of its own
-                    stage = stage_at(self.stages, step)
-                    begin = stage.start
-                    end = min((later.start for later in self.stages if later.start > begin), default=end)
-                return learning_rate_factor(
-                    step - begin,
-                    (end - begin) * args.schedule_stretch,
-                    warmup_steps,
-                    [] if args.schedule_restarts else self.stages,
-                    args.switch_warmup_steps,
-                    args.learning_rate_decay,
-                    args.first_learning_rate / peak,
-                    args.last_learning_rate / peak,
-                )
-
-            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, factor)
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
+                optimizer or self.optimizer,
+                lambda step: scheduled_factor(step, num_training_steps, self.stages, self.args),
+            )
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
@@ -403,15 +384,14 @@ class LayerLockTrainer(Trainer):
         self._save_beside_weights(output_dir or self.args.output_dir)
 
     def _save_beside_weights(self, folder: str):
-        teacher = whole_state(self.teacher) if self._teacher_moves and self.is_fsdp_enabled else None
+        if self._teacher_moves:
+            save_teacher(self.teacher, Path(folder) / TEACHER_FOLDER, self.args.should_save)
         if not self.args.should_save:
             return
         model = self._core()
         learning = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
         model.config.save_pretrained(folder)
         write_run_file(folder, self.stages, learning, self._identity())
-        if self._teacher_moves:
-            self.teacher.save_pretrained(Path(folder) / TEACHER_FOLDER, state_dict=teacher)
 
     def _identity(self) -> dict:
         """What, besides stages and model, a resumed run must share with the one that wrote the checkpoint."""
@@ -434,9 +414,7 @@ class LayerLockTrainer(Trainer):
         check_weights(resume_from_checkpoint, self.accelerator)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self._teacher_moves:
-            load_whole_state(
-                self.teacher, load_file(Path(resume_from_checkpoint) / TEACHER_FOLDER / SAFE_WEIGHTS_NAME)
-            )
+            restore_teacher(self.teacher, Path(resume_from_checkpoint) / TEACHER_FOLDER)
 
     def _load_optimizer_and_scheduler(self, checkpoint):
         if checkpoint is not None:
