@@ -1,5 +1,6 @@
 """FSDP2 through accelerate: what a run refuses, how a moving teacher is sharded, what checkpoints need."""
 
+import warnings
 from pathlib import Path
 
 import torch
@@ -35,6 +36,8 @@ def set_up_sharding(accelerator: Accelerator, is_asked_for: bool):
             "activation_checkpointing of fsdp_config is not supported, it renames parameters: set it as a training "
             "argument"
         )
+    # Of the predictions beside the loss, which nothing writes into
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
     if plugin.mixed_precision_policy is not None:
         # accelerate's policy would round the clips, which are targets too, the positions, the gradients' sums and the
         # loss. Gathering in low precision is enough: the trainer opens the autocast that DDP runs in

@@ -6,7 +6,7 @@ import pytest
 import torch
 from launching import read_reports, run_jobs
 from safetensors.torch import load_file
-from toy_methods import METHODS
+from toy_methods import CHECKPOINTING, METHODS
 from toy_run import Job, run
 from transformers import AutoModel
 
@@ -77,7 +77,7 @@ def two(folder):
         {**teacher, "name": "teacher-from-4", "resume": "teacher/checkpoint-4"},
         unclipped("unclipped-ddp", "ddp"),
         unclipped("unclipped-sharded", "sharded"),
-        unclipped("checkpointing", "sharded", gradient_checkpointing=True),
+        unclipped("checkpointing", "sharded", **{CHECKPOINTING: True}),
         {"name": "bf16-ddp", "settings": bf16},
     ]
     return run_jobs(folder, jobs, processes=2, timeout=400)
