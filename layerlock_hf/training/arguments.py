@@ -107,6 +107,10 @@ class LayerLockTrainingArguments(TrainingArguments):
             )
         if self.diagnostics_steps < 0:
             raise ValueError(f"diagnostics_steps must not be negative, got {self.diagnostics_steps}")
+        # Two names of one argument, the first one the older
+        for name in ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"):
+            if (getattr(self, name, None) or {}).get("use_reentrant"):
+                raise ValueError(f"{name}: use_reentrant must be False: above frozen layers nothing would learn")
         if self.ddp_find_unused_parameters:
             raise ValueError("ddp_find_unused_parameters must be False: it would go on communicating frozen layers")
         if self.global_batch_size is not None:

@@ -390,7 +390,7 @@ class LayerLockTrainer(Trainer):
             return
         model = self._core()
         learning = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-        model.config.save_pretrained(folder)
+        model.config.save_pretrained(folder)  # which sharded checkpoints lack otherwise
         write_run_file(folder, self.stages, learning, self._identity())
 
     def _identity(self) -> dict:

@@ -332,6 +332,7 @@ def test_rehearsal_runs_as_the_run_does(tiny_config, tmp_path):
         ({"max_steps": 0}, "max_steps must be set"),
         ({"switch_warmup_steps": -1}, "switch_warmup_steps"),
         ({"ddp_find_unused_parameters": True}, "ddp_find_unused_parameters"),
+        ({f"{CHECKPOINTING}_kwargs": {"use_reentrant": True}}, "use_reentrant must be False"),
     ],
 )
 def test_user_errors(tmp_path, kwargs, message):
