@@ -23,6 +23,8 @@ from .sharding import load_whole_state, local, whole_state
 
 logger = logging.get_logger(__name__)
 
+TEACHER_FOLDER = "teacher"
+
 
 def copy_of(encoder: LayerLockViTModel) -> LayerLockViTModel:
     """A teacher that starts as the encoder is, in eval mode, and never learns by gradient."""
@@ -42,16 +44,16 @@ def follow(teacher: nn.Module, encoder: nn.Module, momentum: float):
         torch._foreach_lerp_(list(map(local, followers)), list(map(local, leaders)), 1 - momentum)
 
 
-def save_teacher(teacher: PreTrainedModel, folder: Path, is_main: bool):
-    """A teacher that may be sharded; every process must call it, and the main one writes."""
+def save_teacher(teacher: PreTrainedModel, checkpoint: str, is_main: bool):
+    """Beside the model a teacher that may be sharded; every process must call it, and the main one writes."""
     state = whole_state(teacher)
     if is_main:
-        teacher.save_pretrained(folder, state_dict=state)
+        teacher.save_pretrained(Path(checkpoint) / TEACHER_FOLDER, state_dict=state)
 
 
-def restore_teacher(teacher: PreTrainedModel, folder: Path):
+def restore_teacher(teacher: PreTrainedModel, checkpoint: str):
     """The inverse of `save_teacher`."""
-    load_whole_state(teacher, load_file(folder / SAFE_WEIGHTS_NAME))
+    load_whole_state(teacher, load_file(Path(checkpoint) / TEACHER_FOLDER / SAFE_WEIGHTS_NAME))
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ from .checkpoints import ASIDE, CheckpointNotWritten, fault, keep_newest, newest
 from .diagnostics import feature_statistics
 from .flops import step_flops
 from .memory import peak_memory_gib
-from .processes import check_shared_folder
+from .processes import check_shared_folder, init_worker
 from .run_file import CheckpointRefused, check_run_file, describe, read_run_file, target_label, write_run_file
 from .running_means import RunningMeans
 from .schedules import cosine, linear, scheduled_factor
@@ -33,8 +33,6 @@ from .teachers import check_teacher, copy_of, digest, distance, follow, restore_
 
 
 logger = logging.get_logger(__name__)
-
-TEACHER_FOLDER = "teacher"
 
 
 class LossNotFinite(RuntimeError):
@@ -141,12 +139,8 @@ class LayerLockTrainer(Trainer):
     def move_teacher(self, step: int):
         """After the optimizer's step: the teacher follows what learns."""
         if self._teacher_moves and not self.accelerator.optimizer_step_was_skipped:
-            end = (
-                self.args.teacher_momentum
-                if self.args.teacher_momentum_end is None
-                else self.args.teacher_momentum_end
-            )
-            momentum = linear(self.args.teacher_momentum, end, step / self._schedule_steps)
+            begin, end = self.args.teacher_momentum, self.args.teacher_momentum_end
+            momentum = linear(begin, begin if end is None else end, step / self._schedule_steps)
             follow(self.teacher, self._core().encoder, momentum)
 
     @property
@@ -202,6 +196,12 @@ class LayerLockTrainer(Trainer):
             )
             self._created_lr_scheduler = True
         return self.lr_scheduler
+
+    def get_train_dataloader(self):
+        loader = super().get_train_dataloader()
+        inner = getattr(loader, "base_dataloader", loader)  # what Accelerate has prepared passes attributes on to read
+        inner.worker_init_fn = functools.partial(init_worker, inner.worker_init_fn)
+        return loader
 
     def _prepare_inputs(self, inputs):
         inputs = super()._prepare_inputs(inputs)
@@ -359,12 +359,15 @@ class LayerLockTrainer(Trainer):
         """Raise `CheckpointNotWritten` on all processes if there was an error on one."""
         num_failed = self.accelerator.reduce(torch.tensor(int(error is not None), device=self.args.device), "sum")
         if num_failed:
+            output_dir = self.args.output_dir
+            room = shutil.disk_usage(output_dir).free / 2**20  # PyTorch does not say that the disk is full
+            self.accelerator.wait_for_everyone()
             if self.args.should_save:
-                shutil.rmtree(Path(self.args.output_dir) / ASIDE, ignore_errors=True)
+                shutil.rmtree(Path(output_dir) / ASIDE, ignore_errors=True)
             reason = error if error is not None else "another process failed to write its part"
             raise CheckpointNotWritten(
-                f"{name} could not be written: {reason}. Earlier checkpoints in {self.args.output_dir} are as they "
-                "were: make room, and go on with --resume_from_checkpoint auto"
+                f"{name} could not be written, with {room:.1f} MiB left on the disk: {reason}. Earlier checkpoints in "
+                f"{output_dir} are as they were: make room, and go on with --resume_from_checkpoint auto"
             ) from error
 
     def _push_from_checkpoint(self, checkpoint_folder: str):
@@ -385,7 +388,7 @@ class LayerLockTrainer(Trainer):
 
     def _save_beside_weights(self, folder: str):
         if self._teacher_moves:
-            save_teacher(self.teacher, Path(folder) / TEACHER_FOLDER, self.args.should_save)
+            save_teacher(self.teacher, folder, self.args.should_save)
         if not self.args.should_save:
             return
         model = self._core()
@@ -414,7 +417,7 @@ class LayerLockTrainer(Trainer):
         check_weights(resume_from_checkpoint, self.accelerator)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self._teacher_moves:
-            restore_teacher(self.teacher, Path(resume_from_checkpoint) / TEACHER_FOLDER)
+            restore_teacher(self.teacher, resume_from_checkpoint)
 
     def _load_optimizer_and_scheduler(self, checkpoint):
         if checkpoint is not None:

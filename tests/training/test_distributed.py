@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 import torch
-from launching import read_reports, run_jobs
+from launching import fork_jobs, launch_jobs, read_reports
 from safetensors.torch import load_file
 from toy_methods import CHECKPOINTING, METHODS
 from toy_run import Job, run
@@ -80,23 +80,23 @@ def two(folder):
         unclipped("checkpointing", "sharded", **{CHECKPOINTING: True}),
         {"name": "bf16-ddp", "settings": bf16},
     ]
-    return run_jobs(folder, jobs, processes=2, timeout=400)
+    return launch_jobs(folder, jobs, processes=2)
 
 
 @pytest.fixture(scope="module")
 def three(folder):
-    return run_jobs(folder, resumed_runs("ddp", 3), processes=3, timeout=400)
+    return fork_jobs(folder, resumed_runs("ddp", 3), processes=3)
 
 
 @pytest.fixture(scope="module")
 def four(folder, two):
     jobs = [*resumed_runs("ddp", 4), *resumed_runs("sharded", 4), *moved("ddp", 4), *moved("sharded", 4)]
-    return run_jobs(folder, jobs, processes=4, timeout=400)
+    return fork_jobs(folder, jobs, processes=4)
 
 
 @pytest.fixture(scope="module")
 def one(folder, two):
-    return run_jobs(folder, moved("sharded", 1), processes=1)
+    return launch_jobs(folder, moved("sharded", 1), processes=1)
 
 
 def digests(runs, name):
@@ -168,9 +168,9 @@ def read_in(reports, per_device, first_step):
 
 
 @pytest.mark.slow
-def test_on_one_process_without_a_launch(two, folder, capsys):
+def test_on_one_process_without_a_launch(two, folder):
     (job,) = moved("ddp", 1)
-    report = run_here(Job(**job), folder, capsys)
+    report = run_here(job, folder)
     assert report["losses"] == pytest.approx(two["ddp-2"][0]["losses"], rel=1e-5)
     job["settings"]["per_device_train_batch_size"] = 4
     with pytest.raises(ValueError, match="written with clips_per_step 8, now it is 4"):
@@ -179,12 +179,10 @@ def test_on_one_process_without_a_launch(two, folder, capsys):
         run(Job(**{**moved("sharded", 1)[0], "wrapper": "ddp"}), str(folder))
 
 
-def run_here(job, folder, capsys):
+def run_here(job, folder):
     """The report of a job that this process runs alone."""
-    capsys.readouterr()
-    run(job, str(folder))
-    (report,) = read_reports(capsys.readouterr().out.splitlines())
-    return report
+    run(Job(**job), str(folder))
+    return read_reports(folder, [job])[job["name"]][0]
 
 
 @pytest.mark.slow
@@ -216,7 +214,7 @@ def test_models_are_whole(two, folder, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_are_one_with_twice_the_batch(tmp_path, capsys):
+def test_two_processes_are_one_with_twice_the_batch(tmp_path):
     """All methods, under DDP and FSDP2, in one launch: two processes of 2 clips, and this one of 4."""
 
     def jobs(batch_size, **others):
@@ -229,9 +227,10 @@ def test_two_processes_are_one_with_twice_the_batch(tmp_path, capsys):
         return [{"name": name, "method": name, "keep": True, "settings": settings, **others} for name in METHODS]
 
     sharded = [{**job, "name": f"{job['method']}-sharded"} for job in jobs(2, wrapper="sharded", watch=True)]
-    reports = run_jobs(tmp_path / "two", jobs(2) + sharded, timeout=500)
-    (tmp_path / "one").mkdir()
-    alone = {job["name"]: run_here(Job(**job), tmp_path / "one", capsys) for job in jobs(4)}
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    reports = fork_jobs(tmp_path / "two", jobs(2) + sharded)
+    alone = {job["name"]: run_here(job, tmp_path / "one") for job in jobs(4)}
     for name in reports:
         method = name.removesuffix("-sharded")
         expected = torch.load(tmp_path / "one" / f"{method}-0.pt")

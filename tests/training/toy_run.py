@@ -1,4 +1,4 @@
-"""Run jobs in this process, which may be one of several, and report on each: see `Job`.
+"""Run jobs in this process, which may be one of several, and write on each what `read_reports` reads: see `Job`.
 
 python toy_run.py OUTPUT_DIR JOBS, where JOBS is a JSON list of the fields of jobs.
 """
@@ -11,15 +11,16 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import accelerate.state
 import torch
-import torch.distributed as dist
-from launching import allow_fsdp_on_cpu, report
+from accelerate.utils import DistributedType
 from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultAllGather, DefaultReduceScatter
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from toy_methods import Clips, make_trainer, step_logs
 from transformers import TrainerCallback
 
+from layerlock_hf.training.processes import run_and_exit
 from layerlock_hf.training.sharding import local
 
 
@@ -141,9 +142,8 @@ def run(job: Job, output_dir: str, traffic: Traffic | None = None):
         part: {name: whole(p).clone() for name, p in network.named_parameters()} for part, network in networks.items()
     }
     logs = step_logs(trainer)
-    report(
-        job.name,
-        rank=trainer.args.process_index,
+    rank = trainer.args.process_index
+    report = dict(
         wrapper=type(trainer.model_wrapped).__name__,
         digest=digest(states),
         losses=[row["loss"] for row in logs],
@@ -152,23 +152,35 @@ def run(job: Job, output_dir: str, traffic: Traffic | None = None):
         read=clips.read,
         rows=watch.rows,
     )
+    Path(f"{output_dir}/{job.name}-{rank}.json").write_text(json.dumps(report))
     if job.keep:
-        torch.save(states, f"{output_dir}/{job.name}-{trainer.args.process_index}.pt")
+        torch.save(states, f"{output_dir}/{job.name}-{rank}.pt")
     if job.save_at:
         trainer.save_model(f"{output_dir}/{job.name}/end")
+
+
+def allow_fsdp_on_cpu():
+    """accelerate turns only launches on accelerators into FSDP; this does the same for those on the CPU."""
+    original = accelerate.state.AcceleratorState.__init__
+
+    def init(self, *args, fsdp_plugin=None, **kwargs):
+        original(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
+        if fsdp_plugin is not None and self.distributed_type == DistributedType.MULTI_CPU:
+            if self._mixed_precision != "no":
+                fsdp_plugin.set_mixed_precision(self._mixed_precision)
+            self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, fsdp_plugin
+            accelerate.state.PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+
+    accelerate.state.AcceleratorState.__init__ = init
 
 
 def main(output_dir: str, jobs: str):
     torch.set_num_threads(1)
     allow_fsdp_on_cpu()
     traffic = Traffic()
-    Path(output_dir).mkdir(exist_ok=True)
     for fields in json.loads(jobs):
         run(Job(**fields), output_dir, traffic)
-    if dist.is_initialized():
-        dist.barrier()
-        dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    run_and_exit(lambda: main(*sys.argv[1:]))
