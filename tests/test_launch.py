@@ -21,7 +21,7 @@ from layerlock_hf.training import load_recipe
 ROOT = Path(__file__).resolve().parents[1]
 LAUNCH = ROOT / "scripts" / "launch"
 CONFIGS = sorted(LAUNCH.glob("*.yaml"))
-SCRIPTS = [LAUNCH / "slurm.sbatch", LAUNCH / "hf_jobs.sh"]
+SCRIPTS = [LAUNCH / "slurm.sbatch", LAUNCH / "hf_jobs.sh", LAUNCH / "node.sh"]
 
 
 @pytest.fixture(scope="module")
