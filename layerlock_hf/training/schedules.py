@@ -2,8 +2,13 @@
 
 import math
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 from ..models.objectives import Stage
+
+
+if TYPE_CHECKING:
+    from .arguments import LayerLockTrainingArguments
 
 
 def cosine(start: float, end: float, progress: float) -> float:
@@ -51,6 +56,26 @@ def learning_rate_factor(
     if switch > 0 and step - switch < switch_warmup_steps:
         factor *= (step - switch + 1) / (switch_warmup_steps + 1)
     return factor
+
+
+def scheduled_factor(step: int, num_steps: int, stages: list[Stage], args: "LayerLockTrainingArguments") -> float:
+    """The factor of a run of `num_steps`, as its arguments have it."""
+    warmup_steps = args.get_warmup_steps(num_steps)
+    begin, end = 0, num_steps
+    if args.schedule_restarts:  # at every stage, as if each were a run of its own
+        begin = max(stage.start for stage in stages if stage.start <= step)
+        end = min((stage.start for stage in stages if stage.start > begin), default=end)
+    peak = args.learning_rate or 1.0
+    return learning_rate_factor(
+        step - begin,
+        (end - begin) * args.schedule_stretch,
+        warmup_steps,
+        [] if args.schedule_restarts else stages,
+        args.switch_warmup_steps,
+        args.learning_rate_decay,
+        args.first_learning_rate / peak,
+        args.last_learning_rate / peak,
+    )
 
 
 def last_switch(stages: list[Stage], step: int) -> int:

@@ -9,19 +9,23 @@ from pathlib import Path
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from transformers.utils import IMAGE_PROCESSOR_NAME, VIDEO_PROCESSOR_NAME, cached_file, logging
+from transformers.utils import IMAGE_PROCESSOR_NAME, SAFE_WEIGHTS_NAME, VIDEO_PROCESSOR_NAME, cached_file, logging
 
 from ..models.configuration_layerlock import LayerLockViTConfig
 from ..models.modeling_layerlock import LayerLockViTModel
 from ..models.objectives import Stage
 from ..models.positions_layerlock import take_tokens
 from .foreign import check_weight_names
+from .sharding import load_whole_state, local, whole_state
 
 
 logger = logging.get_logger(__name__)
+
+TEACHER_FOLDER = "teacher"
 
 
 def copy_of(encoder: LayerLockViTModel) -> LayerLockViTModel:
@@ -39,7 +43,19 @@ def follow(teacher: nn.Module, encoder: nn.Module, momentum: float):
     ]
     if learning and momentum < 1:
         followers, leaders = zip(*learning, strict=True)
-        torch._foreach_lerp_(list(followers), list(leaders), 1 - momentum)
+        torch._foreach_lerp_(list(map(local, followers)), list(map(local, leaders)), 1 - momentum)
+
+
+def save_teacher(teacher: PreTrainedModel, checkpoint: str, is_main: bool):
+    """Beside the model a teacher that may be sharded; every process must call it, and the main one writes."""
+    state = whole_state(teacher)
+    if is_main:
+        teacher.save_pretrained(Path(checkpoint) / TEACHER_FOLDER, state_dict=state)
+
+
+def restore_teacher(teacher: PreTrainedModel, checkpoint: str):
+    """The inverse of `save_teacher`."""
+    load_whole_state(teacher, load_file(Path(checkpoint) / TEACHER_FOLDER / SAFE_WEIGHTS_NAME))
 
 
 @torch.no_grad()

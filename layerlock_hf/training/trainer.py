@@ -3,14 +3,12 @@
 import functools
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import torch
-from safetensors.torch import load_model
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainerCallback
-from transformers.utils import SAFE_WEIGHTS_NAME, logging
+from transformers.utils import logging
 
 from ..models.modeling_layerlock_pretraining import LayerLockViTForPretraining, pair_masks
 from ..models.objectives import Stage
@@ -22,16 +20,15 @@ from .foreign import check_weight_names
 from .memory import peak_memory_gib
 from .run_file import CheckpointRefused, check_run_file, describe, read_run_file, target_label, write_run_file
 from .running_means import RunningMeans
-from .schedules import cosine, learning_rate_factor, linear
+from .schedules import cosine, linear, scheduled_factor
+from .sharding import check_weights, saves_shards, set_up_sharding, shard_teacher
 from .stages import check_stages, stage_at
 from .surviving import SurvivingTrainer
 from .switching import discard_a_backward, rebuild_optimizer, rewrap
-from .teachers import check_teacher, copy_of, digest, distance, follow
+from .teachers import check_teacher, copy_of, digest, distance, follow, restore_teacher, save_teacher
 
 
 logger = logging.get_logger(__name__)
-
-TEACHER_FOLDER = "teacher"
 
 
 class LossNotFinite(RuntimeError):
@@ -80,12 +77,9 @@ class LayerLockTrainer(SurvivingTrainer):
         super().__init__(
             model=model, args=args, train_dataset=train_dataset, data_collator=data_collator, callbacks=callbacks
         )
-        if self.args.fsdp and not self.is_fsdp_enabled:
-            raise ValueError("fsdp is set, but accelerate would not use it with this launch")
+        set_up_sharding(self.accelerator, bool(self.args.fsdp))
         self.stage = self.stages[0]
         self._teacher_moves = teacher is None and any(stage.needs_teacher for stage in self.stages)
-        if self._teacher_moves and self.is_fsdp_enabled:
-            raise ValueError("fsdp: a teacher that follows the encoder is not supported under FSDP yet; use DDP")
         if self._teacher_moves and args.teacher_momentum == 1:
             raise ValueError(
                 "teacher_momentum=1 means a teacher that never moves: give one that has learned (--teacher)"
@@ -96,6 +90,8 @@ class LayerLockTrainer(SurvivingTrainer):
         check_teacher(self.teacher, self.stages, model.config)
         if self.teacher is not None:
             self.teacher.to(self.args.device)
+        if self._teacher_moves and self.is_fsdp_enabled:
+            self.teacher = shard_teacher(self.teacher, self.accelerator)
         self._wrapper_is_new, self._diagnosed_step = False, -1
         self._means = RunningMeans()
         self.add_callback(StageCallback(self))
@@ -116,12 +112,8 @@ class LayerLockTrainer(SurvivingTrainer):
     def move_teacher(self, step: int):
         """After the optimizer's step: the teacher follows what learns."""
         if self._teacher_moves and not self.accelerator.optimizer_step_was_skipped:
-            end = (
-                self.args.teacher_momentum
-                if self.args.teacher_momentum_end is None
-                else self.args.teacher_momentum_end
-            )
-            momentum = linear(self.args.teacher_momentum, end, step / self._schedule_steps)
+            begin, end = self.args.teacher_momentum, self.args.teacher_momentum_end
+            momentum = linear(begin, begin if end is None else end, step / self._schedule_steps)
             follow(self.teacher, self._core().encoder, momentum)
 
     @property
@@ -171,28 +163,10 @@ class LayerLockTrainer(SurvivingTrainer):
 
     def create_scheduler(self, num_training_steps: int, optimizer=None):
         if self.lr_scheduler is None:
-            args = self.args
-            warmup_steps = args.get_warmup_steps(num_training_steps)
-            peak = args.learning_rate or 1.0
-
-            def factor(step):
-                begin, end = 0, num_training_steps
-                if args.schedule_restarts:  # at every stage, as if each were a run of its own
-                    stage = stage_at(self.stages, step)
-                    begin = stage.start
-                    end = min((later.start for later in self.stages if later.start > begin), default=end)
-                return learning_rate_factor(
-                    step - begin,
-                    (end - begin) * args.schedule_stretch,
-                    warmup_steps,
-                    [] if args.schedule_restarts else self.stages,
-                    args.switch_warmup_steps,
-                    args.learning_rate_decay,
-                    args.first_learning_rate / peak,
-                    args.last_learning_rate / peak,
-                )
-
-            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, factor)
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
+                optimizer or self.optimizer,
+                lambda step: scheduled_factor(step, num_training_steps, self.stages, self.args),
+            )
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
@@ -214,13 +188,15 @@ class LayerLockTrainer(SurvivingTrainer):
 
     def _forward(self, model, inputs):
         stage = self.stage.at(self.state.global_step)
-        return model(
-            **inputs,
-            stage=stage,
-            teacher=self.teacher,
-            # FSDP must see the backward; with fp16, gradients settled before the loss is scaled would underflow
-            settle_blocks=self.args.settle_blocks and not self.is_fsdp_enabled and not self.args.fp16,
-        )
+        # accelerate puts the autocast into the forward, but not into one of FSDP2
+        with self.accelerator.autocast():
+            return model(
+                **inputs,
+                stage=stage,
+                teacher=self.teacher,
+                # FSDP must see the backward; with fp16, gradients settled before the loss is scaled would underflow
+                settle_blocks=self.args.settle_blocks and not self.is_fsdp_enabled and not self.args.fp16,
+            )
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
         # Under FSDP the encoder's layers run within the model's own forward only
@@ -285,15 +261,28 @@ class LayerLockTrainer(SurvivingTrainer):
 
     # ---- checkpoints
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
+        """As in `Trainer`, which however writes no model at all where checkpoints hold a part per process."""
+        if saves_shards(self.accelerator):
+            if _internal_call:  # the parts of the weights come with those of the optimizer
+                self._save_beside_weights(output_dir)
+            else:
+                self._save(output_dir, self.accelerator.get_state_dict(self.model))
+        super().save_model(output_dir, _internal_call)
+
     def _save(self, output_dir=None, state_dict=None):
         super()._save(output_dir, state_dict)
+        self._save_beside_weights(output_dir or self.args.output_dir)
+
+    def _save_beside_weights(self, folder: str):
+        if self._teacher_moves:
+            save_teacher(self.teacher, folder, self.args.should_save)
         if not self.args.should_save:
             return
-        folder = output_dir or self.args.output_dir
-        learning = [name for name, parameter in self._core().named_parameters() if parameter.requires_grad]
+        model = self._core()
+        learning = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+        model.config.save_pretrained(folder)  # which sharded checkpoints lack otherwise
         write_run_file(folder, self.stages, learning, self._identity())
-        if self._teacher_moves:
-            self.teacher.save_pretrained(Path(folder) / TEACHER_FOLDER)
 
     def _identity(self) -> dict:
         """What, besides stages and model, a resumed run must share with the one that wrote the checkpoint."""
@@ -314,9 +303,10 @@ class LayerLockTrainer(SurvivingTrainer):
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         check_run_file(resume_from_checkpoint, self.stages, self._core(model).config, self._identity())
         check_weight_names(resume_from_checkpoint)
+        check_weights(resume_from_checkpoint, self.accelerator)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self._teacher_moves:
-            load_model(self.teacher, Path(resume_from_checkpoint) / TEACHER_FOLDER / SAFE_WEIGHTS_NAME)
+            restore_teacher(self.teacher, resume_from_checkpoint)
 
     def _load_optimizer_and_scheduler(self, checkpoint):
         if checkpoint is not None:
