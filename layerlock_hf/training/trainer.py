@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from accelerate.utils import DynamoBackend, TorchDynamoPlugin
 from safetensors.torch import load_model
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -16,6 +17,7 @@ from ..models.modeling_layerlock_pretraining import LayerLockViTForPretraining, 
 from ..models.objectives import Stage
 from .arguments import LayerLockTrainingArguments
 from .callbacks import StageCallback, StopwatchCallback
+from .compiling import compile_layers
 from .diagnostics import feature_statistics
 from .flops import step_flops
 from .memory import peak_memory_gib
@@ -23,7 +25,7 @@ from .run_file import CheckpointRefused, check_run_file, describe, read_run_file
 from .running_means import RunningMeans
 from .schedules import cosine, learning_rate_factor, linear
 from .stages import check_stages, stage_at
-from .switching import discard_a_backward, rebuild_optimizer, rewrap
+from .switching import convert_linears, discard_a_backward, rebuild_optimizer, rewrap
 from .teachers import check_teacher, copy_of, digest, distance, follow
 
 
@@ -80,6 +82,8 @@ class LayerLockTrainer(Trainer):
         )
         if self.args.fsdp and not self.is_fsdp_enabled:
             raise ValueError("fsdp is set, but accelerate would not use it with this launch")
+        if self.args.frozen_dtype and self.is_fsdp_enabled:
+            raise ValueError("frozen_dtype: FSDP shards the parameters of a layer together, which needs one dtype")
         self.stage = self.stages[0]
         self._teacher_moves = teacher is None and any(stage.needs_teacher for stage in self.stages)
         if self._teacher_moves and self.is_fsdp_enabled:
@@ -94,9 +98,19 @@ class LayerLockTrainer(Trainer):
         check_teacher(self.teacher, self.stages, model.config)
         if self.teacher is not None:
             self.teacher.to(self.args.device)
+        if self._dynamo.backend != DynamoBackend.NO:
+            compile_layers(model, self.args.gradient_checkpointing, **self._dynamo.to_kwargs())
+            if self.teacher is not None:
+                compile_layers(self.teacher, **self._dynamo.to_kwargs())
         self._wrapper_is_new, self._is_finished, self._diagnosed_step = False, False, -1
         self._means = RunningMeans()
         self.add_callback(StageCallback(self))
+
+    def _build_accelerator_args(self, **kwargs):
+        built = super()._build_accelerator_args(**kwargs)
+        # accelerate would compile the model as a whole
+        self._dynamo, built["dynamo_plugin"] = built["dynamo_plugin"], TorchDynamoPlugin(backend="no")
+        return built
 
     # ---- stages
 
@@ -130,7 +144,7 @@ class LayerLockTrainer(Trainer):
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         """An optimizer over exactly the parameters that learn at the step where training starts."""
         self.stage = stage_at(self.stages, max(self.state.global_step - 1, 0))
-        self._core(model).freeze_for(self.stage)
+        self._freeze(self._core(model))
         self.optimizer = None
         self._wrapper_is_new = True
         return super().create_optimizer(model)
@@ -151,16 +165,22 @@ class LayerLockTrainer(Trainer):
             for objective in stage.objectives
             if (objective.source, objective.target) not in known
         }
-        model.freeze_for(stage)
+        self.stage = stage
+        self._freeze(model)
         # Seeded by (seed, stage) alone: the same on every process and after a resume
         generator = torch.Generator().manual_seed(self.args.seed * 1_000_003 + stage.start)
         heads = [model.reset_head(source, name, generator) for source, name in sorted(fresh)]
-        self.stage = stage
         fresh_parameters = {parameter for head in heads for parameter in head.parameters()}
         decayed = self.get_decay_parameter_names(model)
         rebuild_optimizer(getattr(self.optimizer, "optimizer", self.optimizer), model, decayed, fresh_parameters)
         self._wrapper_is_new = rewrap(self.model_wrapped, self.accelerator)
         logger.info(describe(stage))
+
+    def _freeze(self, model: LayerLockViTForPretraining):
+        model.freeze_for(self.stage)
+        if self.args.frozen_dtype:
+            convert_linears(model.encoder.layers[: self.stage.num_frozen], getattr(torch, self.args.frozen_dtype))
+            convert_linears(model.encoder.layers[self.stage.num_frozen :], torch.float32)
 
     def _core(self, model=None) -> LayerLockViTForPretraining:
         return self.accelerator.unwrap_model(model if model is not None else self.model)
