@@ -100,9 +100,7 @@ class LayerLockTrainingArguments(TrainingArguments):
         if self.frozen_dtype not in (None, "bfloat16"):
             raise ValueError(f"frozen_dtype must be bfloat16 or not be set, got {self.frozen_dtype}")
         if self.frozen_dtype and not self.bf16:
-            raise ValueError(
-                "frozen_dtype=bfloat16 needs bf16=True: without autocast frozen layers compute in float32"
-            )
+            raise ValueError("frozen_dtype=bfloat16 needs bf16=True: without autocast, layers compute in float32")
         if (self.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
             raise ValueError("use_reentrant must be False: above frozen layers, no layer would get a gradient")
         if self.deepspeed:
