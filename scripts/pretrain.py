@@ -9,6 +9,7 @@ with `AutoModel.from_pretrained`), its video processor, checkpoints, `stages.jso
 """
 
 import json
+import signal
 import sys
 import tempfile
 import types
@@ -41,10 +42,13 @@ from layerlock_hf.training import (
     load_recipe,
     load_teacher,
 )
+from layerlock_hf.training.checkpoints import CheckpointNotWritten
+from layerlock_hf.training.processes import end_processes
 from layerlock_hf.training.run_file import CheckpointRefused, target_label
 from layerlock_hf.training.trainer import LossNotFinite
 
 
+PREEMPTED = 128 + signal.SIGTERM  # exit status: a checkpoint was written, start again to go on
 STAGES, METRICS, BAD_VIDEOS = REPORTS = ("stages.json", "metrics.jsonl", "bad_videos.jsonl")
 
 
@@ -266,9 +270,7 @@ def build(arguments: list[str]):
 
     output = Path(training_args.output_dir)
     checkpoint = training_args.resume_from_checkpoint
-    if checkpoint == "auto":
-        checkpoint = get_last_checkpoint(output) if output.is_dir() else None
-    elif checkpoint is not None and not Path(checkpoint).is_dir():
+    if checkpoint not in (None, "auto") and not Path(checkpoint).is_dir():
         raise ValueError(f"resume_from_checkpoint: there is no checkpoint {checkpoint}")
     if Path(data_args.train_data).is_dir() and output.resolve().is_relative_to(Path(data_args.train_data).resolve()):
         raise ValueError(f"output_dir: {output} lies within train_data, whose files are taken for videos")
@@ -335,12 +337,14 @@ def main(arguments: list[str]):
             rows = trainer.rehearse()
         else:
             trainer.train(resume_from_checkpoint=checkpoint)
-    except CheckpointRefused as error:
+    except (CheckpointRefused, CheckpointNotWritten) as error:
         raise SystemExit(f"error: {error}") from None
     except (BadData, LossNotFinite) as error:
         # From a data worker, the message comes last in its traceback
         message = str(error).splitlines()[-1].removeprefix(f"{BadData.__module__}.{BadData.__name__}: ")
         raise SystemExit(f"error: {message}") from None
+    if trainer.was_preempted:
+        raise SystemExit(PREEMPTED)
     if not rehearse:
         trainer.save_model()
         trainer.save_state()
@@ -355,4 +359,8 @@ def main(arguments: list[str]):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    try:
+        main(sys.argv[1:])
+        PartialState().wait_for_everyone()
+    finally:
+        end_processes()

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from transformers import TrainingArguments
 
+from .processes import start_processes
 from .schedules import LEARNING_RATE_DECAYS
 
 
@@ -64,6 +65,13 @@ class LayerLockTrainingArguments(TrainingArguments):
     diagnostics_steps: int = field(
         default=100, metadata={"help": "Steps between measurements of feature_std and effective_rank; 0: never."}
     )
+    resume_from_checkpoint: str | None = field(
+        default=None,
+        metadata={
+            "aliases": ["--resume"],
+            "help": "Checkpoint to go on from, or auto: the newest complete one in output_dir, if there is one.",
+        },
+    )
     learning_rate: float = field(default=3e-4, metadata={"help": "Peak learning rate."})
     weight_decay: float = field(default=0.05, metadata={"help": "Weight decay of the linear layers' weights."})
     adam_beta2: float = field(default=0.95, metadata={"help": "Beta2 of AdamW."})
@@ -81,6 +89,9 @@ class LayerLockTrainingArguments(TrainingArguments):
         for name, instead in REPLACED.items():
             if getattr(self, name) != TrainingArguments.__dataclass_fields__[name].default:
                 raise ValueError(f"{name} has no effect here: set {instead}")
+        if self.enable_jit_checkpoint:
+            raise ValueError("enable_jit_checkpoint is not needed: SIGTERM always saves a checkpoint")
+        start_processes(self.use_cpu, self.ddp_backend, self.ddp_timeout)
         super().__post_init__()
         if self.max_steps <= 0:
             raise ValueError("max_steps must be set: freeze schedules are measured in optimizer steps")

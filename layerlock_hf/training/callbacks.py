@@ -1,11 +1,22 @@
 """What the trainer does around each step."""
 
+import os
+import signal
+import threading
 import time
+from datetime import timedelta
 
 import torch
+import torch.distributed as dist
 from transformers import TrainerCallback
+from transformers.utils import logging
 
 from .memory import peak_memory_gib, reset_peak_memory
+
+
+logger = logging.get_logger(__name__)
+
+WORKER_GRACE_S = 30  # how long a data worker goes on after SIGTERM, for the batches of the last step
 
 
 class StageCallback(TrainerCallback):
@@ -24,6 +35,46 @@ class StageCallback(TrainerCallback):
 
     def on_optimizer_step(self, args, state, control, **kwargs):
         self.trainer.move_teacher(state.global_step)
+
+
+class PreemptionCallback(TrainerCallback):
+    """SIGTERM, by which schedulers announce the end: all processes save after the same step, and training stops.
+
+    The signal may reach only some of the processes, or each at another moment, so they agree after every step.
+    """
+
+    def __init__(self):
+        self.was_preempted = False
+        self._is_asked, self._group, self._previous, self._owner = False, None, None, None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.was_preempted, self._is_asked, self._owner = False, False, os.getpid()
+        if threading.current_thread() is threading.main_thread():  # the only one that may handle signals
+            self._previous = signal.signal(signal.SIGTERM, self._ask)
+        if args.world_size > 1:
+            # Of its own and on the CPU: it neither waits for the accelerator nor mixes with other communication
+            self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=args.ddp_timeout))
+
+    def _ask(self, signum, frame):
+        if os.getpid() == self._owner:
+            self._is_asked = True
+        else:  # a data worker, which inherits the handler and often gets the signal too
+            threading.Timer(WORKER_GRACE_S, os._exit, [128 + signum]).start()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        is_asked = torch.tensor(int(self._is_asked))
+        if self._group is not None:
+            dist.all_reduce(is_asked, op=dist.ReduceOp.MAX, group=self._group)
+        if is_asked and state.global_step < state.max_steps:
+            logger.warning(f"SIGTERM: saving at step {state.global_step} and stopping")
+            self.was_preempted = control.should_save = control.should_training_stop = True
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if self._previous is not None:
+            signal.signal(signal.SIGTERM, self._previous)
+        if self._group is not None:
+            dist.destroy_process_group(self._group)
+        self._previous = self._group = None
 
 
 class StopwatchCallback(TrainerCallback):
