@@ -13,7 +13,7 @@ from ..models.modeling_layerlock import LayerLockViTEmbeddings
 MAX_GRAPHS = 32
 
 
-def compile_layers(network: nn.Module, parts: bool = False, **settings):
+def compile_layers(network: nn.Module | None, parts: bool = False, **settings):
     """In place, so that names, checkpoints and what DDP wraps stay as they are.
 
     Compiled as a whole, a model is compiled anew in every stage and runs eagerly from the ninth on.
@@ -26,7 +26,7 @@ def compile_layers(network: nn.Module, parts: bool = False, **settings):
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MAX_GRAPHS)
     # Context, decoder and target see different numbers of tokens
     settings = {"dynamic": True, **settings}
-    for module in network.modules():
+    for module in network.modules() if network is not None else ():
         if isinstance(module, GradientCheckpointingLayer):
             for part in module.children() if parts else [module]:
                 part.compile(**settings)

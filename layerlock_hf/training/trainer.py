@@ -26,9 +26,9 @@ from .memory import peak_memory_gib
 from .processes import check_shared_folder
 from .run_file import CheckpointRefused, check_run_file, describe, read_run_file, target_label, write_run_file
 from .running_means import RunningMeans
-from .schedules import cosine, learning_rate_factor, linear
+from .schedules import cosine, learning_rate_of, linear
 from .stages import check_stages, stage_at
-from .switching import convert_linears, discard_a_backward, rebuild_optimizer, rewrap
+from .switching import discard_a_backward, freeze, rebuild_optimizer, rewrap
 from .teachers import check_teacher, copy_of, digest, distance, follow
 
 
@@ -102,9 +102,8 @@ class LayerLockTrainer(Trainer):
         if self.teacher is not None:
             self.teacher.to(self.args.device)
         if self._dynamo.backend != DynamoBackend.NO:
-            compile_layers(model, self.args.gradient_checkpointing, **self._dynamo.to_kwargs())
-            if self.teacher is not None:
-                compile_layers(self.teacher, **self._dynamo.to_kwargs())
+            for network in (model, self.teacher):
+                compile_layers(network, self.args.gradient_checkpointing, **self._dynamo.to_kwargs())
         self._wrapper_is_new, self._is_finished, self._diagnosed_step = False, False, -1
         self._means = RunningMeans()
         self._run_dir = args.output_dir
@@ -170,7 +169,7 @@ class LayerLockTrainer(Trainer):
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         """An optimizer over exactly the parameters that learn at the step where training starts."""
         self.stage = stage_at(self.stages, max(self.state.global_step - 1, 0))
-        self._freeze(self._core(model))
+        freeze(self._core(model), self.stage, self.args.frozen_dtype)
         self.optimizer = None
         self._wrapper_is_new = True
         return super().create_optimizer(model)
@@ -192,7 +191,7 @@ class LayerLockTrainer(Trainer):
             if (objective.source, objective.target) not in known
         }
         self.stage = stage
-        self._freeze(model)
+        freeze(model, stage, self.args.frozen_dtype)
         # Seeded by (seed, stage) alone: the same on every process and after a resume
         generator = torch.Generator().manual_seed(self.args.seed * 1_000_003 + stage.start)
         heads = [model.reset_head(source, name, generator) for source, name in sorted(fresh)]
@@ -202,12 +201,6 @@ class LayerLockTrainer(Trainer):
         self._wrapper_is_new = rewrap(self.model_wrapped, self.accelerator)
         logger.info(describe(stage))
 
-    def _freeze(self, model: LayerLockViTForPretraining):
-        model.freeze_for(self.stage)
-        if self.args.frozen_dtype:
-            convert_linears(model.encoder.layers[: self.stage.num_frozen], getattr(torch, self.args.frozen_dtype))
-            convert_linears(model.encoder.layers[self.stage.num_frozen :], torch.float32)
-
     def _core(self, model=None) -> LayerLockViTForPretraining:
         return self.accelerator.unwrap_model(model if model is not None else self.model)
 
@@ -215,27 +208,7 @@ class LayerLockTrainer(Trainer):
 
     def create_scheduler(self, num_training_steps: int, optimizer=None):
         if self.lr_scheduler is None:
-            args = self.args
-            warmup_steps = args.get_warmup_steps(num_training_steps)
-            peak = args.learning_rate or 1.0
-
-            def factor(step):
-                begin, end = 0, num_training_steps
-                if args.schedule_restarts:  # at every stage, as if each were a run of its own
-                    stage = stage_at(self.stages, step)
-                    begin = stage.start
-                    end = min((later.start for later in self.stages if later.start > begin), default=end)
-                return learning_rate_factor(
-                    step - begin,
-                    (end - begin) * args.schedule_stretch,
-                    warmup_steps,
-                    [] if args.schedule_restarts else self.stages,
-                    args.switch_warmup_steps,
-                    args.learning_rate_decay,
-                    args.first_learning_rate / peak,
-                    args.last_learning_rate / peak,
-                )
-
+            factor = learning_rate_of(self.args, self.stages, num_training_steps)
             self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, factor)
             self._created_lr_scheduler = True
         return self.lr_scheduler
