@@ -151,7 +151,7 @@ def plot(cases: dict[str, Case], results: dict[str, list[dict]], path: Path):
         axes.set_ylim(bottom=0)
         axes.title.set_fontsize(9)
     figure.axes[0].set_ylabel("share of the plain MAE step")
-    figure.axes[0].legend(fontsize=8)
+    figure.axes[0].legend(fontsize=8, loc="lower left")
     figure.savefig(path, dpi=110)
 
 
