@@ -43,7 +43,7 @@ from layerlock_hf.training import (
     load_teacher,
 )
 from layerlock_hf.training.checkpoints import CheckpointNotWritten
-from layerlock_hf.training.processes import end_processes
+from layerlock_hf.training.processes import run_and_exit
 from layerlock_hf.training.run_file import CheckpointRefused, target_label
 from layerlock_hf.training.trainer import LossNotFinite
 
@@ -359,8 +359,4 @@ def main(arguments: list[str]):
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-        PartialState().wait_for_everyone()
-    finally:
-        end_processes()
+    run_and_exit(lambda: main(sys.argv[1:]))

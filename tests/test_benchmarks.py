@@ -1,4 +1,5 @@
-"""The benchmark of methods, without training: what it runs, keeps and reports. That of savings, in small."""
+"""The benchmark of methods, without training: what it runs, keeps and reports. That of savings, in small; the plan
+of memory against bytes."""
 
 import importlib.util
 import json
@@ -6,6 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from layerlock_hf import LayerLockViTForPretraining
+from layerlock_hf.training import FreezeSchedule, locked, mae
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -128,3 +133,85 @@ def test_savings_reports_every_stage(monkeypatch, tmp_path, capsys):
             assert values == sorted(set(values), reverse=True), key
     assert "freezing alone, 16 layers, 75% masked" in capsys.readouterr().out
     assert (tmp_path / "savings.png").is_file()
+
+
+STAGES = locked(mae(6), FreezeSchedule(1, 1, 2, num_freezes=3))
+
+
+@pytest.fixture(scope="module")
+def memory_plan():
+    """benchmarks/memory_plan.py."""
+    spec = importlib.util.spec_from_file_location("memory_plan", ROOT / "benchmarks" / "memory_plan.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def batch():
+    """Six clips of `tiny_config`, a quarter of their tokens seen."""
+    return {
+        "pixel_values_videos": torch.rand(6, 4, 3, 16, 16),
+        "context_ids": torch.rand(6, 32).argsort(dim=1)[:, :8],
+        "target_ids": torch.rand(6, 32).argsort(dim=1),
+    }
+
+
+def test_planned_state_is_what_training_holds(memory_plan, tiny_config, batch):
+    model = LayerLockViTForPretraining(tiny_config)
+    model.freeze_for(STAGES[1])
+    planned = memory_plan.state_bytes(model)
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(learning)
+    model(**batch, stage=STAGES[1]).loss.backward()
+    optimizer.step()
+    moments = [state[name] for state in optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")]
+    assert planned == {
+        "weights that learn": sum(parameter.nbytes for parameter in learning),
+        "frozen": sum(parameter.nbytes for parameter in model.parameters() if not parameter.requires_grad),
+        "gradients": sum(parameter.grad.nbytes for parameter in learning),
+        "moments": sum(moment.nbytes for moment in moments),
+    }
+    # Five rows on two ranks: each holds three
+    assert memory_plan.state_bytes(torch.nn.Linear(7, 5, bias=False), 2)["gradients"] == 4 * 3 * 7
+
+
+@pytest.mark.parametrize("index, bf16", [(0, False), (2, True)])
+def test_planned_activations_are_what_autograd_keeps(memory_plan, tiny_config, batch, index, bf16):
+    """Within 1%, on real tensors, and with another number of clips than the plan looks at."""
+    stage = STAGES[index]
+    masks = [(batch["context_ids"][:1], batch["target_ids"][:1])]
+    per_clip, per_step = memory_plan.activation_bytes(tiny_config, stage, masks, bf16)
+    model = LayerLockViTForPretraining(tiny_config)
+    model.freeze_for(stage)
+    for module in model.modules():
+        if isinstance(module, torch.nn.LayerNorm):  # in fp32, as on CUDA
+            module.register_forward_pre_hook(lambda module, inputs: (inputs[0].float(),))
+    own = {parameter.data_ptr() for parameter in model.parameters()}
+    kept = {}
+
+    def pack(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = model(**batch, stage=stage).loss
+    num_bytes = sum(storage.nbytes() for pointer, storage in kept.items() if pointer not in own)
+    assert loss.requires_grad
+    assert 6 * per_clip + per_step == pytest.approx(num_bytes, rel=0.01)
+    # Checkpointing keeps the inputs of the layers that learn, and what one of them keeps
+    less, _ = memory_plan.activation_bytes(tiny_config, stage, masks, bf16, checkpointing=True)
+    assert 0.1 * per_clip < less <= per_clip
+
+
+def test_the_plan_of_a_recipe(memory_plan, tiny_sizes, tmp_path):
+    settings = {"preset": "tiny", **tiny_sizes, "mask_ratio": 0.75, "freeze_start": 2, "max_frozen": 6, "bf16": True}
+    (tmp_path / "tiny.json").write_text(json.dumps({**settings, "freeze_interval": 1, "layers_per_freeze": 6}))
+    first, last = memory_plan.plan(str(tmp_path / "tiny.json"), [80], [8])
+    assert [row["frozen layers"] for row in (first, last)] == ["0", "6"]
+    assert first["gradients"] > last["gradients"] and first["frozen"] < last["frozen"]
+    assert first["all but activations, FSDP2 on 8"] < first["all but activations, one GPU"]
+    plain, checkpointed = map(int, first["most clips, 80 GB, DDP"].split(" / "))
+    assert 0 < plain <= checkpointed
+    assert [memory_plan.most_clips(1, fixed, 10**8) for fixed in (0, 5 * 10**8, 10**9)] == [8, 2, 0]

@@ -1,6 +1,5 @@
 """What the trainer does around each step."""
 
-import os
 import signal
 import threading
 import time
@@ -15,8 +14,6 @@ from .memory import peak_memory_gib, reset_peak_memory
 
 
 logger = logging.get_logger(__name__)
-
-WORKER_GRACE_S = 30  # how long a data worker goes on after SIGTERM, for the batches of the last step
 
 
 class StageCallback(TrainerCallback):
@@ -45,10 +42,10 @@ class PreemptionCallback(TrainerCallback):
 
     def __init__(self):
         self.was_preempted = False
-        self._is_asked, self._group, self._previous, self._owner = False, None, None, None
+        self._is_asked, self._group, self._previous = False, None, None
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.was_preempted, self._is_asked, self._owner = False, False, os.getpid()
+        self.was_preempted = self._is_asked = False
         if threading.current_thread() is threading.main_thread():  # the only one that may handle signals
             self._previous = signal.signal(signal.SIGTERM, self._ask)
         if args.world_size > 1:
@@ -56,10 +53,7 @@ class PreemptionCallback(TrainerCallback):
             self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=args.ddp_timeout))
 
     def _ask(self, signum, frame):
-        if os.getpid() == self._owner:
-            self._is_asked = True
-        else:  # a data worker, which inherits the handler and often gets the signal too
-            threading.Timer(WORKER_GRACE_S, os._exit, [128 + signum]).start()
+        self._is_asked = True
 
     def on_step_end(self, args, state, control, **kwargs):
         is_asked = torch.tensor(int(self._is_asked))

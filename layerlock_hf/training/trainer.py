@@ -2,32 +2,30 @@
 
 import functools
 import math
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from accelerate.utils import DynamoBackend, TorchDynamoPlugin, broadcast_object_list
+from accelerate.utils import DynamoBackend, TorchDynamoPlugin
 from safetensors.torch import load_model
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 from transformers.utils import SAFE_WEIGHTS_NAME, logging
 
 from ..models.modeling_layerlock_pretraining import LayerLockViTForPretraining, pair_masks
 from ..models.objectives import Stage
 from .arguments import LayerLockTrainingArguments
-from .callbacks import PreemptionCallback, StageCallback, StopwatchCallback
-from .checkpoints import ASIDE, CheckpointNotWritten, fault, keep_newest, newest_complete, publish
+from .callbacks import StageCallback, StopwatchCallback
 from .compiling import compile_layers
 from .diagnostics import feature_statistics
 from .flops import step_flops
 from .memory import peak_memory_gib
-from .processes import check_shared_folder
 from .run_file import CheckpointRefused, check_run_file, describe, read_run_file, target_label, write_run_file
 from .running_means import RunningMeans
 from .schedules import cosine, learning_rate_of, linear
 from .stages import check_stages, stage_at
+from .surviving import SurvivingTrainer
 from .switching import discard_a_backward, freeze, rebuild_optimizer, rewrap
 from .teachers import check_teacher, copy_of, digest, distance, follow
 
@@ -41,7 +39,7 @@ class LossNotFinite(RuntimeError):
     """The run has diverged; the message is for the user."""
 
 
-class LayerLockTrainer(Trainer):
+class LayerLockTrainer(SurvivingTrainer):
     """`transformers.Trainer` for a run of several stages.
 
     The stage is a pure function of `state.global_step`. A checkpoint of step N is written before the switch at N, so
@@ -104,32 +102,9 @@ class LayerLockTrainer(Trainer):
         if self._dynamo.backend != DynamoBackend.NO:
             for network in (model, self.teacher):
                 compile_layers(network, self.args.gradient_checkpointing, **self._dynamo.to_kwargs())
-        self._wrapper_is_new, self._is_finished, self._diagnosed_step = False, False, -1
+        self._wrapper_is_new, self._diagnosed_step = False, -1
         self._means = RunningMeans()
-        self._run_dir = args.output_dir
-        self._preemption = PreemptionCallback()
         self.add_callback(StageCallback(self))
-        self.add_callback(self._preemption)
-
-    @property
-    def was_preempted(self) -> bool:
-        """Whether SIGTERM ended the training: a checkpoint has been written, and the run is not finished."""
-        return self._preemption.was_preempted
-
-    def train(self, resume_from_checkpoint: str | bool | None = None):
-        """As `Trainer.train`. A checkpoint is resumed from only if it is complete.
-
-        Args:
-            resume_from_checkpoint: a folder; True for the newest complete checkpoint in `output_dir`; `"auto"` for the
-                same, and a fresh start where there is none.
-
-        Raises:
-            CheckpointRefused: if the checkpoint is not complete, or was written by another run.
-            CheckpointNotWritten: if one could not be written, for instance because the disk is full.
-        """
-        if not self.args.save_on_each_node:
-            check_shared_folder(self.args.output_dir)
-        return super().train(self._checkpoint_to_resume(resume_from_checkpoint))
 
     def _build_accelerator_args(self, **kwargs):
         built = super()._build_accelerator_args(**kwargs)
@@ -280,7 +255,7 @@ class LayerLockTrainer(Trainer):
             self._means.add("teacher_distance", distance(self.teacher, model.encoder))
 
     def log(self, logs: dict[str, float], start_time: float | None = None):
-        if self._is_finished:
+        if self.is_finished:
             return  # the Trainer's summary of no steps at all, with a loss of 0
         if "grad_norm" in logs or "learning_rate" in logs:
             if not math.isfinite(logs["loss"]):
@@ -301,82 +276,6 @@ class LayerLockTrainer(Trainer):
         }
 
     # ---- checkpoints
-
-    def _init_training_state(self, max_steps, num_update_steps_per_epoch, num_train_epochs, *args, **kwargs):
-        """As in `Trainer`, which however trains one more step when a finished run is resumed: leave it no epoch."""
-        done = super()._init_training_state(max_steps, num_update_steps_per_epoch, num_train_epochs, *args, **kwargs)
-        self._is_finished = self.state.global_step >= max_steps
-        if self._is_finished:
-            logger.warning(f"nothing is left to train: step {self.state.global_step} of max_steps={max_steps} is done")
-            return num_train_epochs, 0
-        return done
-
-    def _checkpoint_to_resume(self, wanted: str | bool | None) -> str | None:
-        if not wanted:
-            return None
-        # Read by one process, because every byte is compared
-        found = [None, None]
-        if self.args.process_index == 0:
-            if wanted in (True, "auto"):
-                checkpoint, reason = newest_complete(self.args.output_dir), None
-            else:
-                checkpoint, reason = wanted, fault(Path(wanted))
-            found = [checkpoint and str(checkpoint), reason]
-        broadcast_object_list(found)
-        checkpoint, reason = found
-        if reason is not None:
-            raise CheckpointRefused(f"{checkpoint} is not complete: {reason}")
-        if wanted is True and checkpoint is None:
-            raise ValueError(f"resume_from_checkpoint: there is no complete checkpoint in {self.args.output_dir}")
-        if checkpoint is not None:
-            logger.warning(f"going on from {checkpoint}")
-        return checkpoint
-
-    def _get_output_dir(self, trial) -> str:
-        return self._run_dir
-
-    def _save_checkpoint(self, model, trial):
-        """Written aside by all processes, and published once all of it is there."""
-        output_dir = Path(self.args.output_dir)
-        aside = output_dir / ASIDE
-        name = f"checkpoint-{self.state.global_step}"
-        error = None
-        if self.args.should_save:
-            shutil.rmtree(aside, ignore_errors=True)
-        self.accelerator.wait_for_everyone()
-        self._run_dir = str(aside)
-        try:
-            super()._save_checkpoint(model, trial)
-        except Exception as caught:  # on any process; the others must hear of it
-            error = caught
-        finally:
-            self._run_dir = self.args.output_dir
-        self._agree_on_save(error, name)
-        if self.args.should_save:
-            try:
-                publish(aside / name, output_dir / name)
-            except OSError as caught:
-                error = caught
-        self._agree_on_save(error, name)
-        if self.args.should_save:
-            keep_newest(output_dir, self.args.save_total_limit)
-        if self.args.push_to_hub:
-            super()._push_from_checkpoint(str(output_dir / name))
-
-    def _agree_on_save(self, error: Exception | None, name: str):
-        """Raise `CheckpointNotWritten` on all processes if there was an error on one."""
-        num_failed = self.accelerator.reduce(torch.tensor(int(error is not None), device=self.args.device), "sum")
-        if num_failed:
-            if self.args.should_save:
-                shutil.rmtree(Path(self.args.output_dir) / ASIDE, ignore_errors=True)
-            reason = error if error is not None else "another process failed to write its part"
-            raise CheckpointNotWritten(
-                f"{name} could not be written: {reason}. Earlier checkpoints in {self.args.output_dir} are as they "
-                "were: make room, and go on with --resume_from_checkpoint auto"
-            ) from error
-
-    def _push_from_checkpoint(self, checkpoint_folder: str):
-        """Not from where it is written: `_save_checkpoint` does it once the checkpoint is published."""
 
     def _save(self, output_dir=None, state_dict=None):
         super()._save(output_dir, state_dict)

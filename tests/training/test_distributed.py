@@ -22,6 +22,7 @@ import torch
 from transformers import TrainerCallback, set_seed
 from layerlock_hf.models import LayerLockViTConfig, LayerLockViTForPretraining
 from layerlock_hf.training import FreezeSchedule, LayerLockTrainer, LayerLockTrainingArguments, locked, mae
+from layerlock_hf.training.processes import run_and_exit
 
 torch.set_num_threads(1)
 config = dict(hidden_size=32, num_hidden_layers=6, num_attention_heads=2, intermediate_size=64, image_size=16,
@@ -69,22 +70,35 @@ def run(name, resume=None):
     trainer.train(resume_from_checkpoint=resume and f"{sys.argv[1]}/checkpoint-{resume}")
     say("DIGEST", args.process_index, name, digest(model))
 
-run("whole")
-for step in map(int, sys.argv[3:]):
-    run(f"from-{step}", step)
+def main():
+    run("whole")
+    for step in map(int, sys.argv[3:]):
+        run(f"from-{step}", step)
+
+run_and_exit(main)
 """
 
 
-def launch(script, *arguments, timeout=240):
-    """The words of each line that two processes on the CPU print."""
+def launch(script, *arguments, options=(), timeout=240):
+    """The lines that two processes on the CPU print."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port = sock.getsockname()[1]
     accelerate = str(Path(sys.executable).parent / "accelerate")
-    options = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"]
-    options += ["--dynamo_backend", "no", "--main_process_port", str(port)]
+    command = [
+        accelerate,
+        "launch",
+        "--multi_gpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+        "--mixed_precision",
+        "no",
+    ]
+    command += ["--dynamo_backend", "no", "--main_process_port", str(port), *options]
     result = subprocess.run(
-        [accelerate, "launch", *options, str(script), *map(str, arguments)],
+        [*command, str(script), *map(str, arguments)],
         env={**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": f"{ROOT}:{HERE}", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

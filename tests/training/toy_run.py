@@ -9,6 +9,8 @@ import sys
 import torch
 from toy_methods import make_trainer, step_logs, weights
 
+from layerlock_hf.training.processes import run_and_exit
+
 
 def main(output_dir: str, batch_size: str, *names: str):
     torch.set_num_threads(1)
@@ -35,4 +37,4 @@ def main(output_dir: str, batch_size: str, *names: str):
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    run_and_exit(lambda: main(*sys.argv[1:]))

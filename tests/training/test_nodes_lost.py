@@ -1,0 +1,72 @@
+"""Two machines, played by two `node.sh` on this one, of which each is lost once, agent and worker together."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import crash_run
+import forked
+import psutil
+import pytest
+import torch
+from crash_run import wait_for_step
+
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+LAUNCH = ROOT / "scripts" / "launch"
+
+
+class Node:
+    def __init__(self, rank: int, port: int, output_dir: Path):
+        command = [str(LAUNCH / "node.sh"), str(Path(sys.executable).parent / "accelerate"), "launch"]
+        command += ["--config_file", str(LAUNCH / "nodes_ddp.yaml"), "--num_processes", "2", "--num_machines", "2"]
+        command += ["--machine_rank", str(rank), "--main_process_ip", "127.0.0.1", "--main_process_port", str(port)]
+        self.command = [*command, str(HERE / "crash_run.py"), str(output_dir)]
+        self.log = output_dir / f"node-{rank}.log"
+        self.start()
+
+    def start(self):
+        variables = {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": f"{ROOT}:{HERE}", "OMP_NUM_THREADS": "1"}
+        with self.log.open("a") as log:
+            self.process = psutil.Popen(
+                self.command, env={**os.environ, **variables}, stdout=log, stderr=subprocess.STDOUT
+            )
+
+    def is_alive(self) -> bool:
+        return self.process.poll() is None
+
+    def lose(self):
+        everything = [self.process, *self.process.children(recursive=True)]
+        for process in everything:
+            process.kill()
+        psutil.wait_procs(everything)
+
+
+@pytest.mark.slow
+def test_each_node_is_lost_once(tmp_path):
+    port = forked.free_port()
+    undisturbed, folder = tmp_path / "undisturbed", tmp_path / "run"
+    for path in (undisturbed, folder):
+        path.mkdir()
+    assert forked.finish(forked.start(2, crash_run.run, undisturbed, {})) == [0, 0]
+    nodes = [Node(rank, port, folder) for rank in range(2)]
+    try:
+        for victim, step in ((nodes[1], 6), (nodes[0], 14)):
+            wait_for_step(folder, step, nodes, timeout_s=120)
+            victim.lose()
+            start = time.monotonic()
+            victim.start()
+            wait_for_step(folder, step + 4, nodes, timeout_s=120)
+            print(f"went on {time.monotonic() - start:.0f} s after a node was lost")
+        assert [node.process.wait(timeout=240) for node in nodes] == [0, 0], nodes[0].log.read_text()[-3000:]
+    finally:
+        for node in nodes:
+            if node.is_alive():
+                node.lose()
+    for rank in range(2):
+        final, expected = (torch.load(path / f"final-{rank}.pt") for path in (folder, undisturbed))
+        assert all(torch.equal(final["model"][name], tensor) for name, tensor in expected["model"].items())
+        assert final["log"] == expected["log"]
