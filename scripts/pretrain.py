@@ -59,6 +59,7 @@ class DataArguments:
     train_data: str = field(metadata={"help": "Folder of videos, CSV/JSONL list, parquet, or a `datasets` Hub id."})
     train_split: str = field(default="train", metadata={"help": "Split of a `datasets` source."})
     video_column: str | None = field(default=None, metadata={"help": "Column that holds the videos."})
+    video_root: str | None = field(default=None, metadata={"help": "Folder that all videos must lie in."})
     frame_stride: int = field(default=2, metadata={"help": "Frames from one sampled frame to the next."})
     resize_factor: float | None = field(
         default=None, metadata={"help": "Shortest side before cropping, over image_size (default 1.15)."}
@@ -72,6 +73,7 @@ class DataArguments:
         default=None, metadata={"help": "Folder or Hub id of a video model whose latents are predicted (SALT)."}
     )
     max_bad_fraction: float = field(default=0.5, metadata={"help": "Stop when more of the videos are unreadable."})
+    decode_timeout: float = field(default=60.0, metadata={"help": "Seconds until a video that hangs is given up."})
     rehearse: bool = field(default=False, metadata={"help": "Run one step of every stage, print its cost, exit."})
 
 
@@ -279,7 +281,7 @@ def build(arguments: list[str]):
     PartialState().wait_for_everyone()
 
     try:
-        videos = load_videos(data_args.train_data, data_args.train_split, data_args.video_column)
+        videos = load_videos(data_args.train_data, data_args.train_split, data_args.video_column, data_args.video_root)
     except ValueError as error:
         raise ValueError(f"train_data: {error}") from error
     readout = readout_args.load()
@@ -301,6 +303,7 @@ def build(arguments: list[str]):
         jitter_strength=data_args.jitter_strength,
         seed=training_args.seed,
         bad_videos=bad_videos,
+        decode_timeout=data_args.decode_timeout,
     )
     collator = PretrainingCollator(config.grid_size, masks, training_args.seed)
     # The data set is the whole run in order: shuffled once per epoch by itself

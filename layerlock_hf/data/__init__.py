@@ -1,8 +1,9 @@
 """The data of pretraining: lists of videos, decoding, clips, masks, batches and the report of bad videos."""
 
 from .collating import PretrainingCollator
-from .datasets import PretrainingClips
+from .datasets import DECODE_TIMEOUT, PretrainingClips
 from .decoding import Clip, DecodingError, decoder_name, read_clip, read_clip_pyav
+from .isolation import Isolated
 from .masking import MASKS, MaskArguments, MultiBlockMasks, RandomMask, TubeMask
 from .reports import BadData, BadVideos
 from .sources import load_videos
@@ -21,7 +22,9 @@ __all__ = [
     "BadData",
     "BadVideos",
     "Clip",
+    "DECODE_TIMEOUT",
     "DecodingError",
+    "Isolated",
     "MASKS",
     "MaskArguments",
     "MultiBlockMasks",

@@ -1,8 +1,12 @@
 """The clips of a pretraining run."""
 
+import math
+
+import numpy as np
 import torch
 
 from .decoding import Clip, DecodingError, read_clip
+from .isolation import DecoderLost, Isolated
 from .reports import BadData, BadVideos
 from .transforms import (
     check_scale,
@@ -18,6 +22,10 @@ from .transforms import (
 
 MAX_ATTEMPTS = 10
 RESIZE_FACTOR = 1.15
+DECODE_TIMEOUT = 60.0
+
+# What a row without a value stands for
+NO_VIDEO = {"path": None, "bytes": None}
 
 
 class PretrainingClips(torch.utils.data.Dataset):
@@ -38,6 +46,10 @@ class PretrainingClips(torch.utils.data.Dataset):
         jitter_strength: the `strength` of `color_jitter`; 0 leaves colours alone.
         seed: seed of everything random.
         bad_videos: the report of videos that cannot be used; by default one in memory.
+        decode_timeout: seconds until a video that hangs is given up. Clips are made in a child process, so that one
+            that crashes harms nothing else; 0 makes them in this process, without a limit.
+
+    Indexing raises `BadData` when too many videos cannot be used.
     """
 
     def __init__(
@@ -52,6 +64,7 @@ class PretrainingClips(torch.utils.data.Dataset):
         jitter_strength: float = 0.0,
         seed: int = 0,
         bad_videos: BadVideos | None = None,
+        decode_timeout: float = DECODE_TIMEOUT,
     ):
         if len(videos) == 0:
             raise ValueError("videos is empty; give at least one video")
@@ -66,6 +79,8 @@ class PretrainingClips(torch.utils.data.Dataset):
         resize_factor = RESIZE_FACTOR if resize_factor is None else resize_factor
         if resize_factor < 1:
             raise ValueError(f"resize_factor is {resize_factor}; give at least 1")
+        if not 0 <= decode_timeout < math.inf:
+            raise ValueError(f"decode_timeout is {decode_timeout}; give seconds, or 0 for no limit")
         self.videos = videos
         self.num_samples = num_samples
         self.num_frames = num_frames
@@ -78,6 +93,8 @@ class PretrainingClips(torch.utils.data.Dataset):
         self.bad_videos = bad_videos if bad_videos is not None else BadVideos(None, len(videos))
         self._epoch = -1
         self._order: list[int] = []
+        self._make = Isolated(self._make_clip, decode_timeout) if decode_timeout else self._make_clip
+        self._lost: dict[int, str] = {}
 
     def __len__(self) -> int:
         return self.num_samples
@@ -94,18 +111,17 @@ class PretrainingClips(torch.utils.data.Dataset):
             raise IndexError(f"position {position} is outside the run of {self.num_samples} clips")
         failures = []
         for attempt in range(MAX_ATTEMPTS):
-            generator = generator_for("clip", self.seed, position, attempt)
-            index = self._video_at(position) if attempt == 0 else self._any_video(generator)
-            source, name = self._source(index)
+            index = self._video_at(position) if attempt == 0 else self._replacement(position, attempt)
             try:
-                clip = self._read(source, generator)
+                frames, is_padded, note = self._clip(index, position, attempt)
             except DecodingError as error:
+                name = self._name(index)
                 self.bad_videos.add(name, str(error), used=False)
                 failures.append(f"{name} ({error})")
                 continue
-            if clip.note is not None:
-                self.bad_videos.add(name, clip.note, used=True)
-            return self._sample(clip.frames, position, generator)
+            if note is not None:
+                self.bad_videos.add(self._name(index), note, used=True)
+            return {"pixel_values_videos": torch.from_numpy(frames), "position": position, "is_padded": is_padded}
         raise BadData(
             f"no clip for position {position}: {MAX_ATTEMPTS} videos in a row cannot be decoded, among them "
             f"{'; '.join(failures[:3])}. Repair or remove the bad videos."
@@ -119,16 +135,39 @@ class PretrainingClips(torch.utils.data.Dataset):
             self._epoch = epoch
         return self._order[offset]
 
-    def _any_video(self, generator: torch.Generator) -> int:
+    def _replacement(self, position: int, attempt: int) -> int:
+        generator = generator_for("replacement", self.seed, position, attempt)
         return int(torch.randint(len(self.videos), (), generator=generator))
 
-    def _source(self, index: int) -> tuple[str | bytes, str]:
-        """A path or bytes to decode, and the name of the video in reports."""
-        video = self.videos[index]["video"]
-        if video["bytes"] is None:
-            return video["path"], video["path"]
+    def _name(self, index: int) -> str:
+        """The name of a video in reports."""
+        video = self.videos[index]["video"] or NO_VIDEO
         # The path of embedded bytes is a mere file name, which several rows may share.
-        return video["bytes"], f"row {index} ({video['path']})"
+        is_path = video["bytes"] is None and video["path"] is not None
+        return video["path"] if is_path else f"row {index} ({video['path']})"
+
+    def _clip(self, index: int, position: int, attempt: int) -> tuple[np.ndarray, bool, str | None]:
+        if index in self._lost:
+            raise DecodingError(self._lost[index])
+        try:
+            return self._make(index, position, attempt)
+        except DecoderLost as error:
+            self._lost[index] = str(error)
+            raise
+
+    def _make_clip(self, index: int, position: int, attempt: int) -> tuple[np.ndarray, bool, str | None]:
+        """Frames (T, C, H, W) of a video, whether the last one is repeated, and what is wrong with the video."""
+        generator = generator_for("clip", self.seed, position, attempt)
+        video = self.videos[index]["video"] or NO_VIDEO
+        source = video["path"] if video["bytes"] is None else video["bytes"]
+        if source is None:
+            raise DecodingError("the row has no video")
+        clip = self._read(source, generator)
+        frames = self._transform(clip.frames, generator)
+        if clip.num_frames < self.num_frames:
+            clip.note = clip.note or f"has {clip.num_frames} frames, fewer than a clip of {self.num_frames}"
+        full = repeat_last_frame(frames, self.num_frames)
+        return full.contiguous().numpy(), len(frames) < len(full), clip.note
 
     def _read(self, source: str | bytes, generator: torch.Generator) -> Clip:
         # Drawn before decoding: a second choice for the same video with another number of frames draws nothing new.
@@ -141,13 +180,10 @@ class PretrainingClips(torch.utils.data.Dataset):
 
         return read_clip(source, choose)
 
-    def _sample(self, frames: torch.Tensor, position: int, generator: torch.Generator) -> dict:
+    def _transform(self, frames: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         if self.crop_scale is None:
             frames = random_crop(frames, self.image_size, self.resize_factor, generator)
         else:
             frames = random_resized_crop(frames, self.image_size, generator, self.crop_scale)
         frames = random_flip(frames, generator)
-        if self.jitter_strength:
-            frames = color_jitter(frames, self.jitter_strength, generator)
-        clip = repeat_last_frame(frames, self.num_frames)
-        return {"pixel_values_videos": clip.contiguous(), "position": position, "is_padded": len(frames) < len(clip)}
+        return color_jitter(frames, self.jitter_strength, generator) if self.jitter_strength else frames

@@ -1,5 +1,6 @@
 """Reading chosen frames of a video file: torchcodec, or PyAV where torchcodec fails."""
 
+import contextlib
 import functools
 import io
 import logging
@@ -17,6 +18,13 @@ logger = logging.getLogger(__name__)
 
 # FFmpeg prints hundreds of lines per damaged file; the reason reaches the user through DecodingError and Clip.note.
 av.logging.set_level(av.logging.PANIC)
+
+
+# Bytes from which text is told: it has no control characters but these, and every video has others early on
+HEAD = 4096
+TEXT = b"\t\n\r\f\x1b" + bytes(range(32, 256))
+# These may hold any bytes further on
+PLAYLISTS = (b"#EXTM3U", b"ffconcat")
 
 
 class DecodingError(Exception):
@@ -57,10 +65,12 @@ def read_clip(source: str | bytes, choose: Choose) -> Clip:
         DecodingError: when nothing can be decoded.
     """
     source = _checked(source)
-    if _torchcodec_decoder() is None:
+    is_hidden = isinstance(source, bytes) and not hasattr(os, "memfd_create")  # no path without a copy on disk
+    if is_hidden or _torchcodec_decoder() is None:
         return read_clip_pyav(source, choose)
     try:
-        return _read_clip_torchcodec(source, choose)
+        with _with_path(source) as path:
+            return _read_clip_torchcodec(path, choose)
     except (RuntimeError, ValueError, IndexError) as error:
         clip = read_clip_pyav(source, choose)
         clip.note = clip.note or f"PyAV reads this clip, torchcodec fails: {_one_line(error)}"
@@ -82,6 +92,8 @@ def read_clip_pyav(source: str | bytes, choose: Choose) -> Clip:
         frames = _pick(_decode(source), choose(num_frames))
     except av.FFmpegError as error:
         raise DecodingError(_one_line(error.strerror or error)) from error
+    except (RuntimeError, ValueError, MemoryError) as error:  # such as frames of changing size
+        raise DecodingError(f"{type(error).__name__}: {_one_line(error)}") from error
     return Clip(torch.stack(frames), num_frames, f"only {num_frames} of {claimed} frames decode")
 
 
@@ -96,8 +108,20 @@ def _torchcodec_decoder() -> type | None:
     return VideoDecoder
 
 
-def _read_clip_torchcodec(source: str | bytes, choose: Choose) -> Clip:
-    decoder = _torchcodec_decoder()(source, dimension_order="NCHW", num_ffmpeg_threads=1, seek_mode="exact")
+@contextlib.contextmanager
+def _with_path(source: str | bytes) -> Iterator[str]:
+    """A path of the source. FFmpeg lets a file refer to other local files alone, but bytes to any address."""
+    if isinstance(source, str):
+        yield source
+        return
+    with open(os.memfd_create("clip"), "w+b") as file:
+        file.write(source)
+        file.flush()
+        yield f"/proc/self/fd/{file.fileno()}"
+
+
+def _read_clip_torchcodec(path: str, choose: Choose) -> Clip:
+    decoder = _torchcodec_decoder()(path, dimension_order="NCHW", num_ffmpeg_threads=1, seek_mode="exact")
     num_frames = len(decoder)
     if num_frames == 0:
         raise ValueError("no frames")
@@ -108,12 +132,27 @@ def _read_clip_torchcodec(source: str | bytes, choose: Choose) -> Clip:
 
 
 def _checked(source: str | bytes) -> str | bytes:
-    """The source, with a path made absolute: FFmpeg takes a name such as "http://x" or "a:b.mp4" for a protocol."""
+    """The source, with a path made absolute: FFmpeg takes a name such as "http://x" or "a:b.mp4" for a protocol.
+
+    What is not a regular file, such as a named pipe, might never answer, and text may be a playlist, which has FFmpeg
+    open what it names.
+    """
     if isinstance(source, bytes):
-        return source
-    if not os.path.isfile(source):
-        raise DecodingError("no such file")
-    return os.path.abspath(source)
+        head = source[:HEAD]
+    else:
+        if not os.path.isfile(source):
+            raise DecodingError("not a regular file" if os.path.exists(source) else "no such file")
+        source = os.path.abspath(source)
+        try:
+            with open(source, "rb") as file:
+                head = file.read(HEAD)
+        except OSError as error:
+            raise DecodingError(_one_line(error.strerror)) from error
+    if not head:
+        raise DecodingError("empty")
+    if head.startswith(PLAYLISTS) or not head.translate(None, delete=TEXT):
+        raise DecodingError("text, no video")
+    return source
 
 
 def _open(source: str | bytes) -> av.container.InputContainer:

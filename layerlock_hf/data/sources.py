@@ -3,10 +3,13 @@
 import csv
 import json
 import mimetypes
+import os
 import re
 from pathlib import Path
 
 import datasets
+import pyarrow.compute
+from huggingface_hub.constants import HF_HUB_CACHE
 
 
 PATH_COLUMNS = ("path", "video", "file")
@@ -19,7 +22,9 @@ SIDE_FILES = {
 MISTAKEN_FOR_SIDE_FILES = {".gif", ".ts"}
 
 
-def load_videos(source: str, split: str = "train", video_column: str | None = None) -> datasets.Dataset:
+def load_videos(
+    source: str, split: str = "train", video_column: str | None = None, video_root: str | None = None
+) -> datasets.Dataset:
     """List the videos of a source, without opening any.
 
     Args:
@@ -28,6 +33,8 @@ def load_videos(source: str, split: str = "train", video_column: str | None = No
             .parquet file; a folder written by `Dataset.save_to_disk`; or the id of a dataset on the Hub.
         split: the split of a dataset with several.
         video_column: name of the column that holds the videos, where it is not the usual one.
+        video_root: the folder that all videos must lie in, symbolic links resolved. By default a source on disk, which
+            counts as the user's own, may name any file; one from the Hub may name only what was downloaded.
 
     Returns:
         A dataset with a column "video" of rows {"path", "bytes"}, and "label" if the source has it.
@@ -41,7 +48,25 @@ def load_videos(source: str, split: str = "train", video_column: str | None = No
         dataset = _from_datasets(source, path, split, video_column)
     if len(dataset) == 0:
         raise ValueError(f"{source!r} holds no videos; give a folder, list or dataset that does")
+    if video_root is not None:
+        _check_names(source, dataset, [video_root])
+    elif not path.exists():
+        _check_names(source, dataset, [HF_HUB_CACHE, str(datasets.config.HF_DATASETS_CACHE)])
     return dataset
+
+
+def _check_names(source: str, dataset: datasets.Dataset, roots: list[str]):
+    """Raise a `ValueError` if a video is a file outside of these folders. Nothing is opened."""
+    resolved = [os.path.join(os.path.realpath(os.path.expanduser(root)), "") for root in roots]
+    videos = dataset.data.column("video")
+    names = pyarrow.compute.struct_field(videos, "path").to_pylist()
+    embedded = pyarrow.compute.struct_field(videos, "bytes").is_valid().to_pylist()
+    for number, (name, is_embedded) in enumerate(zip(names, embedded, strict=True), start=1):
+        if not is_embedded and not os.path.realpath(name or "").startswith(tuple(resolved)):
+            raise ValueError(
+                f"{source!r}: row {number} names {name!r}, which does not lie in {' or '.join(roots)}. If the source "
+                "is to be trusted, set video_root to a folder that holds all its videos"
+            )
 
 
 def _walk(folder: Path) -> list[str]:

@@ -7,7 +7,15 @@ import torch
 from transformers import TrainerCallback
 from transformers.utils import logging
 
-from ..data import DecodingError, center_crop, generator_for, read_clip, repeat_last_frame
+from ..data import (
+    DECODE_TIMEOUT,
+    DecodingError,
+    Isolated,
+    center_crop,
+    generator_for,
+    read_clip,
+    repeat_last_frame,
+)
 from .probes import encode, knn_accuracy, linear_accuracy, mean_features, probe_depths
 
 
@@ -58,15 +66,20 @@ def center_clips(
         start = max(0, available - span) // 2
         return list(range(start, available, frame_stride))[:num_frames]
 
+    def clip(source: str | bytes):
+        frames = center_crop(read_clip(source, choose).frames, image_size, resize_factor)
+        return repeat_last_frame(frames, num_frames).numpy()
+
+    isolated_clip = Isolated(clip, DECODE_TIMEOUT)
     clips, kept = [], []
     for row, label in zip(videos, labels.tolist(), strict=True):
         video = row["video"]
         try:
-            frames = read_clip(video["path"] if video["bytes"] is None else video["bytes"], choose).frames
+            frames = isolated_clip(video["path"] if video["bytes"] is None else video["bytes"])
         except DecodingError as error:
             logger.warning(f"the readout leaves out {video['path']}: {error}")
             continue
-        clips.append(repeat_last_frame(center_crop(frames, image_size, resize_factor), num_frames))
+        clips.append(torch.from_numpy(frames))
         kept.append(label)
     if len(clips) < 2:
         raise ValueError(f"only {len(clips)} of {len(labels)} videos can be decoded")

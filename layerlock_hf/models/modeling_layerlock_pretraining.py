@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
@@ -255,6 +256,8 @@ class LayerLockViTForPretraining(LayerLockViTPreTrainedModel):
         """Start a head afresh, in place, for a new target ("a new patch-wise linear decoder", LayerLock, sec. 3.3)."""
         head = self.decoders[str(source)].heads[name]
         weight = torch.empty(head.weight.shape).normal_(std=Head.INIT_STD, generator=generator)
+        if isinstance(head.weight, DTensor):  # sharded: every process draws the whole and keeps its part
+            weight = distribute_tensor(weight, head.weight.device_mesh, head.weight.placements)
         head.weight.copy_(weight)
         head.bias.zero_()
         return head

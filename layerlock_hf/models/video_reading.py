@@ -4,6 +4,7 @@ Both give the same frames, except that they turn 10-bit video into RGB different
 is read, so that the models load where both are missing. T frames, H and W pixels.
 """
 
+import contextlib
 import functools
 import io
 import logging
@@ -18,6 +19,12 @@ logger = logging.getLogger(__name__)
 
 URL_TIMEOUT = 60  # seconds without a byte
 
+# Bytes from which text is told: it has no control characters but these, and every video has others early on
+HEAD = 4096
+TEXT = b"\t\n\r\f\x1b" + bytes(range(32, 256))
+# These may hold any bytes further on
+PLAYLISTS = (b"#EXTM3U", b"ffconcat")
+
 # From the number of frames of a video to the ascending indices of those to read.
 Choose = Callable[[int], list[int]]
 
@@ -31,15 +38,41 @@ def read_file(source: str | bytes | os.PathLike, choose: Choose) -> torch.Tensor
         if not os.path.isfile(name):
             raise ValueError(f"{name}: no such file")
         source = os.path.abspath(name)  # FFmpeg takes a name such as "a:b.mp4" for a protocol
+    _refuse_playlists(source, name)
     decoder_class = _torchcodec_decoder()
-    if decoder_class is None:
+    is_hidden = isinstance(source, bytes) and not hasattr(os, "memfd_create")  # no path without a copy on disk
+    if is_hidden or decoder_class is None:
         return _read_pyav(source, name, choose)
     try:
-        return read_decoder(decoder_class(source, num_ffmpeg_threads=1), choose)
+        with _with_path(source) as path:
+            return read_decoder(decoder_class(path, num_ffmpeg_threads=1), choose)
     except (RuntimeError, ValueError, IndexError) as error:
         frames = _read_pyav(source, name, choose)
         logger.warning(f"{name}: PyAV reads this video, torchcodec fails: {_one_line(error)}")
         return frames
+
+
+def _refuse_playlists(source: str | bytes, name: str):
+    """Playlists, which have FFmpeg open other files and addresses, are text, and no video is."""
+    if isinstance(source, bytes):
+        head = source[:HEAD]
+    else:
+        with open(source, "rb") as file:
+            head = file.read(HEAD)
+    if head.startswith(PLAYLISTS) or head and not head.translate(None, delete=TEXT):
+        raise ValueError(f"{name}: text, no video")
+
+
+@contextlib.contextmanager
+def _with_path(source: str | bytes) -> Iterator[str]:
+    """A path of the source. FFmpeg lets a file refer to other local files alone, but bytes to any address."""
+    if isinstance(source, str):
+        yield source
+        return
+    with open(os.memfd_create("video"), "w+b") as file:
+        file.write(source)
+        file.flush()
+        yield f"/proc/self/fd/{file.fileno()}"
 
 
 @functools.cache

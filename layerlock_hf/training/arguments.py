@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, field
 
 import torch
+from accelerate.utils import parse_flag_from_env
 from transformers import TrainingArguments
 
 from .processes import start_processes
@@ -89,6 +90,8 @@ class LayerLockTrainingArguments(TrainingArguments):
         for name, instead in REPLACED.items():
             if getattr(self, name) != TrainingArguments.__dataclass_fields__[name].default:
                 raise ValueError(f"{name} has no effect here: set {instead}")
+        if self.deepspeed or parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
+            raise ValueError("deepspeed is not supported: it keeps training layers that have been frozen")
         if self.enable_jit_checkpoint:
             raise ValueError("enable_jit_checkpoint is not needed: SIGTERM always saves a checkpoint")
         start_processes(self.use_cpu, self.ddp_backend, self.ddp_timeout)
@@ -112,10 +115,10 @@ class LayerLockTrainingArguments(TrainingArguments):
             raise ValueError(f"frozen_dtype must be bfloat16 or not be set, got {self.frozen_dtype}")
         if self.frozen_dtype and not self.bf16:
             raise ValueError("frozen_dtype=bfloat16 needs bf16=True: without autocast, layers compute in float32")
-        if (self.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
-            raise ValueError("use_reentrant must be False: above frozen layers, no layer would get a gradient")
-        if self.deepspeed:
-            raise ValueError("deepspeed is not supported: it keeps training layers that have been frozen")
+        # Two names of one argument, the first one the older
+        for name in ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"):
+            if (getattr(self, name, None) or {}).get("use_reentrant"):
+                raise ValueError(f"{name}: use_reentrant must be False: above frozen layers nothing would learn")
         if self.ddp_find_unused_parameters:
             raise ValueError("ddp_find_unused_parameters must be False: it would go on communicating frozen layers")
         if self.global_batch_size is not None:

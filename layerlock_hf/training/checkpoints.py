@@ -53,11 +53,15 @@ def fault(folder: Path) -> str | None:
     """Why a checkpoint is not complete, or None if it is. Reads all of it."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
+        outside = [name for name in manifest if not (folder / name).resolve().is_relative_to(folder.resolve())]
+        sizes = {name: int(size) for name, (size, _) in manifest.items()}
     except FileNotFoundError:
         return f"it has no {MANIFEST}: it was never completed"
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         return f"its {MANIFEST} cannot be read: {error}"
-    for name, (size, _) in manifest.items():
+    if outside:
+        return f"its {MANIFEST} names {outside[0]!r}, which lies outside: do not trust it"
+    for name, size in sizes.items():
         path = folder / name
         if not path.is_file():
             return f"it has no {name}"

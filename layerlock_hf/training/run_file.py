@@ -59,7 +59,7 @@ def check_run_file(checkpoint: str, stages: list[Stage], config: LayerLockViTCon
             raise CheckpointRefused(
                 f"{checkpoint} was written with {name} {record['identity'].get(name)}, now it is {value}"
             )
-    then = AutoConfig.from_pretrained(checkpoint)
+    then = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
     differing = [
         f"{name}: {getattr(then, name)} then, {getattr(config, name)} now"
         for name in architecture_fields()

@@ -1,11 +1,14 @@
 """Learning rate, weight decay and teacher momentum as pure functions of the step, so that nothing of them is saved."""
 
 import math
-from collections.abc import Callable
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 from ..models.objectives import Stage
-from .stages import stage_at
+
+
+if TYPE_CHECKING:
+    from .arguments import LayerLockTrainingArguments
 
 
 def cosine(start: float, end: float, progress: float) -> float:
@@ -55,28 +58,24 @@ def learning_rate_factor(
     return factor
 
 
-def learning_rate_of(args, stages: list[Stage], num_training_steps: int) -> Callable[[int], float]:
-    """The share as a function of the step alone; `args` are `LayerLockTrainingArguments`."""
-    warmup_steps = args.get_warmup_steps(num_training_steps)
+def scheduled_factor(step: int, num_steps: int, stages: list[Stage], args: "LayerLockTrainingArguments") -> float:
+    """The factor of a run of `num_steps`, as its arguments have it."""
+    warmup_steps = args.get_warmup_steps(num_steps)
+    begin, end = 0, num_steps
+    if args.schedule_restarts:  # at every stage, as if each were a run of its own
+        begin = max(stage.start for stage in stages if stage.start <= step)
+        end = min((stage.start for stage in stages if stage.start > begin), default=end)
     peak = args.learning_rate or 1.0
-
-    def factor(step):
-        begin, end = 0, num_training_steps
-        if args.schedule_restarts:  # at every stage, as if each were a run of its own
-            begin = stage_at(stages, step).start
-            end = min((later.start for later in stages if later.start > begin), default=end)
-        return learning_rate_factor(
-            step - begin,
-            (end - begin) * args.schedule_stretch,
-            warmup_steps,
-            [] if args.schedule_restarts else stages,
-            args.switch_warmup_steps,
-            args.learning_rate_decay,
-            args.first_learning_rate / peak,
-            args.last_learning_rate / peak,
-        )
-
-    return factor
+    return learning_rate_factor(
+        step - begin,
+        (end - begin) * args.schedule_stretch,
+        warmup_steps,
+        [] if args.schedule_restarts else stages,
+        args.switch_warmup_steps,
+        args.learning_rate_decay,
+        args.first_learning_rate / peak,
+        args.last_learning_rate / peak,
+    )
 
 
 def last_switch(stages: list[Stage], step: int) -> int:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from accelerate.utils import broadcast_object_list
+from torch.distributed.checkpoint.api import CheckpointException
 from transformers import Trainer
 from transformers.utils import logging
 
@@ -100,7 +101,7 @@ class SurvivingTrainer(Trainer):
         self._run_dir = str(aside)
         try:
             super()._save_checkpoint(model, trial)
-        except Exception as caught:  # on any process; the others must hear of it
+        except (Exception, CheckpointException) as caught:  # on any process; the others must hear of it
             error = caught
         finally:
             self._run_dir = self.args.output_dir

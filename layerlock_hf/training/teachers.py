@@ -4,22 +4,28 @@ import copy
 import hashlib
 import inspect
 import json
+import pickle
 from pathlib import Path
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from transformers.utils import IMAGE_PROCESSOR_NAME, VIDEO_PROCESSOR_NAME, cached_file, logging
+from transformers.utils import IMAGE_PROCESSOR_NAME, SAFE_WEIGHTS_NAME, VIDEO_PROCESSOR_NAME, cached_file, logging
 
 from ..models.configuration_layerlock import LayerLockViTConfig
 from ..models.modeling_layerlock import LayerLockViTModel
 from ..models.objectives import Stage
 from ..models.positions_layerlock import take_tokens
+from .foreign import check_weight_names
+from .sharding import load_whole_state, local, whole_state
 
 
 logger = logging.get_logger(__name__)
+
+TEACHER_FOLDER = "teacher"
 
 
 def copy_of(encoder: LayerLockViTModel) -> LayerLockViTModel:
@@ -37,7 +43,19 @@ def follow(teacher: nn.Module, encoder: nn.Module, momentum: float):
     ]
     if learning and momentum < 1:
         followers, leaders = zip(*learning, strict=True)
-        torch._foreach_lerp_(list(followers), list(leaders), 1 - momentum)
+        torch._foreach_lerp_(list(map(local, followers)), list(map(local, leaders)), 1 - momentum)
+
+
+def save_teacher(teacher: PreTrainedModel, checkpoint: str, is_main: bool):
+    """Beside the model a teacher that may be sharded; every process must call it, and the main one writes."""
+    state = whole_state(teacher)
+    if is_main:
+        teacher.save_pretrained(Path(checkpoint) / TEACHER_FOLDER, state_dict=state)
+
+
+def restore_teacher(teacher: PreTrainedModel, checkpoint: str):
+    """The inverse of `save_teacher`."""
+    load_whole_state(teacher, load_file(Path(checkpoint) / TEACHER_FOLDER / SAFE_WEIGHTS_NAME))
 
 
 @torch.no_grad()
@@ -131,10 +149,16 @@ def load_teacher(path: str) -> tuple[nn.Module, int, int]:
         ValueError: if it cannot be loaded.
     """
     try:
-        config = AutoConfig.from_pretrained(path)
-        model, loading = AutoModel.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
+        # Code that comes with a teacher is not run, nor does anybody ask whether it may
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        check_weight_names(path)
+        model, loading = AutoModel.from_pretrained(
+            path, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
+        )
     except (OSError, KeyError, ValueError) as error:
         raise ValueError(f"teacher: cannot load {path}: {' '.join(str(error).split())}") from error
+    except pickle.UnpicklingError as error:  # whose message explains how to run the code
+        raise ValueError(f"teacher: cannot load {path}: its weights hold more than arrays; do not trust it") from error
     absent = sorted(loading["missing_keys"]) + sorted(str(key) for key in loading["mismatched_keys"])
     if absent:
         raise ValueError(f"teacher: {path} lacks {len(absent)} arrays of the model, such as {absent[0]}")

@@ -3,15 +3,13 @@
 import functools
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from accelerate.utils import DynamoBackend, TorchDynamoPlugin
-from safetensors.torch import load_model
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainerCallback
-from transformers.utils import SAFE_WEIGHTS_NAME, logging
+from transformers.utils import logging
 
 from ..models.modeling_layerlock_pretraining import LayerLockViTForPretraining, pair_masks
 from ..models.objectives import Stage
@@ -20,19 +18,19 @@ from .callbacks import StageCallback, StopwatchCallback
 from .compiling import compile_layers
 from .diagnostics import feature_statistics
 from .flops import step_flops
+from .foreign import check_weight_names
 from .memory import peak_memory_gib
 from .run_file import CheckpointRefused, check_run_file, describe, read_run_file, target_label, write_run_file
 from .running_means import RunningMeans
-from .schedules import cosine, learning_rate_of, linear
+from .schedules import cosine, linear, scheduled_factor
+from .sharding import check_weights, saves_shards, set_up_sharding, shard_teacher
 from .stages import check_stages, stage_at
 from .surviving import SurvivingTrainer
 from .switching import discard_a_backward, freeze, rebuild_optimizer, rewrap
-from .teachers import check_teacher, copy_of, digest, distance, follow
+from .teachers import check_teacher, copy_of, digest, distance, follow, restore_teacher, save_teacher
 
 
 logger = logging.get_logger(__name__)
-
-TEACHER_FOLDER = "teacher"
 
 
 class LossNotFinite(RuntimeError):
@@ -81,14 +79,11 @@ class LayerLockTrainer(SurvivingTrainer):
         super().__init__(
             model=model, args=args, train_dataset=train_dataset, data_collator=data_collator, callbacks=callbacks
         )
-        if self.args.fsdp and not self.is_fsdp_enabled:
-            raise ValueError("fsdp is set, but accelerate would not use it with this launch")
+        set_up_sharding(self.accelerator, bool(self.args.fsdp))
         if self.args.frozen_dtype and self.is_fsdp_enabled:
             raise ValueError("frozen_dtype: FSDP shards the parameters of a layer together, which needs one dtype")
         self.stage = self.stages[0]
         self._teacher_moves = teacher is None and any(stage.needs_teacher for stage in self.stages)
-        if self._teacher_moves and self.is_fsdp_enabled:
-            raise ValueError("fsdp: a teacher that follows the encoder is not supported under FSDP yet; use DDP")
         if self._teacher_moves and args.teacher_momentum == 1:
             raise ValueError(
                 "teacher_momentum=1 means a teacher that never moves: give one that has learned (--teacher)"
@@ -102,6 +97,8 @@ class LayerLockTrainer(SurvivingTrainer):
         if self._dynamo.backend != DynamoBackend.NO:
             for network in (model, self.teacher):
                 compile_layers(network, self.args.gradient_checkpointing, **self._dynamo.to_kwargs())
+        if self._teacher_moves and self.is_fsdp_enabled:
+            self.teacher = shard_teacher(self.teacher, self.accelerator)
         self._wrapper_is_new, self._diagnosed_step = False, -1
         self._means = RunningMeans()
         self.add_callback(StageCallback(self))
@@ -128,12 +125,8 @@ class LayerLockTrainer(SurvivingTrainer):
     def move_teacher(self, step: int):
         """After the optimizer's step: the teacher follows what learns."""
         if self._teacher_moves and not self.accelerator.optimizer_step_was_skipped:
-            end = (
-                self.args.teacher_momentum
-                if self.args.teacher_momentum_end is None
-                else self.args.teacher_momentum_end
-            )
-            momentum = linear(self.args.teacher_momentum, end, step / self._schedule_steps)
+            begin, end = self.args.teacher_momentum, self.args.teacher_momentum_end
+            momentum = linear(begin, begin if end is None else end, step / self._schedule_steps)
             follow(self.teacher, self._core().encoder, momentum)
 
     @property
@@ -183,8 +176,10 @@ class LayerLockTrainer(SurvivingTrainer):
 
     def create_scheduler(self, num_training_steps: int, optimizer=None):
         if self.lr_scheduler is None:
-            factor = learning_rate_of(self.args, self.stages, num_training_steps)
-            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, factor)
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
+                optimizer or self.optimizer,
+                lambda step: scheduled_factor(step, num_training_steps, self.stages, self.args),
+            )
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
@@ -206,13 +201,15 @@ class LayerLockTrainer(SurvivingTrainer):
 
     def _forward(self, model, inputs):
         stage = self.stage.at(self.state.global_step)
-        return model(
-            **inputs,
-            stage=stage,
-            teacher=self.teacher,
-            # FSDP must see the backward; with fp16, gradients settled before the loss is scaled would underflow
-            settle_blocks=self.args.settle_blocks and not self.is_fsdp_enabled and not self.args.fp16,
-        )
+        # accelerate puts the autocast into the forward, but not into one of FSDP2
+        with self.accelerator.autocast():
+            return model(
+                **inputs,
+                stage=stage,
+                teacher=self.teacher,
+                # FSDP must see the backward; with fp16, gradients settled before the loss is scaled would underflow
+                settle_blocks=self.args.settle_blocks and not self.is_fsdp_enabled and not self.args.fp16,
+            )
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
         # Under FSDP the encoder's layers run within the model's own forward only
@@ -277,15 +274,28 @@ class LayerLockTrainer(SurvivingTrainer):
 
     # ---- checkpoints
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
+        """As in `Trainer`, which however writes no model at all where checkpoints hold a part per process."""
+        if saves_shards(self.accelerator):
+            if _internal_call:  # the parts of the weights come with those of the optimizer
+                self._save_beside_weights(output_dir)
+            else:
+                self._save(output_dir, self.accelerator.get_state_dict(self.model))
+        super().save_model(output_dir, _internal_call)
+
     def _save(self, output_dir=None, state_dict=None):
         super()._save(output_dir, state_dict)
+        self._save_beside_weights(output_dir or self.args.output_dir)
+
+    def _save_beside_weights(self, folder: str):
+        if self._teacher_moves:
+            save_teacher(self.teacher, folder, self.args.should_save)
         if not self.args.should_save:
             return
-        folder = output_dir or self.args.output_dir
-        learning = [name for name, parameter in self._core().named_parameters() if parameter.requires_grad]
+        model = self._core()
+        learning = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+        model.config.save_pretrained(folder)  # which sharded checkpoints lack otherwise
         write_run_file(folder, self.stages, learning, self._identity())
-        if self._teacher_moves:
-            self.teacher.save_pretrained(Path(folder) / TEACHER_FOLDER)
 
     def _identity(self) -> dict:
         """What, besides stages and model, a resumed run must share with the one that wrote the checkpoint."""
@@ -305,9 +315,11 @@ class LayerLockTrainer(SurvivingTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         check_run_file(resume_from_checkpoint, self.stages, self._core(model).config, self._identity())
+        check_weight_names(resume_from_checkpoint)
+        check_weights(resume_from_checkpoint, self.accelerator)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self._teacher_moves:
-            load_model(self.teacher, Path(resume_from_checkpoint) / TEACHER_FOLDER / SAFE_WEIGHTS_NAME)
+            restore_teacher(self.teacher, resume_from_checkpoint)
 
     def _load_optimizer_and_scheduler(self, checkpoint):
         if checkpoint is not None:

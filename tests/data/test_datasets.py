@@ -1,12 +1,14 @@
 import json
 import multiprocessing
+import pickle
+import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 
-from layerlock_hf.data import BadVideos, PretrainingClips, PretrainingCollator, RandomMask, load_videos
+from layerlock_hf.data import BadVideos, PretrainingClips, PretrainingCollator, RandomMask, datasets, load_videos
 
 
 @pytest.fixture
@@ -44,8 +46,8 @@ def test_every_video_once_per_epoch_in_changing_order(videos):
 
 
 def test_a_clip_depends_on_seed_and_position_alone(videos):
-    forward = {position: clips(videos)[position] for position in range(14)}
-    dataset = clips(videos)
+    forward = {position: clips(videos, decode_timeout=0)[position] for position in range(14)}
+    dataset = pickle.loads(pickle.dumps(clips(videos)))
     for position in reversed(range(14)):
         assert torch.equal(dataset[position]["pixel_values_videos"], forward[position]["pixel_values_videos"])
     other = clips(videos, seed=1)
@@ -136,6 +138,75 @@ def test_embedded_videos_are_named_by_row(video):
     assert list(bad_videos._used) == ["row 0 (a.mp4)"]
 
 
+def test_a_video_that_hangs_is_waited_for_once(tmp_path, video, monkeypatch):
+    hanging = str(tmp_path / "hanging.mp4")
+    Path(hanging).write_bytes(Path(video).read_bytes())
+    read_clip = datasets.read_clip
+
+    def read(source, choose):
+        if source == hanging:
+            with open(tmp_path / "log", "a") as log:
+                log.write("hang\n")
+            time.sleep(1000)
+        return read_clip(source, choose)
+
+    monkeypatch.setattr(datasets, "read_clip", read)
+    bad_videos = BadVideos(str(tmp_path / "bad.jsonl"), 4)
+    dataset = clips(mixed(tmp_path, hanging, *[video] * 3), 12, bad_videos=bad_videos, decode_timeout=1)
+    assert len([dataset[position] for position in range(12)]) == 12
+    assert (tmp_path / "log").read_text() == "hang\n"
+    assert list(entries(tmp_path / "bad.jsonl")) == ["hanging.mp4"]
+
+
+def test_rows_without_a_video_are_bad_videos(video):
+    from datasets import Dataset, Video
+
+    rows = [None, {"path": None, "bytes": None}, *[{"path": video, "bytes": None}] * 3]
+    bad_videos = BadVideos(None, 5)
+    dataset = clips(
+        Dataset.from_dict({"video": rows}).cast_column("video", Video(decode=False)), bad_videos=bad_videos
+    )
+    assert len([dataset[position] for position in range(5)]) == 5
+    assert sorted(bad_videos._used) == ["row 0 (None)", "row 1 (None)"]
+
+
+def test_addresses_in_a_list_are_not_requested(tmp_path, server, video):
+    address, requests = server
+    lists = [f"{address}/a.mp4", f"{address}/b.mp4?c", address.replace("http", "rtmp"), f"file:{video}"]
+    (tmp_path / "list.csv").write_text("\n".join(["path", *lists, *[video] * 4]) + "\n")
+    videos = load_videos(str(tmp_path / "list.csv"))
+    bad_videos = BadVideos(None, len(videos))
+    dataset = clips(videos, 8, bad_videos=bad_videos)
+    assert len([dataset[position] for position in range(8)]) == 8
+    assert bad_videos.count() == 4 and requests == []
+    from datasets import Dataset, Video
+
+    rows = [{"path": name, "bytes": None} for name in (*lists, *[video] * 4)]
+    bad_videos = BadVideos(None, len(rows))
+    videos = Dataset.from_dict({"video": rows}).cast_column("video", Video(decode=False))
+    dataset = clips(videos, 8, bad_videos=bad_videos)
+    assert len([dataset[position] for position in range(8)]) == 8
+    assert bad_videos.count() == 4 and requests == []
+
+
+def test_names_in_the_report_stay_in_it(tmp_path, video):
+    hostile = [
+        "../escaped",
+        "/nowhere/escaped",
+        'a"}\n{"path": "innocent.mp4", "reason": "x", "used": false}',
+        "nul\0.mp4",
+    ]
+    videos = mixed(tmp_path, *hostile, *[video] * 4)
+    (tmp_path / "out" / "in").mkdir(parents=True)
+    report = tmp_path / "out" / "in" / "bad.jsonl"
+    before = sorted(tmp_path.rglob("*"))
+    dataset = clips(videos, 8, bad_videos=BadVideos(str(report), len(videos)))
+    assert len([dataset[position] for position in range(8)]) == 8
+    assert sorted(tmp_path.rglob("*")) == sorted([*before, report])
+    reported = [json.loads(line)["path"] for line in report.read_text().splitlines()]
+    assert sorted(reported) == sorted(row["path"] for row in videos["video"][:4])
+
+
 def add_many(path):
     bad_videos = BadVideos(path, 1000)
     for index in range(50):
@@ -187,6 +258,7 @@ def test_one_kind_of_crop(videos):
         {"crop_scale": (0.0, 1.0)},
         {"crop_scale": (0.3,)},
         {"jitter_strength": -1.0},
+        {"decode_timeout": -1.0},
     ],
 )
 def test_wrong_options(videos, options):

@@ -1,5 +1,6 @@
 import csv
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -100,6 +101,51 @@ def test_names_are_no_protocols(video, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert read_clip("concat:a.mp4", middle).num_frames == 30
     assert read_clip_pyav("concat:a.mp4", middle).num_frames == 30
+
+
+def test_what_is_not_a_regular_file_is_not_opened(tmp_path):
+    os.mkfifo(tmp_path / "pipe.mp4")
+    for path in (tmp_path / "pipe.mp4", tmp_path, Path("/dev/zero")):
+        with pytest.raises(DecodingError, match="not a regular file"):
+            read_clip(str(path), middle)
+
+
+def playlists(address):
+    """Text that FFmpeg takes for a video at this address."""
+    profile = "urn:mpeg:dash:profile:isoff-on-demand:2011"
+    return {
+        "a.mpd": f"""<?xml version="1.0"?>
+<MPD xmlns="urn:mpeg:dash:schema:mpd:2011" profiles="{profile}" type="static" mediaPresentationDuration="PT4S">
+<Period><AdaptationSet mimeType="video/mp4" contentType="video"><Representation id="1" bandwidth="1000" width="64"
+height="48" codecs="avc1.4d401f"><BaseURL>{address}</BaseURL></Representation></AdaptationSet></Period></MPD>""",
+        "a.m3u8": f"#EXTM3U\n#EXT-X-VERSION:3\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\n{address}\n#EXT-X-ENDLIST\n",
+        "a.ffconcat": f"ffconcat version 1.0\nfile {address}\n",
+    }
+
+
+@pytest.mark.parametrize("name", playlists(""))
+@pytest.mark.parametrize("guarded", [True, False])
+def test_what_a_playlist_names_is_not_opened(tmp_path, server, video, monkeypatch, name, guarded):
+    if not guarded:  # FFmpeg itself keeps from the network what has got past the check
+        monkeypatch.setattr(decoding, "PLAYLISTS", ())
+        monkeypatch.setattr(decoding, "TEXT", b"")
+    address, requests = server
+    for target in (f"{address}/a.mp4", f"file:{video}") if guarded else (f"{address}/a.mp4",):
+        text = playlists(target)[name]
+        for file in (name, "b.mp4"):
+            (tmp_path / file).write_text(text)
+            for source in (str(tmp_path / file), text.encode()):
+                for read in (read_clip, read_clip_pyav):
+                    with pytest.raises(DecodingError):
+                        read(source, middle)
+    assert requests == []
+
+
+def test_frames_of_changing_size_are_a_decoding_error(tmp_path, monkeypatch, video):
+    sizes = iter([(3, 8, 8), (3, 8, 9)])
+    monkeypatch.setattr(decoding, "_to_tensor", lambda frame: torch.zeros(next(sizes), dtype=torch.uint8))
+    with pytest.raises(DecodingError, match="RuntimeError: .*size"):
+        read_clip_pyav(video, lambda num_frames: [0, 1])
 
 
 def test_pyav_takes_over_with_one_warning(video, without_torchcodec, caplog):

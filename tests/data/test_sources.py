@@ -103,3 +103,64 @@ def test_lists_as_spreadsheets_write_them(tmp_path):
     (tmp_path / "LIST.CSV").write_text("\ufeffpath, label\na.mp4, x\n", encoding="utf-8")
     (row,) = load_videos(str(tmp_path / "LIST.CSV"))
     assert row["video"]["path"].endswith("a.mp4") and row["label"] == "x"
+
+
+@pytest.fixture
+def outside(tmp_path, video):
+    """Names in a list, of a video that lies outside the folder `root` of that list."""
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / "inside.mp4").write_bytes(Path(video).read_bytes())
+    (tmp_path / "private.mp4").write_bytes(Path(video).read_bytes())
+    (tmp_path / "root" / "link.mp4").symlink_to(tmp_path / "private.mp4")
+    (tmp_path / "root" / "folder").symlink_to(tmp_path)
+    (tmp_path / "root-of-another").mkdir()
+    (tmp_path / "root-of-another" / "a.mp4").write_bytes(b"")
+    return [
+        "../private.mp4",
+        str(tmp_path / "private.mp4"),
+        "link.mp4",
+        "folder/private.mp4",
+        "../root-of-another/a.mp4",
+    ]
+
+
+def test_names_may_be_confined_to_a_folder(tmp_path, outside):
+    root = tmp_path / "root"
+    for name in outside:
+        (root / "list.jsonl").write_text("\n".join(json.dumps({"path": path}) for path in ("inside.mp4", name)))
+        with pytest.raises(ValueError, match="row 2 names .*which does not lie in .*set video_root"):
+            load_videos(str(root / "list.jsonl"), video_root=str(root))
+        # The user's own list may name what it likes
+        assert len(load_videos(str(root / "list.jsonl"))) == 2
+        assert len(load_videos(str(root / "list.jsonl"), video_root=str(tmp_path))) == 2
+    with pytest.raises(ValueError, match="row 2 names .*link.mp4"):
+        load_videos(str(root), video_root=str(root))
+    (root / "link.mp4").unlink()
+    assert names(load_videos(str(root), video_root=str(root))) == ["inside.mp4"]
+
+
+def test_embedded_videos_need_not_lie_anywhere(tmp_path, video):
+    rows = [{"path": "/etc/v0.mp4", "bytes": Path(video).read_bytes()}, {"path": "/etc/passwd", "bytes": None}]
+    for count in (1, 2):
+        datasets.Dataset.from_dict({"video": rows[:count]}).to_parquet(tmp_path / "videos.parquet")
+        if count == 1:
+            assert len(load_videos(str(tmp_path / "videos.parquet"), video_root=str(tmp_path))) == 1
+        else:
+            with pytest.raises(ValueError, match="row 2 names '/etc/passwd'"):
+                load_videos(str(tmp_path / "videos.parquet"), video_root=str(tmp_path))
+
+
+def test_a_dataset_of_the_hub_names_downloaded_files_alone(tmp_path, monkeypatch, video):
+    (tmp_path / "cache").mkdir()
+    inside = tmp_path / "cache" / "v0.mp4"
+    inside.write_bytes(Path(video).read_bytes())
+    monkeypatch.setattr("layerlock_hf.data.sources.HF_HUB_CACHE", str(tmp_path / "cache"))
+    for name, is_allowed in ((str(inside), True), ("/etc/passwd", False), ("http://127.0.0.1:9/a.mp4", False)):
+        remote = datasets.Dataset.from_dict({"video": [name]})
+        monkeypatch.setattr(datasets, "load_dataset", lambda source, split, remote=remote: remote)
+        if is_allowed:
+            assert len(load_videos("somebody/videos")) == 1
+        else:
+            with pytest.raises(ValueError, match="'somebody/videos': row 1 names"):
+                load_videos("somebody/videos")
+            assert len(load_videos("somebody/videos", video_root="/")) == 1

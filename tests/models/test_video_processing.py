@@ -233,6 +233,37 @@ def test_urls_are_downloaded(processor, folder, paths):
     assert torch.equal(clip, processor(paths[0]).pixel_values_videos)
 
 
+def test_a_manifest_in_bytes_leads_nowhere(processor, tmp_path, monkeypatch):
+    requests = []
+
+    class Counter(QuietHandler):
+        def do_GET(self):
+            requests.append(self.path)
+            self.send_error(404)
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Counter) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            manifest = (
+                '<MPD xmlns="urn:mpeg:dash:schema:mpd:2011" profiles="urn:mpeg:dash:profile:isoff-on-demand:2011" '
+                'type="static" mediaPresentationDuration="PT4S"><Period><AdaptationSet mimeType="video/mp4" '
+                'contentType="video"><Representation id="1" bandwidth="1000" width="64" height="48" codecs="avc1">'
+                f"<BaseURL>http://127.0.0.1:{server.server_port}/a.mp4</BaseURL></Representation></AdaptationSet>"
+                "</Period></MPD>"
+            ).encode()
+            (tmp_path / "a.mp4").write_bytes(manifest)
+            for source in (manifest, str(tmp_path / "a.mp4")):
+                with pytest.raises(ValueError, match="text, no video"):
+                    processor(source)
+                with monkeypatch.context() as patch:  # what gets past the check, FFmpeg keeps from the network
+                    patch.setattr(video_reading, "TEXT", b"")
+                    with pytest.raises(ValueError):
+                        processor(source)
+        finally:
+            server.shutdown()
+    assert requests == []
+
+
 class QuietHandler(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *args):
         pass

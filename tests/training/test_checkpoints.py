@@ -50,6 +50,22 @@ DAMAGE = {
 }
 
 
+@pytest.mark.parametrize("name", ["../secret", "/etc/hostname", "link"])
+def test_a_manifest_that_leads_outside_is_refused(tmp_path, name):
+    folder = write(tmp_path, 5)
+    (tmp_path / "secret").write_text("")
+    (folder / "link").symlink_to(tmp_path / "secret")
+    (folder / MANIFEST).write_text(json.dumps({name: [0, 0]}))
+    assert f"names {name!r}, which lies outside" in fault(folder)
+
+
+@pytest.mark.parametrize("text", ["[]", '{"weights": 3}', '{"weights": ["x", 1]}', "{"])
+def test_a_manifest_that_makes_no_sense_is_refused(tmp_path, text):
+    folder = write(tmp_path, 5)
+    (folder / MANIFEST).write_text(text)
+    assert "cannot be read" in fault(folder)
+
+
 @pytest.mark.parametrize("name", DAMAGE)
 def test_a_damaged_one_is_named_and_the_next_is_taken(tmp_path, caplog, name):
     damage, reason = DAMAGE[name]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_distributed import launch
+from launching import launch
 
 
 pytestmark = pytest.mark.slow

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from toy_methods import MaskedClips
+from toy_methods import CHECKPOINTING, MaskedClips
 from transformers import TrainerCallback, set_seed
 
 from layerlock_hf.models import LayerLockViTConfig, LayerLockViTForPretraining
@@ -25,12 +25,6 @@ from layerlock_hf.training import (
 STAGES = locked(mae(6), FreezeSchedule(3, 2, 2, num_freezes=3), patch_fraction=0.5)
 LATENTS = "decoders.6.heads.latents"
 SWITCHES = (3, 5, 7)
-# The name of Transformers' older versions warns in later ones
-CHECKPOINTING = next(
-    name
-    for name in ("activation_checkpointing", "gradient_checkpointing")
-    if name in LayerLockTrainingArguments.__dataclass_fields__
-)
 
 
 def arguments(output_dir, **kwargs):
@@ -338,6 +332,7 @@ def test_rehearsal_runs_as_the_run_does(tiny_config, tmp_path):
         ({"max_steps": 0}, "max_steps must be set"),
         ({"switch_warmup_steps": -1}, "switch_warmup_steps"),
         ({"ddp_find_unused_parameters": True}, "ddp_find_unused_parameters"),
+        ({f"{CHECKPOINTING}_kwargs": {"use_reentrant": True}}, "use_reentrant must be False"),
     ],
 )
 def test_user_errors(tmp_path, kwargs, message):

@@ -42,6 +42,12 @@ BLOCKS = {**PREDICTOR, "predictor_depths": [2, 4, 6]}
 SCHEDULE = FreezeSchedule(3, 2, 2, num_freezes=3)
 RANDOM, TUBES = RandomMask(0.75), TubeMask(0.75)
 BLOCK_MASKS = MultiBlockMasks(((2, 0.15), (1, 0.5)), group_size=8)
+# The name of Transformers' older versions warns in later ones
+CHECKPOINTING = next(
+    name
+    for name in ("activation_checkpointing", "gradient_checkpointing")
+    if name in LayerLockTrainingArguments.__dataclass_fields__
+)
 MOVING = {"teacher_momentum": 0.9, "teacher_momentum_end": 1.0}
 
 

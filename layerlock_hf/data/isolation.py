@@ -1,0 +1,159 @@
+"""A child process for decoding, which a video may crash or hang without harm to the run."""
+
+import multiprocessing
+import os
+import pickle
+import resource
+import signal
+import traceback
+import warnings
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+
+from .decoding import DecodingError
+
+
+# One death may be the system's doing, when memory ran out or all processes were ended: two are the video's.
+MAX_DEATHS = 2
+# Seconds after the limit until a child is left alone that no signal ends, such as one that reads from a dead disk
+GRACE = 1.0
+MAX_MEMORY_GIB = 16  # a video can claim frames of any size
+
+
+class DecoderLost(DecodingError):
+    """A video hangs or crashes what decodes it; trying again would cost as much again."""
+
+
+class Isolated:
+    """A function that is called in a child process, forked at the first call and again after a death.
+
+    The child sees everything as it was when forked, and ends with this process. Calls do not overlap.
+
+    Args:
+        function: what to call. Arguments and results are pickled.
+        timeout: seconds that a call may take. What memory it may take is `MAX_MEMORY_GIB` (on Linux).
+    """
+
+    def __init__(self, function: Callable, timeout: float):
+        self.function = function
+        self.timeout = timeout
+        self._owner, self._child, self._pipe = -1, -1, None
+
+    def __call__(self, *arguments):
+        """
+        Raises:
+            DecodingError: as the function does.
+            DecoderLost: if the call takes too long, or the child dies of it.
+            RuntimeError: with the traceback of any other error of the function.
+        """
+        for _ in range(MAX_DEATHS):
+            try:
+                kind, value = self._ask(arguments)
+            except (EOFError, ConnectionError):
+                cause = self._end()
+                if cause != signal.SIGALRM:
+                    continue
+                kind = "timeout"
+            if kind == "timeout":
+                raise DecoderLost(f"decoding takes more than {self.timeout:g} seconds (decode_timeout)")
+            if kind == "decoding error":
+                raise DecodingError(value)
+            if kind == "error":
+                raise RuntimeError(f"in the process that decodes: {value}")
+            return value
+        raise DecoderLost(f"the process that decodes it dies: {signal.strsignal(cause) if cause else 'it exits'}")
+
+    def __del__(self):
+        if self._owner == os.getpid():
+            self._end()
+
+    def __getstate__(self) -> dict:
+        return {**vars(self), "_owner": -1, "_child": -1, "_pipe": None}
+
+    def _ask(self, arguments: tuple) -> tuple[str, object]:
+        """The kind of the answer, and the answer."""
+        if self._owner != os.getpid():  # so far there is none, or this process was itself forked since
+            self._start()
+        try:
+            self._pipe.send_bytes(pickle.dumps(arguments))
+            if self._pipe.poll(self.timeout + GRACE):
+                return pickle.loads(self._pipe.recv_bytes())
+        except (EOFError, ConnectionError):
+            raise
+        except BaseException:  # such as KeyboardInterrupt: the next call must not get the answer to this one
+            self._end()
+            raise
+        self._end(wait=False)
+        return "timeout", None
+
+    def _start(self):
+        ours, theirs = multiprocessing.Pipe()
+        with warnings.catch_warnings():
+            # From Python 3.12 on, about the threads of this process. The child uses none, like a DataLoader's worker.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            child = os.fork()
+        if child == 0:
+            ours.close()
+            _serve(theirs, self.function, self.timeout)
+        theirs.close()
+        self._owner, self._child, self._pipe = os.getpid(), child, ours
+
+    def _end(self, wait: bool = True) -> int:
+        """Kill the child, if it is not dead; the number of the signal that it died of, 0 if of none."""
+        self._owner = -1
+        self._pipe.close()
+        try:
+            os.kill(self._child, signal.SIGKILL)
+            _, status = os.waitpid(self._child, 0 if wait else os.WNOHANG)
+        except (ChildProcessError, ProcessLookupError):  # where SIGCHLD is ignored, the system forgets the dead
+            return 0
+        return os.WTERMSIG(status)
+
+
+def _serve(pipe: Connection, function: Callable, timeout: float) -> NoReturn:
+    """The life of the child: answer calls until the other end of the pipe is closed."""
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)  # it is for the parent to end, and the child ends with it
+        for number in (signal.SIGALRM, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE):
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGALRM])
+        _confine_memory()
+        torch.set_num_threads(1)  # those of the parent did not survive the fork
+        while True:
+            arguments = pickle.loads(pipe.recv_bytes())
+            # Without a handler in Python the alarm ends the process even in the middle of a call into C
+            signal.setitimer(signal.ITIMER_REAL, timeout)
+            try:
+                answer = "result", function(*arguments)
+            except DecodingError as error:
+                answer = "decoding error", str(error)
+            except MemoryError:
+                answer = "decoding error", f"needs more than {MAX_MEMORY_GIB} GiB of memory"
+            except Exception:
+                answer = "error", traceback.format_exc()
+            answer = pickle.dumps(answer, protocol=5)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            pipe.send_bytes(answer)
+    except (EOFError, ConnectionError):
+        os._exit(0)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(1)  # nothing of the parent's is cleaned up here
+
+
+def _confine_memory():
+    """On Linux: limit the memory that this process adds to its own, and let it go first where there is none left."""
+    folder = Path("/proc/self")
+    if (folder / "oom_score_adj").exists():
+        (folder / "oom_score_adj").write_text("1000")
+        used = next(line for line in (folder / "status").read_text().splitlines() if line.startswith("VmData:"))
+        limit = int(used.split()[1]) * 1024 + MAX_MEMORY_GIB * 1024**3
+        _, most = resource.getrlimit(resource.RLIMIT_DATA)
+        if most == resource.RLIM_INFINITY or limit <= most:
+            resource.setrlimit(resource.RLIMIT_DATA, (limit, most))

@@ -1,0 +1,36 @@
+"""A model out of a checkpoint that holds a part per process."""
+
+import warnings
+from pathlib import Path
+
+from huggingface_hub.errors import StrictDataclassError
+from torch.distributed.checkpoint import load
+from torch.distributed.checkpoint.api import CheckpointException
+
+from ..models.configuration_layerlock import LayerLockViTConfig
+from ..models.modeling_layerlock_pretraining import LayerLockViTForPretraining
+from .metadata import check_metadata
+from .run_file import CheckpointRefused
+from .sharding import SHARDED_MODEL
+
+
+def load_sharded(checkpoint: str | Path) -> LayerLockViTForPretraining:
+    """The model of a checkpoint that was written under FSDP with SHARDED_STATE_DICT, by one process.
+
+    Raises:
+        CheckpointRefused: if it is another kind of folder, not complete, or could run code.
+    """
+    weights = Path(checkpoint) / SHARDED_MODEL
+    if not weights.is_dir():
+        raise CheckpointRefused(
+            f"{checkpoint} has no {SHARDED_MODEL}: the Auto classes load checkpoints that are not sharded"
+        )
+    check_metadata(weights)
+    try:
+        model = LayerLockViTForPretraining(LayerLockViTConfig.from_pretrained(checkpoint))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")  # as it is meant
+            load({"model": model.state_dict()}, checkpoint_id=weights, no_dist=True)  # into the model's own tensors
+    except (OSError, ValueError, StrictDataclassError, CheckpointException) as error:
+        raise CheckpointRefused(f"{checkpoint} cannot be loaded: {error}") from error
+    return model

@@ -1,0 +1,92 @@
+"""FSDP2 through accelerate: what a run refuses, how a moving teacher is sharded, what checkpoints need."""
+
+import warnings
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import fsdp2_prepare_model, parse_flag_from_env
+from accelerate.utils.constants import FSDP_MODEL_NAME
+from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
+from torch.distributed.fsdp import MixedPrecisionPolicy, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+
+from .metadata import check_metadata
+from .run_file import CheckpointRefused
+
+
+SHARDED_MODEL, SHARDED_OPTIMIZER = f"{FSDP_MODEL_NAME}_0", "optimizer_0"
+
+
+def set_up_sharding(accelerator: Accelerator, is_asked_for: bool):
+    """Raise a `ValueError` unless FSDP2 runs if FSDP was asked for, by the arguments or by accelerate's configuration,
+    and in a way that freezing survives. Sets its precision."""
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)
+    if plugin is None:
+        # accelerate makes of FSDP what it can, which is DDP on the CPU, without a word
+        if is_asked_for or parse_flag_from_env("ACCELERATE_USE_FSDP"):
+            raise ValueError("fsdp is set, but accelerate would not use it with this launch")
+        return
+    if not accelerator.is_fsdp2:
+        raise ValueError("fsdp_version=1 is not supported, it flattens what is frozen and what learns together: use 2")
+    if plugin.activation_checkpointing:
+        raise ValueError(
+            "activation_checkpointing of fsdp_config is not supported, it renames parameters: set it as a training "
+            "argument"
+        )
+    # Of the predictions beside the loss, which nothing writes into
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
+    if plugin.mixed_precision_policy is not None:
+        # accelerate's policy would round the clips, which are targets too, the positions, the gradients' sums and the
+        # loss. Gathering in low precision is enough: the trainer opens the autocast that DDP runs in
+        plugin.mixed_precision_policy = MixedPrecisionPolicy(
+            plugin.mixed_precision_policy.param_dtype, torch.float32, cast_forward_inputs=False
+        )
+
+
+def saves_shards(accelerator: Accelerator) -> bool:
+    """Whether checkpoints hold a part per process, for which the Trainer writes neither configuration nor run file."""
+    return accelerator.is_fsdp2 and "SHARDED" in str(accelerator.state.fsdp_plugin.state_dict_type)
+
+
+def check_weights(checkpoint: str, accelerator: Accelerator):
+    """Raise `CheckpointRefused` if the weights were not saved the way they would be loaded, or could run code."""
+    names = [SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME]
+    if accelerator.is_fsdp2:
+        names = [SHARDED_MODEL if saves_shards(accelerator) else f"{FSDP_MODEL_NAME}.bin"]
+    folder = Path(checkpoint)
+    if not any((folder / name).exists() for name in names):
+        found = sorted(path.name for path in folder.glob("*model*"))
+        raise CheckpointRefused(
+            f"{checkpoint} holds its weights as {', '.join(found) or 'nothing'}, this run would load {names[0]}: "
+            "resume it under the wrapper (DDP or FSDP) and with the state_dict_type that it was written with"
+        )
+    for part in (SHARDED_MODEL, SHARDED_OPTIMIZER):
+        if (folder / part).is_dir():
+            check_metadata(folder / part)
+
+
+def shard_teacher(teacher: nn.Module, accelerator: Accelerator) -> nn.Module:
+    """Shard a copy of the encoder as accelerate shards the encoder, so that its parts can follow those."""
+    teacher = fsdp2_prepare_model(accelerator, teacher)
+    # The root stays gathered until its backward, and a teacher has none: what follows would not be what teaches
+    teacher.set_reshard_after_forward(True)
+    register_fsdp_forward_method(teacher, "tap")
+    return teacher
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """The part that this process holds of a parameter, which may be all of it."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def whole_state(module: nn.Module) -> dict[str, torch.Tensor]:
+    """All weights of a module that may be sharded, for the first process; empty for the others. All must call it."""
+    return get_model_state_dict(module, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+
+
+def load_whole_state(module: nn.Module, state: dict[str, torch.Tensor]):
+    """The inverse of `whole_state`, of weights that every process has read."""
+    set_model_state_dict(module, state, options=StateDictOptions(full_state_dict=True))

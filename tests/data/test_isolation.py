@@ -1,0 +1,123 @@
+import ctypes
+import os
+import signal
+import time
+
+import pytest
+
+from layerlock_hf.data import DecodingError
+from layerlock_hf.data.isolation import MAX_MEMORY_GIB, DecoderLost, Isolated
+
+
+LIMIT = 1.0  # seconds
+
+
+def hang_in_c():
+    ctypes.PyDLL(None).pause()  # holds the lock of the interpreter: no handler written in Python would ever run
+
+
+def act(what):
+    if what == "hang":
+        time.sleep(1000)
+    if what == "hang in C":
+        hang_in_c()
+    if what == "crash":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if what == "exit":
+        os._exit(3)
+    if what == "bad":
+        raise DecodingError("no frames")
+    if what == "allocate":
+        return len(bytearray((MAX_MEMORY_GIB + 1) * 1024**3))
+    if what == "bug":
+        raise KeyError("culprit")
+    if what == "terminate":
+        os.kill(os.getpid(), signal.SIGTERM)
+    return os.getpid(), what
+
+
+@pytest.fixture
+def isolated():
+    return Isolated(act, LIMIT)
+
+
+def test_one_child_answers_all_calls(isolated):
+    child, answer = isolated(1)
+    assert child != os.getpid() and answer == 1
+    assert [isolated(n) for n in range(3)] == [(child, n) for n in range(3)]
+
+
+@pytest.mark.parametrize("what", ["hang", "hang in C"])
+def test_a_call_that_hangs_is_given_up(isolated, what):
+    isolated(0)
+    start = time.monotonic()
+    with pytest.raises(DecoderLost, match=r"more than 1 seconds \(decode_timeout\)"):
+        isolated(what)
+    assert LIMIT <= time.monotonic() - start < LIMIT + 3
+    assert isolated("next")[1] == "next"
+
+
+@pytest.mark.parametrize("what, cause", [("crash", "Segmentation fault"), ("exit", "it exits")])
+def test_a_call_that_kills_the_child_is_named(isolated, what, cause):
+    with pytest.raises(DecoderLost, match=cause):
+        isolated(what)
+    assert isolated("next")[1] == "next"
+
+
+def test_a_child_that_others_kill_is_replaced(isolated):
+    child, _ = isolated(0)
+    os.kill(child, signal.SIGKILL)
+    other, answer = isolated(1)
+    assert answer == 1 and other != child
+
+
+def test_errors_of_the_function(isolated):
+    child, _ = isolated(0)
+    with pytest.raises(DecodingError, match="^no frames$"):
+        isolated("bad")
+    with pytest.raises(DecodingError, match="needs more than 16 GiB of memory"):
+        isolated("allocate")
+    with pytest.raises(RuntimeError, match="KeyError: 'culprit'"):
+        isolated("bug")
+    assert isolated("terminate") == (child, "terminate")
+
+
+def test_an_interrupted_call_does_not_answer_the_next_one(isolated, monkeypatch):
+    isolated(0)
+
+    def interrupt(timeout):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(isolated._pipe, "poll", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            isolated(1)
+    assert isolated(2)[1] == 2
+
+
+def test_children_end_with_their_owner():
+    isolated = Isolated(act, LIMIT)
+    child, _ = isolated(0)
+    del isolated
+    with pytest.raises(ProcessLookupError):
+        os.kill(child, 0)
+    readable, writable = os.pipe()
+    worker = os.fork()
+    if worker == 0:
+        os.write(writable, str(Isolated(act, LIMIT)(0)[0]).encode())
+        os.kill(os.getpid(), signal.SIGKILL)
+    grandchild = int(os.read(readable, 100))
+    os.waitpid(worker, 0)
+    os.close(readable), os.close(writable)
+    deadline = time.monotonic() + 5
+    while is_alive(grandchild) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not is_alive(grandchild)
+
+
+def is_alive(process):
+    try:
+        with open(f"/proc/{process}/stat") as file:
+            return file.read().split()[2] != "Z"
+    except FileNotFoundError:
+        return False
