@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
-from toy_methods import TINY, Clips, make_trainer, step_logs, weights
+from toy_methods import TINY, Clips, make_trainer, step_logs
 from transformers import TrainerCallback, set_seed
 
 from layerlock_hf.data import PretrainingCollator, RandomMask
@@ -59,7 +59,10 @@ class WatchCallback(TrainerCallback):
         return allreduce_hook(None, bucket)
 
     def on_step_begin(self, args, state, control, **kwargs):
-        self.reduced, self.syncs, self.before = 0, [], weights(self.trainer.model)
+        self.reduced, self.syncs = 0, []
+        # Copies of what learns would hide what a switch leaves in memory
+        named = self.trainer.model.named_parameters()
+        self.before = {name: parameter.clone() for name, parameter in named if not parameter.requires_grad}
         self.is_new = self.trainer._wrapper_is_new
         if self.is_new:
             self.trainer.model_wrapped.register_comm_hook(None, self.reduce)

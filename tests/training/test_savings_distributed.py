@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from test_distributed import HERE, launch
+from launching import HERE, launch
 
 
 @pytest.fixture(scope="module")
