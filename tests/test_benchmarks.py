@@ -1,4 +1,5 @@
-"""The benchmark of methods, without training: what it runs, keeps and reports; the plan of memory against bytes."""
+"""The benchmark of methods, without training: what it runs, keeps and reports. That of savings, in small; the plan
+of memory against bytes."""
 
 import importlib.util
 import json
@@ -113,6 +114,25 @@ def test_collapse_is_read_at_the_deepest_source(methods, tmp_path):
         row |= {f"depth_{depth}/effective_rank": rank, f"depth_{depth}/feature_std": rank / 10}
     (tmp_path / "metrics.jsonl").write_text(json.dumps(row) + "\n")
     assert methods.rank_curve(tmp_path, 100) == [{"step": 103, "effective_rank": 7.0, "feature_std": 0.7}]
+
+
+def test_savings_reports_every_stage(monkeypatch, tmp_path, capsys):
+    spec = importlib.util.spec_from_file_location("savings", ROOT / "benchmarks" / "savings.py")
+    savings = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "savings", savings)  # dataclasses look their module up
+    spec.loader.exec_module(savings)
+    monkeypatch.setattr(savings, "peaks_of", lambda preset, sizes, name, batch_size: [1.0] * 9)
+    sizes = {"image_size": 16, "patch_size": 4, "num_frames": 4, "hidden_size": 32, "intermediate_size": 64}
+    savings.main("tiny", sizes, ["freezing", "latents_5"], batch_size=2, repeats=1, output_dir=tmp_path)
+    results = json.loads((tmp_path / "savings.json").read_text())
+    assert [row["num_frozen"] for row in results["freezing"]] == [0, 2, 4, 6, 8, 10, 12, 14, 16]
+    assert [row["num_frozen"] for row in results["latents_5"]] == [0, 2, 4, 6, 8]
+    for rows in results.values():
+        for key in ("flops", "all_reduced_bytes", "optimizer_bytes"):
+            values = [row[key] for row in rows]
+            assert values == sorted(set(values), reverse=True), key
+    assert "freezing alone, 16 layers, 75% masked" in capsys.readouterr().out
+    assert (tmp_path / "savings.png").is_file()
 
 
 STAGES = locked(mae(6), FreezeSchedule(1, 1, 2, num_freezes=3))

@@ -11,8 +11,6 @@ from typing import ClassVar, Literal
 import torch
 import torch.nn.functional as F
 
-from .positions_layerlock import take_tokens
-
 
 LOSSES = {"l1": F.l1_loss, "l2": F.mse_loss}
 
@@ -56,7 +54,7 @@ class Pixels(Target):
     def compute(self, networks: dict, video: torch.Tensor, ids: torch.Tensor | None) -> torch.Tensor:
         """(B, T, C, H, W), (B, M) -> (B, M, P)"""
         encoder = networks["encoder"]
-        patches = take_tokens(encoder.patchify(video), ids).float()
+        patches = encoder.patchify(video, ids).float()
         if not self.normalize:
             return patches
         channels = patches.unflatten(-1, (-1, encoder.config.num_channels))

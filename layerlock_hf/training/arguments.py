@@ -59,6 +59,10 @@ class LayerLockTrainingArguments(TrainingArguments):
     settle_blocks: bool = field(
         default=True, metadata={"help": "Local stages: backpropagate each block before the next one runs."}
     )
+    frozen_dtype: str | None = field(
+        default=None,
+        metadata={"help": "bfloat16: keep the linear weights of frozen layers in it. Same results, with bf16=True."},
+    )
     diagnostics_steps: int = field(
         default=100, metadata={"help": "Steps between measurements of feature_std and effective_rank; 0: never."}
     )
@@ -107,6 +111,10 @@ class LayerLockTrainingArguments(TrainingArguments):
             )
         if self.diagnostics_steps < 0:
             raise ValueError(f"diagnostics_steps must not be negative, got {self.diagnostics_steps}")
+        if self.frozen_dtype not in (None, "bfloat16"):
+            raise ValueError(f"frozen_dtype must be bfloat16 or not be set, got {self.frozen_dtype}")
+        if self.frozen_dtype and not self.bf16:
+            raise ValueError("frozen_dtype=bfloat16 needs bf16=True: without autocast, layers compute in float32")
         # Two names of one argument, the first one the older
         for name in ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"):
             if (getattr(self, name, None) or {}).get("use_reentrant"):

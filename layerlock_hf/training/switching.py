@@ -7,6 +7,9 @@ from accelerate import Accelerator
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ..models.modeling_layerlock_pretraining import LayerLockViTForPretraining
+from ..models.objectives import Stage
+
 
 def rebuild_optimizer(
     optimizer: torch.optim.Optimizer, model: nn.Module, decayed_names: list[str], fresh_parameters: set
@@ -25,6 +28,16 @@ def rebuild_optimizer(
     for parameter in model.parameters():
         if not parameter.requires_grad:
             parameter.grad = None  # a stale gradient would count in the norm that is clipped
+
+
+def freeze(model: LayerLockViTForPretraining, stage: Stage, frozen_dtype: str | None = None):
+    """Let what learns in this stage require gradients. With a dtype, the linear layers of the frozen prefix are kept
+    in it: in that of autocast, which casts them (and neither norms nor tables) anyway, no result changes by a bit."""
+    model.freeze_for(stage)
+    for depth, layer in enumerate(model.encoder.layers if frozen_dtype else (), start=1):
+        for module in layer.modules():
+            if isinstance(module, nn.Linear):
+                module.to(getattr(torch, frozen_dtype) if depth <= stage.num_frozen else torch.float32)
 
 
 def rewrap(wrapper: nn.Module, accelerator: Accelerator) -> bool:

@@ -5,6 +5,7 @@ import math
 from dataclasses import replace
 
 import torch
+from accelerate.utils import DynamoBackend, TorchDynamoPlugin
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainerCallback
@@ -14,6 +15,7 @@ from ..models.modeling_layerlock_pretraining import LayerLockViTForPretraining, 
 from ..models.objectives import Stage
 from .arguments import LayerLockTrainingArguments
 from .callbacks import StageCallback, StopwatchCallback
+from .compiling import compile_layers
 from .diagnostics import feature_statistics
 from .flops import step_flops
 from .foreign import check_weight_names
@@ -24,7 +26,7 @@ from .schedules import cosine, linear, scheduled_factor
 from .sharding import check_weights, saves_shards, set_up_sharding, shard_teacher
 from .stages import check_stages, stage_at
 from .surviving import SurvivingTrainer
-from .switching import discard_a_backward, rebuild_optimizer, rewrap
+from .switching import discard_a_backward, freeze, rebuild_optimizer, rewrap
 from .teachers import check_teacher, copy_of, digest, distance, follow, restore_teacher, save_teacher
 
 
@@ -78,6 +80,8 @@ class LayerLockTrainer(SurvivingTrainer):
             model=model, args=args, train_dataset=train_dataset, data_collator=data_collator, callbacks=callbacks
         )
         set_up_sharding(self.accelerator, bool(self.args.fsdp))
+        if self.args.frozen_dtype and self.is_fsdp_enabled:
+            raise ValueError("frozen_dtype: FSDP shards the parameters of a layer together, which needs one dtype")
         self.stage = self.stages[0]
         self._teacher_moves = teacher is None and any(stage.needs_teacher for stage in self.stages)
         if self._teacher_moves and args.teacher_momentum == 1:
@@ -90,11 +94,20 @@ class LayerLockTrainer(SurvivingTrainer):
         check_teacher(self.teacher, self.stages, model.config)
         if self.teacher is not None:
             self.teacher.to(self.args.device)
+        if self._dynamo.backend != DynamoBackend.NO:
+            for network in (model, self.teacher):
+                compile_layers(network, self.args.gradient_checkpointing, **self._dynamo.to_kwargs())
         if self._teacher_moves and self.is_fsdp_enabled:
             self.teacher = shard_teacher(self.teacher, self.accelerator)
         self._wrapper_is_new, self._diagnosed_step = False, -1
         self._means = RunningMeans()
         self.add_callback(StageCallback(self))
+
+    def _build_accelerator_args(self, **kwargs):
+        built = super()._build_accelerator_args(**kwargs)
+        # accelerate would compile the model as a whole
+        self._dynamo, built["dynamo_plugin"] = built["dynamo_plugin"], TorchDynamoPlugin(backend="no")
+        return built
 
     # ---- stages
 
@@ -124,7 +137,7 @@ class LayerLockTrainer(SurvivingTrainer):
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         """An optimizer over exactly the parameters that learn at the step where training starts."""
         self.stage = stage_at(self.stages, max(self.state.global_step - 1, 0))
-        self._core(model).freeze_for(self.stage)
+        freeze(self._core(model), self.stage, self.args.frozen_dtype)
         self.optimizer = None
         self._wrapper_is_new = True
         return super().create_optimizer(model)
@@ -145,11 +158,11 @@ class LayerLockTrainer(SurvivingTrainer):
             for objective in stage.objectives
             if (objective.source, objective.target) not in known
         }
-        model.freeze_for(stage)
+        self.stage = stage
+        freeze(model, stage, self.args.frozen_dtype)
         # Seeded by (seed, stage) alone: the same on every process and after a resume
         generator = torch.Generator().manual_seed(self.args.seed * 1_000_003 + stage.start)
         heads = [model.reset_head(source, name, generator) for source, name in sorted(fresh)]
-        self.stage = stage
         fresh_parameters = {parameter for head in heads for parameter in head.parameters()}
         decayed = self.get_decay_parameter_names(model)
         rebuild_optimizer(getattr(self.optimizer, "optimizer", self.optimizer), model, decayed, fresh_parameters)

@@ -12,7 +12,7 @@ from layerlock_hf.models import (
     patchify,
     unpatchify,
 )
-from layerlock_hf.models.positions_layerlock import resample_positions, rotary_embedding, rotate
+from layerlock_hf.models.positions_layerlock import resample_positions, rotary_embedding, rotate, take_tokens
 
 
 @pytest.fixture
@@ -193,6 +193,8 @@ def test_patchify_and_back():
     # Token (t, h, w) = (1, 0, 2); its box is ordered frame, row, column, channel
     box = video[1, 2:4, :, 0:4, 8:12].permute(0, 2, 3, 1).reshape(-1)
     assert torch.equal(patches[1, 6 + 2], box)
+    ids = torch.rand(2, 12).argsort(dim=1)[:, :5]
+    assert torch.equal(patchify(video, 2, 4, ids), take_tokens(patches, ids))
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 3, 8, 8), (1, 4, 3, 9, 8), (1, 4, 3, 8, 6), (4, 3, 8, 8)])
