@@ -1,4 +1,4 @@
-"""A Trainer whose runs survive: crashes, full disks, pre-emption, hung processes and restarts."""
+"""A Trainer whose runs survive: crashes, full disks, preemption, hung processes and restarts."""
 
 import functools
 import shutil

@@ -1,4 +1,4 @@
-"""Runs whose processes are killed, stopped, pre-empted and out of disk, against the run that nothing happened to."""
+"""Runs whose processes are killed, stopped, preempted and out of disk, against the run that nothing happened to."""
 
 import functools
 import os
