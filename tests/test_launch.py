@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import re
+import runpy
 import shutil
 import signal
 import subprocess
@@ -111,6 +112,20 @@ def test_hf_jobs_understands_its_options():
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
     assert "not submitted" in result.stdout and "--config recipe.yaml --name" in result.stdout
+
+
+def test_ray_passes_arguments_that_pretrain_knows(program):
+    """Ray itself is not installed, so its workers are not started."""
+    path = LAUNCH / "ray_train.py"
+    space = runpy.run_path(str(path))
+    command = re.search(r"^python scripts/launch/ray_train\.py (.+?)\n\n?$", space["__doc__"], re.M | re.S).group(1)
+    arguments = command.replace("\\\n", "").split()
+    ray, rest = space["parse"]([*arguments, "--on_cpu", "--ddp_timeout", "90"])
+    assert ray.num_workers == 8 and ray.on_cpu and ray.ddp_timeout == 90
+    training_args = program.parse(rest)[-1]
+    assert training_args.ddp_timeout == 90 and training_args.use_cpu
+    assert training_args.resume_from_checkpoint == "auto"
+    assert training_args.per_device_train_batch_size == 32
 
 
 class Cluster:
