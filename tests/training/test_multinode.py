@@ -1,25 +1,20 @@
 """Several machines, played by launches of their own: on this one, and in network namespaces that share a cable."""
 
+import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from forked import free_port
 
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-METHOD = "layerlock"  # four stages within the eight steps of `toy_run`
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
+JOB = {"name": "toy", "keep": True, "settings": {"per_device_train_batch_size": 2}}  # four stages in ten steps
 
 
 def train(output_dir: Path, nodes: list[dict], address: str = "127.0.0.1") -> list[dict]:
@@ -31,7 +26,7 @@ def train(output_dir: Path, nodes: list[dict], address: str = "127.0.0.1") -> li
         command += ["--config_file", str(ROOT / "scripts" / "launch" / "nodes_ddp.yaml"), "--num_processes", "2"]
         command += ["--num_machines", str(len(nodes)), "--machine_rank", str(rank)]
         command += ["--main_process_ip", address, "--main_process_port", str(port)]
-        command += [str(HERE / "toy_run.py"), str(output_dir), "2", METHOD]
+        command += [str(HERE / "toy_run.py"), str(output_dir), json.dumps([JOB])]
         variables = {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": f"{ROOT}:{HERE}", "OMP_NUM_THREADS": "1"}
         environment = {**os.environ, **variables, **node.get("variables", {})}
         with (output_dir / f"node-{rank}.log").open("w") as log:
@@ -43,7 +38,7 @@ def train(output_dir: Path, nodes: list[dict], address: str = "127.0.0.1") -> li
             process.terminate()  # the agent ends its workers
             process.wait(timeout=60)
     assert not any(codes), "\n".join(path.read_text()[-3000:] for path in sorted(output_dir.glob("*.log")))
-    return [torch.load(output_dir / f"{METHOD}-{rank}.pt")["model"] for rank in range(2)]
+    return [torch.load(output_dir / f"toy-{rank}.pt")["model"] for rank in range(2)]
 
 
 @pytest.fixture(scope="module")
