@@ -152,7 +152,7 @@ def plan(path: str, cards: list[int], num_ranks: list[int]) -> list[dict]:
         for ranks in num_ranks:  # whose weights are bf16 when they are gathered
             ways[f"FSDP2 on {ranks}"] = sum(state_bytes(model, ranks).values()) + gathered_bytes(model, bf16), (0, 0)
         row = {"from step": str(stage.start), "frozen layers": str(stage.num_frozen), **state}
-        row |= {"frozen, were they bf16": state["frozen"] // 2, "DDP's buckets": state["gradients"]}
+        row |= {"frozen, with `frozen_dtype`": state["frozen"] // 2, "DDP's buckets": state["gradients"]}
         row |= {"bf16 copies": steps[0], "activations of a clip": clips[0], "the same, checkpointed": clips[1]}
         row |= {f"all but activations, {way}": fixed for way, (fixed, _) in ways.items()}
         for card in cards:

@@ -319,7 +319,7 @@ def build(arguments: list[str]):
         readout_args.add_to(trainer, *readout)
     if checkpoint is None and not data_args.rehearse and output.is_dir() and get_last_checkpoint(output):
         raise ValueError(
-            f"output_dir: {output} holds checkpoints of another run; go on with it by --resume_from_checkpoint auto, "
+            f"output_dir: {output} holds checkpoints; go on from the newest by --resume_from_checkpoint auto, "
             "or choose another folder"
         )
     if training_args.process_index == 0:

@@ -18,7 +18,7 @@ from layerlock_hf.data.procedural import write_procedural_dataset
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAM = ROOT / "scripts" / "pretrain.py"
-NUM_STEPS = 24
+NUM_STEPS = 96  # long enough for the signal to arrive in the middle
 MEASURED = (
     "clips_per_second",
     "peak_memory_gib",
@@ -30,7 +30,7 @@ MEASURED = (
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory, tiny_sizes):
-    """Four stages in 24 steps, on four videos."""
+    """Four stages in 96 steps, on four videos."""
     folder = tmp_path_factory.mktemp("recipe")
     write_procedural_dataset(folder / "data", 4, num_frames=8, image_size=16, progress=False)
     settings = {
@@ -38,8 +38,8 @@ def recipe(tmp_path_factory, tiny_sizes):
         **tiny_sizes,
         "frame_stride": 1,
         "mask_ratio": 0.75,
-        "freeze_start": 6,
-        "freeze_interval": 6,
+        "freeze_start": 24,
+        "freeze_interval": 24,
         "layers_per_freeze": 2,
         "num_freezes": 3,
         "max_steps": NUM_STEPS,
@@ -89,7 +89,8 @@ def test_sigterm_saves_and_the_same_command_goes_on(tmp_path, recipe, num_proces
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     assert start(recipe, whole, num_processes).wait(timeout=240) == 0
     process = start(recipe, stopped, num_processes)
-    while len(rows(stopped)) < 5 and process.poll() is None:
+    end = time.monotonic() + 120
+    while len(rows(stopped)) < 5 and process.poll() is None and time.monotonic() < end:
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
     status = process.wait(timeout=120)

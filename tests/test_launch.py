@@ -151,7 +151,7 @@ class Cluster:
         environment = {**os.environ, **job, "PATH": f"{self.bin}:{os.environ['PATH']}"}
         with subprocess.Popen(["bash", str(LAUNCH / "slurm.sbatch"), "--seed", "1"], env=environment) as process:
             if stop:
-                while not (self.out / "running").exists():
+                while not (self.out / "running").exists() and process.poll() is None:
                     time.sleep(0.05)
                 process.send_signal(signal.SIGUSR1)
             code = process.wait(timeout=60)
@@ -198,3 +198,21 @@ def test_slurm_stops_the_workers_and_requeues(cluster):
     assert cluster.run(agent, stop=True) == (0, True)
     assert time.monotonic() - started < 40  # the worker did not sleep to its end
     assert not (cluster.out / "hit").exists() and cluster.num_failures() == 0
+
+
+def test_a_node_that_is_stopped_while_it_waits_does_not_start_again(tmp_path):
+    starts = tmp_path / "starts"
+    command = ["bash", str(LAUNCH / "node.sh"), "bash", "-c", f"echo >> {starts}; exit 1"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert "attempt 0 ended with 1" in process.stderr.readline()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 1
+    assert starts.read_text() == "\n"
+
+
+def test_a_node_starts_again_until_it_is_done(tmp_path):
+    starts = tmp_path / "starts"
+    command = f"echo >> {starts}; [ $(wc -l < {starts}) -eq 2 ]"
+    result = subprocess.run(["bash", str(LAUNCH / "node.sh"), "bash", "-c", command], timeout=60)
+    assert result.returncode == 0
+    assert starts.read_text() == "\n\n"

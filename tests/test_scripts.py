@@ -460,7 +460,7 @@ def test_demo(tmp_path):
 
 def test_checkpoints_of_another_run_are_not_mixed_in(run, finished):
     before = contents(finished)
-    with pytest.raises(SystemExit, match="error: output_dir: .* holds checkpoints of another run"):
+    with pytest.raises(SystemExit, match="error: output_dir: .* holds checkpoints; go on"):
         run(finished)
     with pytest.raises(SystemExit, match="error: .* was written with seed 42, now it is 7"):
         run(finished, "--resume_from_checkpoint", "auto", "--seed", 7, "--max_steps", 5)

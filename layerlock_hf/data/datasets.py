@@ -1,11 +1,9 @@
 """The clips of a pretraining run."""
 
-import math
-
 import numpy as np
 import torch
 
-from .decoding import Clip, DecodingError, read_clip
+from .decoding import Clip, DecodingError, decoder_name, read_clip
 from .isolation import DecoderLost, Isolated
 from .reports import BadData, BadVideos
 from .transforms import (
@@ -79,8 +77,8 @@ class PretrainingClips(torch.utils.data.Dataset):
         resize_factor = RESIZE_FACTOR if resize_factor is None else resize_factor
         if resize_factor < 1:
             raise ValueError(f"resize_factor is {resize_factor}; give at least 1")
-        if not 0 <= decode_timeout < math.inf:
-            raise ValueError(f"decode_timeout is {decode_timeout}; give seconds, or 0 for no limit")
+        if decode_timeout != 0 and not 0.1 <= decode_timeout <= 1e6:
+            raise ValueError(f"decode_timeout is {decode_timeout}; give seconds from 0.1 on, or 0 for no limit")
         self.videos = videos
         self.num_samples = num_samples
         self.num_frames = num_frames
@@ -91,6 +89,7 @@ class PretrainingClips(torch.utils.data.Dataset):
         self.jitter_strength = jitter_strength
         self.seed = seed
         self.bad_videos = bad_videos if bad_videos is not None else BadVideos(None, len(videos))
+        decoder_name()  # loaded here once, and not by every child within its first decode_timeout
         self._epoch = -1
         self._order: list[int] = []
         self._make = Isolated(self._make_clip, decode_timeout) if decode_timeout else self._make_clip

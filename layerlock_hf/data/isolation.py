@@ -1,10 +1,13 @@
 """A child process for decoding, which a video may crash or hang without harm to the run."""
 
+import contextlib
+import ctypes
 import multiprocessing
 import os
 import pickle
 import resource
 import signal
+import sys
 import traceback
 import warnings
 from collections.abc import Callable
@@ -95,8 +98,12 @@ class Isolated:
         with warnings.catch_warnings():
             # From Python 3.12 on, about the threads of this process. The child uses none, like a DataLoader's worker.
             warnings.simplefilter("ignore", DeprecationWarning)
-            child = os.fork()
+            owner, child = os.getpid(), os.fork()
         if child == 0:
+            if sys.platform == "linux":  # also in the middle of a call; what it inherited, such as ports, goes with it
+                ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+                if os.getppid() != owner:
+                    os._exit(0)
             ours.close()
             _serve(theirs, self.function, self.timeout)
         theirs.close()
@@ -122,6 +129,7 @@ def _serve(pipe: Connection, function: Callable, timeout: float) -> NoReturn:
         for number in (signal.SIGALRM, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE):
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGALRM])
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # it would be that of the whole run, at every crash
         _confine_memory()
         torch.set_num_threads(1)  # those of the parent did not survive the fork
         while True:
@@ -132,10 +140,12 @@ def _serve(pipe: Connection, function: Callable, timeout: float) -> NoReturn:
                 answer = "result", function(*arguments)
             except DecodingError as error:
                 answer = "decoding error", str(error)
-            except MemoryError:
-                answer = "decoding error", f"needs more than {MAX_MEMORY_GIB} GiB of memory"
-            except Exception:
-                answer = "error", traceback.format_exc()
+            except Exception as error:
+                # PyTorch's is a RuntimeError
+                if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
+                    answer = "decoding error", f"needs more than {MAX_MEMORY_GIB} GiB of memory"
+                else:
+                    answer = "error", traceback.format_exc()
             answer = pickle.dumps(answer, protocol=5)
             signal.setitimer(signal.ITIMER_REAL, 0)
             pipe.send_bytes(answer)
@@ -151,9 +161,10 @@ def _confine_memory():
     """On Linux: limit the memory that this process adds to its own, and let it go first where there is none left."""
     folder = Path("/proc/self")
     if (folder / "oom_score_adj").exists():
-        (folder / "oom_score_adj").write_text("1000")
+        with contextlib.suppress(OSError):  # /proc may be read-only
+            (folder / "oom_score_adj").write_text("1000")
         used = next(line for line in (folder / "status").read_text().splitlines() if line.startswith("VmData:"))
-        limit = int(used.split()[1]) * 1024 + MAX_MEMORY_GIB * 1024**3
-        _, most = resource.getrlimit(resource.RLIMIT_DATA)
-        if most == resource.RLIM_INFINITY or limit <= most:
+        limit = int(int(used.split()[1]) * 1024 + MAX_MEMORY_GIB * 1024**3)
+        now, most = resource.getrlimit(resource.RLIMIT_DATA)
+        if now == resource.RLIM_INFINITY or limit < now:  # never wider than it was
             resource.setrlimit(resource.RLIMIT_DATA, (limit, most))

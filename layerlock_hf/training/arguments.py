@@ -94,6 +94,8 @@ class LayerLockTrainingArguments(TrainingArguments):
             raise ValueError("deepspeed is not supported: it keeps training layers that have been frozen")
         if self.enable_jit_checkpoint:
             raise ValueError("enable_jit_checkpoint is not needed: SIGTERM always saves a checkpoint")
+        if self.ddp_timeout < 1:
+            raise ValueError(f"ddp_timeout must be at least 1 second, got {self.ddp_timeout}")
         start_processes(self.use_cpu, self.ddp_backend, self.ddp_timeout)
         super().__post_init__()
         if self.max_steps <= 0:

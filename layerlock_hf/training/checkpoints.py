@@ -56,7 +56,7 @@ def fault(folder: Path) -> str | None:
         outside = [name for name in manifest if not (folder / name).resolve().is_relative_to(folder.resolve())]
         sizes = {name: int(size) for name, (size, _) in manifest.items()}
     except FileNotFoundError:
-        return f"it has no {MANIFEST}: it was never completed"
+        return f"it has no {MANIFEST}: it was never completed, or is no checkpoint-N"
     except (OSError, ValueError, TypeError, AttributeError) as error:
         return f"its {MANIFEST} cannot be read: {error}"
     if outside:

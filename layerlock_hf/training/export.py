@@ -21,6 +21,8 @@ def load_sharded(checkpoint: str | Path) -> LayerLockViTForPretraining:
         CheckpointRefused: if it is another kind of folder, not complete, or could run code.
     """
     weights = Path(checkpoint) / SHARDED_MODEL
+    if not Path(checkpoint).is_dir():
+        raise CheckpointRefused(f"there is no checkpoint {checkpoint}")
     if not weights.is_dir():
         raise CheckpointRefused(
             f"{checkpoint} has no {SHARDED_MODEL}: the Auto classes load checkpoints that are not sharded"

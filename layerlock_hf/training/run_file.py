@@ -42,7 +42,11 @@ def read_run_file(checkpoint: str) -> dict:
     path = Path(checkpoint) / RUN_FILE
     if not path.is_file():
         raise CheckpointRefused(f"{checkpoint} is not a checkpoint of LayerLockTrainer: it has no {RUN_FILE}")
-    return json.loads(path.read_text())
+    try:
+        record = json.loads(path.read_text())
+        return {name: record[name] for name in ("stages", "learning", "identity")}
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointRefused(f"{path} cannot be read: {error!r}") from error
 
 
 def check_run_file(checkpoint: str, stages: list[Stage], config: LayerLockViTConfig, identity: dict):

@@ -27,7 +27,7 @@ def set_up_sharding(accelerator: Accelerator, is_asked_for: bool):
     if plugin is None:
         # accelerate makes of FSDP what it can, which is DDP on the CPU, without a word
         if is_asked_for or parse_flag_from_env("ACCELERATE_USE_FSDP"):
-            raise ValueError("fsdp is set, but accelerate would not use it with this launch")
+            raise ValueError("fsdp is set, but accelerate would not use it with this launch: it needs several GPUs")
         return
     if not accelerator.is_fsdp2:
         raise ValueError("fsdp_version=1 is not supported, it flattens what is frozen and what learns together: use 2")

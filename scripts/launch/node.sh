@@ -28,5 +28,6 @@ for restart in $(seq 0 "$MAX_RESTARTS"); do
     [ $code -ne 0 ] && [ -z "$stopped" ] || exit $code
     echo "attempt $restart ended with $code" >&2
     sleep 3 # for the others to notice, and let go of the port
+    [ -z "$stopped" ] || exit $code
 done
 exit $code

@@ -1,9 +1,11 @@
 import ctypes
 import os
 import signal
+import threading
 import time
 
 import pytest
+import torch
 
 from layerlock_hf.data import DecodingError
 from layerlock_hf.data.isolation import MAX_MEMORY_GIB, DecoderLost, Isolated
@@ -29,6 +31,8 @@ def act(what):
         raise DecodingError("no frames")
     if what == "allocate":
         return len(bytearray((MAX_MEMORY_GIB + 1) * 1024**3))
+    if what == "allocate a tensor":
+        return torch.empty((MAX_MEMORY_GIB + 1) * 1024**3, dtype=torch.uint8).nbytes
     if what == "bug":
         raise KeyError("culprit")
     if what == "terminate":
@@ -75,8 +79,9 @@ def test_errors_of_the_function(isolated):
     child, _ = isolated(0)
     with pytest.raises(DecodingError, match="^no frames$"):
         isolated("bad")
-    with pytest.raises(DecodingError, match="needs more than 16 GiB of memory"):
-        isolated("allocate")
+    for what in ("allocate", "allocate a tensor"):
+        with pytest.raises(DecodingError, match="needs more than 16 GiB of memory"):
+            isolated(what)
     with pytest.raises(RuntimeError, match="KeyError: 'culprit'"):
         isolated("bug")
     assert isolated("terminate") == (child, "terminate")
@@ -101,11 +106,18 @@ def test_children_end_with_their_owner():
     del isolated
     with pytest.raises(ProcessLookupError):
         os.kill(child, 0)
+
+
+@pytest.mark.parametrize("what", [0, "hang"])
+def test_children_end_with_an_owner_that_is_killed(what):
     readable, writable = os.pipe()
     worker = os.fork()
     if worker == 0:
-        os.write(writable, str(Isolated(act, LIMIT)(0)[0]).encode())
-        os.kill(os.getpid(), signal.SIGKILL)
+        isolated = Isolated(act, 100)
+        os.write(writable, str(isolated(0)[0]).encode())
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGKILL)).start()
+        isolated(what)
+        time.sleep(100)
     grandchild = int(os.read(readable, 100))
     os.waitpid(worker, 0)
     os.close(readable), os.close(writable)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import toy_run
 from forked import finish, free_port, start
 
@@ -25,13 +26,25 @@ def launch(
     command += ["--config_file", config] if config else ["--multi_gpu"]
     command += [*options, script, *arguments]
     environment = {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": f"{ROOT}:{HERE}", "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(
-        list(map(str, command)), env={**os.environ, **environment}, capture_output=True, text=True, timeout=timeout
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = psutil.Popen(list(map(str, command)), env={**os.environ, **environment}, **pipes)
+    try:
+        output, errors = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        kill(process)
+        raise
     # Of each process the end of its traceback; what the launcher adds says nothing
-    failures = [line for line in result.stderr.splitlines() if line.startswith("[rank")]
-    assert result.returncode == 0, "\n".join(failures[-40:]) or result.stderr[-4000:]
-    return result.stdout.splitlines()
+    failures = [line for line in errors.splitlines() if line.startswith("[rank")]
+    assert process.returncode == 0, "\n".join(failures[-40:]) or errors[-4000:]
+    return output.splitlines()
+
+
+def kill(process: psutil.Popen):
+    """And all that it started."""
+    everything = [process, *process.children(recursive=True)]
+    for member in everything:
+        member.kill()
+    psutil.wait_procs(everything)
 
 
 def launch_jobs(folder: Path, jobs: list[dict], processes: int = 2) -> dict[str, list[dict]]:

@@ -19,6 +19,7 @@ from transformers import TrainerCallback, set_seed
 from layerlock_hf.data import PretrainingCollator, RandomMask
 from layerlock_hf.models import LayerLockViTConfig, LayerLockViTForPretraining
 from layerlock_hf.training import LayerLockTrainer, LayerLockTrainingArguments, Objective, Pixels, Stage
+from layerlock_hf.training.processes import run_and_exit
 
 
 def say(**line):
@@ -142,4 +143,4 @@ def main(folder: str):
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    run_and_exit(lambda: main(*sys.argv[1:]))

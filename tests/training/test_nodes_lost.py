@@ -12,6 +12,7 @@ import psutil
 import pytest
 import torch
 from crash_run import wait_for_step
+from launching import kill
 
 
 HERE = Path(__file__).resolve().parent
@@ -38,12 +39,6 @@ class Node:
     def is_alive(self) -> bool:
         return self.process.poll() is None
 
-    def lose(self):
-        everything = [self.process, *self.process.children(recursive=True)]
-        for process in everything:
-            process.kill()
-        psutil.wait_procs(everything)
-
 
 @pytest.mark.slow
 def test_each_node_is_lost_once(tmp_path):
@@ -56,7 +51,7 @@ def test_each_node_is_lost_once(tmp_path):
     try:
         for victim, step in ((nodes[1], 6), (nodes[0], 14)):
             wait_for_step(folder, step, nodes, timeout_s=120)
-            victim.lose()
+            kill(victim.process)
             start = time.monotonic()
             victim.start()
             wait_for_step(folder, step + 4, nodes, timeout_s=120)
@@ -65,7 +60,7 @@ def test_each_node_is_lost_once(tmp_path):
     finally:
         for node in nodes:
             if node.is_alive():
-                node.lose()
+                kill(node.process)
     for rank in range(2):
         final, expected = (torch.load(path / f"final-{rank}.pt") for path in (folder, undisturbed))
         assert all(torch.equal(final["model"][name], tensor) for name, tensor in expected["model"].items())

@@ -14,6 +14,7 @@ from layerlock_hf.training.processes import run_and_exit
 ACCELERATE = str(Path(sys.executable).parent / "accelerate")
 
 
+@pytest.mark.slow
 def test_a_launch_that_starts_one_process_of_several_is_refused(tmp_path):
     """`accelerate launch --cpu --num_processes 2`, which says nothing."""
     script = tmp_path / "script.py"
