@@ -23,7 +23,7 @@ setup(
     install_requires=[
         "torch>=2.11",
         "transformers>=5.19,<6",
-        "accelerate>=1.12",
+        "accelerate>=1.13",  # 1.12 resumes sharded optimizers of FSDP2 wrongly, without a word
         "datasets>=5",
         "huggingface-hub>=1.31,<3",
         "safetensors",

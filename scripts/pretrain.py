@@ -9,6 +9,7 @@ with `AutoModel.from_pretrained`), its video processor, checkpoints, `stages.jso
 """
 
 import json
+import os
 import signal
 import sys
 import tempfile
@@ -22,6 +23,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser, TrainerCallback, set_seed
 from transformers.integrations import is_tensorboard_available
 from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import logging
 
 from layerlock_hf import LayerLockVideoProcessor, LayerLockViTConfig, LayerLockViTForPretraining
 from layerlock_hf.data import (
@@ -47,6 +49,8 @@ from layerlock_hf.training.processes import run_and_exit
 from layerlock_hf.training.run_file import CheckpointRefused, target_label
 from layerlock_hf.training.trainer import LossNotFinite
 
+
+logger = logging.get_logger(__name__)
 
 PREEMPTED = 128 + signal.SIGTERM  # exit status: a checkpoint was written, start again to go on
 STAGES, METRICS, BAD_VIDEOS = REPORTS = ("stages.json", "metrics.jsonl", "bad_videos.jsonl")
@@ -181,6 +185,17 @@ def check_output(folder: Path):
         raise ValueError(f"output_dir: cannot write to {folder}: {error}") from error
 
 
+def read_lines(path: Path) -> list[dict]:
+    """The lines of a file of JSON, but for one that a crash or a full disk cut short."""
+    lines = []
+    for line in path.read_text().splitlines():
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            logger.warning(f"left out a line of {path} that is not whole: {line[:40]}")
+    return lines
+
+
 class Reports(TrainerCallback):
     """Writes `stages.json`, and every log to `metrics.jsonl` with the number of bad videos so far.
 
@@ -199,9 +214,10 @@ class Reports(TrainerCallback):
                     (self.folder / name).write_text("")
             elif (self.folder / METRICS).is_file():
                 # What a run logged after the checkpoint that it resumes from is logged again
-                lines = (self.folder / METRICS).read_text().splitlines(keepends=True)
-                kept = [line for line in lines if json.loads(line)["step"] <= state.global_step]
-                (self.folder / METRICS).write_text("".join(kept))
+                kept = [line for line in read_lines(self.folder / METRICS) if line["step"] <= state.global_step]
+                aside = self.folder / f"{METRICS}.new"
+                aside.write_text("".join(json.dumps(line) + "\n" for line in kept))
+                os.replace(aside, self.folder / METRICS)
         # The others read videos from here on: what they report must not be emptied
         PartialState().wait_for_everyone()
 

@@ -387,7 +387,8 @@ def test_resume_goes_on_and_appends(run, finished, tmp_path):
         copy.parent.mkdir(exist_ok=True)
         copy.write_bytes(content)
     rows = read_steps(finished)
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:2]))
+    torn = '{"step": 3, "lo'
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:2]) + torn)
     run(tmp_path, resume_from_checkpoint="auto")
     varying = ("clips_per_second", "peak_memory_gib")
     for again, row in zip(read_steps(tmp_path), rows, strict=True):

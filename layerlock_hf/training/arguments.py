@@ -92,6 +92,10 @@ class LayerLockTrainingArguments(TrainingArguments):
                 raise ValueError(f"{name} has no effect here: set {instead}")
         if self.deepspeed or parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
             raise ValueError("deepspeed is not supported: it keeps training layers that have been frozen")
+        if self.save_on_each_node:
+            raise ValueError("save_on_each_node is not supported: output_dir must be a folder that all nodes share")
+        if self.save_only_model:
+            raise ValueError("save_only_model is not supported: a run could not go on from such checkpoints")
         if self.enable_jit_checkpoint:
             raise ValueError("enable_jit_checkpoint is not needed: SIGTERM always saves a checkpoint")
         if self.ddp_timeout < 1:

@@ -63,7 +63,8 @@ class PreemptionCallback(TrainerCallback):
             logger.warning(f"SIGTERM: saving at step {state.global_step} and stopping")
             self.was_preempted = control.should_save = control.should_training_stop = True
 
-    def on_train_end(self, args, state, control, **kwargs):
+    def release(self):
+        """Give SIGTERM back, however the training ended."""
         if self._previous is not None:
             signal.signal(signal.SIGTERM, self._previous)
         if self._group is not None:

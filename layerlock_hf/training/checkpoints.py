@@ -1,14 +1,17 @@
 """Checkpoints that are complete or do not exist.
 
-A checkpoint is written aside, in `OUT/incomplete/checkpoint-N`; then a manifest of its files is added, everything is
+A checkpoint is written aside, in `OUT/_incomplete/checkpoint-N`; then a manifest of its files is added, everything is
 flushed to the disk, and the folder is renamed to `OUT/checkpoint-N`. What does not agree with its manifest, because a
 process was killed or a disk failed, is never resumed from.
 """
 
+import contextlib
 import json
+import math
 import os
 import re
 import shutil
+import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,7 +22,7 @@ from transformers.utils import logging
 logger = logging.get_logger(__name__)
 
 MANIFEST = "manifest.json"
-ASIDE = "incomplete"
+ASIDE = "_incomplete"  # the Hub is not sent what begins with an underscore
 FOLDER = re.compile(r"checkpoint-(\d+)")
 
 
@@ -32,13 +35,15 @@ def publish(aside: Path, folder: Path):
     files = [path for path in sorted(aside.rglob("*")) if path.is_file()]
     with ThreadPoolExecutor() as pool:
         sums = list(pool.map(_fingerprint, files))
-    manifest = {str(path.relative_to(aside)): entry for path, entry in zip(files, sums, strict=True)}
+    entries = {str(path.relative_to(aside)): entry for path, entry in zip(files, sums, strict=True)}
+    manifest = {"written": time.time(), "files": entries}
     (aside / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
     for path in [*files, aside / MANIFEST, *(path for path in aside.rglob("*") if path.is_dir()), aside]:
         _flush(path)
     remove(folder)  # of the same step, left by a run that was resumed from an older one
     aside.rename(folder)
-    aside.parent.rmdir()
+    with contextlib.suppress(OSError):  # a network file system may keep a file of its own there
+        aside.parent.rmdir()
     _flush(folder.parent)
 
 
@@ -52,13 +57,13 @@ def remove(folder: Path):
 def fault(folder: Path) -> str | None:
     """Why a checkpoint is not complete, or None if it is. Reads all of it."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest = json.loads((folder / MANIFEST).read_text())["files"]
         outside = [name for name in manifest if not (folder / name).resolve().is_relative_to(folder.resolve())]
         sizes = {name: int(size) for name, (size, _) in manifest.items()}
     except FileNotFoundError:
         return f"it has no {MANIFEST}: it was never completed, or is no checkpoint-N"
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        return f"its {MANIFEST} cannot be read: {error}"
+    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+        return f"its {MANIFEST} cannot be read: {error!r}"
     if outside:
         return f"its {MANIFEST} names {outside[0]!r}, which lies outside: do not trust it"
     for name, size in sizes.items():
@@ -67,8 +72,11 @@ def fault(folder: Path) -> str | None:
             return f"it has no {name}"
         if path.stat().st_size != size:
             return f"{name} has {path.stat().st_size} bytes instead of {size}"
-    with ThreadPoolExecutor() as pool:
-        sums = pool.map(_fingerprint, [folder / name for name in manifest])
+    try:
+        with ThreadPoolExecutor() as pool:
+            sums = list(pool.map(_fingerprint, [folder / name for name in manifest]))
+    except OSError as error:  # of the disk
+        return f"it cannot be read: {error}"
     for name, entry, found in zip(manifest, manifest.values(), sums, strict=True):
         if found != entry:
             return f"the contents of {name} have changed since it was written"
@@ -76,11 +84,12 @@ def fault(folder: Path) -> str | None:
 
 
 def newest_complete(output_dir: str | Path) -> Path | None:
-    """The complete checkpoint of the highest step. Newer ones that are not complete are named in the log."""
+    """The complete checkpoint that was written last, which is not that of the highest step in a run that was resumed
+    from an older one. Those that are not complete are named in the log."""
     aside = Path(output_dir) / ASIDE
     for folder in sorted(aside.glob("*")):
         logger.warning(f"skipped {folder}: it was being written when the run ended")
-    for folder in _by_step(output_dir):
+    for folder in _newest_first(output_dir, unreadable=math.inf):
         reason = fault(folder)
         if reason is None:
             return folder
@@ -89,15 +98,23 @@ def newest_complete(output_dir: str | Path) -> Path | None:
 
 
 def keep_newest(output_dir: str | Path, limit: int | None):
-    """Delete all but the `limit` newest checkpoints; None or 0 keeps them all."""
-    for folder in _by_step(output_dir)[limit:] if limit else []:
+    """Delete all but the `limit` checkpoints that were written last; None or 0 keeps them all."""
+    for folder in _newest_first(output_dir, unreadable=-math.inf)[limit:] if limit else []:
         remove(folder)
 
 
-def _by_step(output_dir: str | Path) -> list[Path]:
-    """Newest first."""
+def _newest_first(output_dir: str | Path, unreadable: float) -> list[Path]:
+    """All checkpoints, in order of when they were written: the times of files do not survive being copied."""
+
+    def order(folder: Path) -> tuple[float, int]:
+        try:
+            written = float(json.loads((folder / MANIFEST).read_text())["written"])
+        except (OSError, ValueError, TypeError, KeyError):
+            written = unreadable
+        return written, int(FOLDER.fullmatch(folder.name)[1])
+
     folders = [path for path in Path(output_dir).glob("checkpoint-*") if FOLDER.fullmatch(path.name)]
-    return sorted(folders, key=lambda path: int(FOLDER.fullmatch(path.name)[1]), reverse=True)
+    return sorted(folders, key=order, reverse=True)
 
 
 def _fingerprint(path: Path) -> list[int]:

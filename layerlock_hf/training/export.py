@@ -9,6 +9,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from ..models.configuration_layerlock import LayerLockViTConfig
 from ..models.modeling_layerlock_pretraining import LayerLockViTForPretraining
+from .checkpoints import fault
 from .metadata import check_metadata
 from .run_file import CheckpointRefused
 from .sharding import SHARDED_MODEL
@@ -27,6 +28,8 @@ def load_sharded(checkpoint: str | Path) -> LayerLockViTForPretraining:
         raise CheckpointRefused(
             f"{checkpoint} has no {SHARDED_MODEL}: the Auto classes load checkpoints that are not sharded"
         )
+    if reason := fault(Path(checkpoint)):
+        raise CheckpointRefused(f"{checkpoint} is not complete: {reason}")
     check_metadata(weights)
     try:
         model = LayerLockViTForPretraining(LayerLockViTConfig.from_pretrained(checkpoint))

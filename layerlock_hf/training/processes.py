@@ -93,7 +93,7 @@ def check_shared_folder(folder: str | Path):
     if blind:
         raise ValueError(
             f"output_dir: processes {blind} do not see what process 0 writes to {folder}: put it on a file system "
-            "that all nodes share, or set save_on_each_node"
+            "that all nodes share"
         )
 
 

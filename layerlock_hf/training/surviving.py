@@ -46,9 +46,11 @@ class SurvivingTrainer(Trainer):
             CheckpointRefused: if the checkpoint is not complete, or was written by another run.
             CheckpointNotWritten: if one could not be written, for instance because the disk is full.
         """
-        if not self.args.save_on_each_node:
-            check_shared_folder(self.args.output_dir)
-        return super().train(self._checkpoint_to_resume(resume_from_checkpoint))
+        check_shared_folder(self.args.output_dir)
+        try:
+            return super().train(self._checkpoint_to_resume(resume_from_checkpoint))
+        finally:
+            self._preemption.release()
 
     def get_train_dataloader(self):
         loader = super().get_train_dataloader()

@@ -32,7 +32,8 @@ def rebuild_optimizer(
 
 def freeze(model: LayerLockViTForPretraining, stage: Stage, frozen_dtype: str | None = None):
     """Let what learns in this stage require gradients. With a dtype, the linear layers of the frozen prefix are kept
-    in it: in that of autocast, which casts them (and neither norms nor tables) anyway, no result changes by a bit."""
+    in it: in that of autocast, which casts them (and neither norms nor tables) anyway, no loss and no update
+    changes by a bit. What is saved of them is rounded."""
     model.freeze_for(stage)
     for depth, layer in enumerate(model.encoder.layers if frozen_dtype else (), start=1):
         for module in layer.modules():

@@ -276,26 +276,19 @@ class LayerLockTrainer(SurvivingTrainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
         """As in `Trainer`, which however writes no model at all where checkpoints hold a part per process."""
-        if saves_shards(self.accelerator):
-            if _internal_call:  # the parts of the weights come with those of the optimizer
-                self._save_beside_weights(output_dir)
-            else:
-                self._save(output_dir, self.accelerator.get_state_dict(self.model))
-        super().save_model(output_dir, _internal_call)
-
-    def _save(self, output_dir=None, state_dict=None):
-        super()._save(output_dir, state_dict)
-        self._save_beside_weights(output_dir or self.args.output_dir)
-
-    def _save_beside_weights(self, folder: str):
-        if self._teacher_moves:
+        folder = output_dir or self.args.output_dir
+        if saves_shards(self.accelerator) and not _internal_call:  # in checkpoints they come with the optimizer's
+            state = self.accelerator.get_state_dict(self.model)
+            if self.args.should_save:
+                self._save(folder, state)
+        if self._teacher_moves:  # not in `_save`, to which not every process comes
             save_teacher(self.teacher, folder, self.args.should_save)
-        if not self.args.should_save:
-            return
-        model = self._core()
-        learning = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-        model.config.save_pretrained(folder)  # which sharded checkpoints lack otherwise
-        write_run_file(folder, self.stages, learning, self._identity())
+        if self.args.should_save:
+            model = self._core()
+            learning = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+            model.config.save_pretrained(folder)  # which sharded checkpoints lack otherwise
+            write_run_file(folder, self.stages, learning, self._identity())
+        super().save_model(output_dir, _internal_call)
 
     def _identity(self) -> dict:
         """What, besides stages and model, a resumed run must share with the one that wrote the checkpoint."""

@@ -14,6 +14,8 @@ set -u
 MAX_RESTARTS=${MAX_RESTARTS:-10} # of all causes: wrong arguments are among them
 # A store that survives a restart hands out addresses of dead workers (pytorch#135712)
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
+# Seconds that a step and a checkpoint may take after SIGTERM: the agent would kill after 30
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-600}
 
 stopped=
 trap 'stopped=yes; kill -TERM "$launch"' TERM INT

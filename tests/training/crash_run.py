@@ -126,6 +126,8 @@ def wait_for_step(output_dir, step: int, processes, timeout_s: float = 60):
         if text and int(text) >= step:
             return
         time.sleep(0.005)
+    if time.monotonic() >= end:
+        raise TimeoutError(f"step {step} is not done after {timeout_s} s")
 
 
 def saved_log(output_dir) -> list[dict]:

@@ -2,12 +2,22 @@
 
 import json
 import os
+import signal
 
 import pytest
 import torch
-from crash_run import make
+from crash_run import At, make
 
-from layerlock_hf.training.checkpoints import ASIDE, MANIFEST, CheckpointNotWritten, fault, newest_complete, publish
+from layerlock_hf.training import checkpoints
+from layerlock_hf.training.checkpoints import (
+    ASIDE,
+    MANIFEST,
+    CheckpointNotWritten,
+    fault,
+    keep_newest,
+    newest_complete,
+    publish,
+)
 from layerlock_hf.training.run_file import CheckpointRefused
 
 
@@ -24,7 +34,7 @@ def write(output_dir, step):
 def test_published_is_complete_and_nothing_is_left_aside(tmp_path):
     folder = write(tmp_path, 5)
     assert fault(folder) is None
-    assert set(json.loads((folder / MANIFEST).read_text())) == {"weights", "shards/0"}
+    assert set(json.loads((folder / MANIFEST).read_text())["files"]) == {"weights", "shards/0"}
     assert os.listdir(tmp_path) == ["checkpoint-5"]
 
 
@@ -55,11 +65,11 @@ def test_a_manifest_that_leads_outside_is_refused(tmp_path, name):
     folder = write(tmp_path, 5)
     (tmp_path / "secret").write_text("")
     (folder / "link").symlink_to(tmp_path / "secret")
-    (folder / MANIFEST).write_text(json.dumps({name: [0, 0]}))
+    (folder / MANIFEST).write_text(json.dumps({"files": {name: [0, 0]}}))
     assert f"names {name!r}, which lies outside" in fault(folder)
 
 
-@pytest.mark.parametrize("text", ["[]", '{"weights": 3}', '{"weights": ["x", 1]}', "{"])
+@pytest.mark.parametrize("text", ["[]", "{}", '{"files": {"weights": 3}}', '{"files": {"weights": ["x", 1]}}', "{"])
 def test_a_manifest_that_makes_no_sense_is_refused(tmp_path, text):
     folder = write(tmp_path, 5)
     (folder / MANIFEST).write_text(text)
@@ -85,6 +95,49 @@ def test_what_was_being_written_is_named_and_skipped(tmp_path, caplog):
     assert newest_complete(tmp_path) == older
     assert "checkpoint-4: it was being written when the run ended" in caplog.text
     assert newest_complete(tmp_path / "nothing") is None
+
+
+def test_a_disk_that_cannot_be_read(tmp_path, monkeypatch):
+    older, newest = write(tmp_path, 1), write(tmp_path, 2)
+    original = checkpoints._fingerprint
+
+    def read(path):
+        if newest in path.parents:
+            raise OSError(5, "Input/output error")
+        return original(path)
+
+    monkeypatch.setattr(checkpoints, "_fingerprint", read)
+    assert newest_complete(tmp_path) == older
+    assert "Input/output error" in fault(newest)
+
+
+def test_what_was_written_last_counts_and_not_the_highest_step(tmp_path):
+    """As after a run that was resumed from an older checkpoint."""
+    for step in (10, 20, 30, 15):
+        write(tmp_path, step)
+    (tmp_path / "checkpoint-30" / MANIFEST).write_text("{")
+    assert newest_complete(tmp_path) == tmp_path / "checkpoint-15"
+    keep_newest(tmp_path, 2)
+    assert {path.name for path in tmp_path.glob("*")} == {"checkpoint-15", "checkpoint-20"}
+
+
+def test_sigterm_is_given_back_when_training_fails(tmp_path):
+    trainer, before = make(tmp_path, max_steps=2), signal.getsignal(signal.SIGTERM)
+
+    def fail():
+        assert signal.getsignal(signal.SIGTERM) != before
+        raise ZeroDivisionError
+
+    trainer.add_callback(At(1, 0, fail))
+    with pytest.raises(ZeroDivisionError):
+        trainer.train()
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.parametrize("name", ["save_on_each_node", "save_only_model"])
+def test_checkpoints_that_no_run_could_go_on_from_are_refused(tmp_path, name):
+    with pytest.raises(ValueError, match=f"{name} is not supported"):
+        make(tmp_path, **{name: True})
 
 
 def test_the_trainer_keeps_the_newest_and_resumes_from_a_complete_one(tmp_path, caplog):

@@ -56,6 +56,7 @@ def test_chaos(tmp_path, undisturbed, num_nodes, victims):
     moments = random.Random(num_nodes + 10 * victims[0])
     num_kills, num_torn, step = (12, 0, 0) if num_nodes == 1 else (2, 0, 6)
     for _ in range(num_kills):
+        (tmp_path / "progress").unlink(missing_ok=True)
         processes = forked.start(2, crash_run.run, tmp_path, {}, num_nodes=num_nodes)
         step += moments.randint(1, 2)
         wait_for_step(tmp_path, step, processes)
@@ -66,7 +67,7 @@ def test_chaos(tmp_path, undisturbed, num_nodes, victims):
         statuses = forked.finish(processes, timeout_s=60)
         assert all(statuses[rank] == -signal.SIGKILL for rank in victims)
         assert all(status not in (None, 0) for status in statuses), statuses
-        num_torn += (tmp_path / "incomplete").exists()
+        num_torn += (tmp_path / "_incomplete").exists()
     print(f"{num_torn} of {num_kills} kills left a checkpoint torn")
     finish_and_compare(tmp_path, undisturbed, num_nodes=num_nodes)
 
@@ -104,7 +105,7 @@ def test_sigterm_saves_at_one_step(tmp_path, undisturbed, skew_s):
             os.kill(process.pid, signal.SIGTERM)
         time.sleep(skew_s)
     assert forked.finish(processes) == [PREEMPTED, PREEMPTED]
-    assert len(list(tmp_path.glob("checkpoint-*"))) == 1 and not (tmp_path / "incomplete").exists()
+    assert len(list(tmp_path.glob("checkpoint-*"))) == 1 and not (tmp_path / "_incomplete").exists()
     finish_and_compare(tmp_path, undisturbed)
 
 
@@ -154,7 +155,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(small_disk, undisturbed):
     message = (small_disk / "error").read_text()
     assert float(re.search(r"could not be written, with ([\d.]+) MiB left on the disk", message)[1]) < 0.5
     kept = sorted(small_disk.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-    assert kept and not (small_disk / "incomplete").exists()
+    assert kept and not (small_disk / "_incomplete").exists()
     for folder in kept[:-1]:
         remove(folder)
     finish_and_compare(small_disk, undisturbed)

@@ -67,7 +67,7 @@ def written(tmp_path_factory, tiny_sizes):
 def checkpoint(tmp_path, written):
     """A copy of it, whose manifest is the stranger's and vouches for nothing."""
     folder = shutil.copytree(written, tmp_path / "checkpoint-1")
-    (folder / "manifest.json").write_text("{}\n")
+    (folder / "manifest.json").write_text('{"files": {}}\n')
     return folder
 
 

@@ -114,6 +114,9 @@ def test_planted_metadata_of_a_checkpoint(saved, tmp_path, part):
         shutil.copytree(saved, checkpoint / name)
     launch = Launch(fsdp_version=2, state_dict_type="SHARDED_STATE_DICT")
     check_weights(checkpoint, launch)
+    with pytest.raises(CheckpointRefused, match="is not complete"):
+        load_sharded(checkpoint)
+    (checkpoint / "manifest.json").write_text('{"files": {}}')
     (checkpoint / part / ".metadata").write_bytes(pickle.dumps(Planted(tmp_path / "owned")))
     with pytest.raises(CheckpointRefused, match="which no checkpoint needs"):
         check_weights(checkpoint, launch)
