@@ -12,6 +12,7 @@ FLOPs are counted by `layerlock_hf.training.step_flops`. Writes `savings.json` a
 import argparse
 import json
 import multiprocessing
+import os
 import statistics
 import time
 from dataclasses import dataclass
@@ -102,6 +103,8 @@ def peak(preset: str, sizes: dict, name: str, index: int, batch_size: int) -> fl
 
 def peaks_of(preset: str, sizes: dict, name: str, batch_size: int) -> list[float]:
     """The peak of every stage, each in a fresh process."""
+    # Bytes from which glibc gives memory back at once; by default it learns to keep what was freed, up to 32 MiB each
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = str(2**18)
     num_stages = len(make_cases(preset, sizes)[name].stages)
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         return [pool.apply(peak, (preset, sizes, name, index, batch_size)) for index in range(num_stages)]
