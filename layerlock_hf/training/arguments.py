@@ -61,7 +61,7 @@ class LayerLockTrainingArguments(TrainingArguments):
     )
     frozen_dtype: str | None = field(
         default=None,
-        metadata={"help": "bfloat16: keep the linear weights of frozen layers in it. Same results, with bf16=True."},
+        metadata={"help": "bfloat16: keep the linear weights of frozen layers in it. Same losses, with bf16=True."},
     )
     diagnostics_steps: int = field(
         default=100, metadata={"help": "Steps between measurements of feature_std and effective_rank; 0: never."}

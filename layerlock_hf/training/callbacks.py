@@ -46,7 +46,8 @@ class PreemptionCallback(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.was_preempted = self._is_asked = False
-        if threading.current_thread() is threading.main_thread():  # the only one that may handle signals
+        # Only the main thread may handle signals. After a preemption the handler is still there
+        if self._previous is None and threading.current_thread() is threading.main_thread():
             self._previous = signal.signal(signal.SIGTERM, self._ask)
         if args.world_size > 1:
             # Of its own and on the CPU: it neither waits for the accelerator nor mixes with other communication
@@ -64,12 +65,14 @@ class PreemptionCallback(TrainerCallback):
             self.was_preempted = control.should_save = control.should_training_stop = True
 
     def release(self):
-        """Give SIGTERM back, however the training ended."""
-        if self._previous is not None:
+        """Give SIGTERM back, however the training ended. Not once it has been answered, though: it reaches one process
+        after another, and would end those that have saved before they can say so by their exit status."""
+        if self._previous is not None and not self.was_preempted:
             signal.signal(signal.SIGTERM, self._previous)
+            self._previous = None
         if self._group is not None:
             dist.destroy_process_group(self._group)
-        self._previous = self._group = None
+            self._group = None
 
 
 class StopwatchCallback(TrainerCallback):
