@@ -130,6 +130,22 @@ def wait_for_step(output_dir, step: int, processes, timeout_s: float = 60):
         raise TimeoutError(f"step {step} is not done after {timeout_s} s")
 
 
+def assert_undisturbed(output_dir, undisturbed: dict):
+    """Weights, optimizer and every logged loss of both processes are those of the undisturbed run, bit by bit."""
+    for rank in range(2):
+        final = torch.load(Path(output_dir) / f"final-{rank}.pt")
+        assert_equal(final["model"], undisturbed["model"])
+        for name, state in undisturbed["optimizer"]["state"].items():
+            assert_equal(final["optimizer"]["state"][name], state)
+        assert final["optimizer"]["param_groups"] == undisturbed["optimizer"]["param_groups"]
+        assert final["log"] == undisturbed["log"]
+
+
+def assert_equal(tensors: dict[str, torch.Tensor], others: dict[str, torch.Tensor]):
+    assert tensors.keys() == others.keys()
+    assert [name for name, tensor in tensors.items() if not torch.equal(tensor, others[name])] == []
+
+
 def saved_log(output_dir) -> list[dict]:
     """What the last checkpoint holds of the log."""
     newest = max(Path(output_dir).glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))

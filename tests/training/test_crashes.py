@@ -12,7 +12,15 @@ import crash_run
 import forked
 import pytest
 import torch
-from crash_run import NOT_WRITTEN, NUM_STEPS, PREEMPTED, At, saved_log, wait_for_step
+from crash_run import (
+    NOT_WRITTEN,
+    PREEMPTED,
+    At,
+    assert_equal,
+    assert_undisturbed,
+    saved_log,
+    wait_for_step,
+)
 
 from layerlock_hf.training.checkpoints import remove
 
@@ -21,33 +29,12 @@ pytestmark = pytest.mark.slow
 LOGGED = ("step", "loss", "grad_norm", "learning_rate", "num_frozen")
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    """The final state of a run of two processes."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    assert forked.finish(forked.start(2, crash_run.run, folder, {})) == [0, 0]
-    final = torch.load(folder / "final-0.pt")
-    assert [row["step"] for row in final["log"]] == list(range(1, NUM_STEPS + 1))
-    assert {row["num_frozen"] for row in final["log"]} == {0, 2, 4, 6}
-    return final
-
-
 def finish_and_compare(folder, undisturbed, **kwargs):
     """Weights, optimizer and every logged loss are equal bit by bit, on both processes."""
     assert forked.finish(forked.start(2, crash_run.run, folder, {}, **kwargs)) == [0, 0]
-    for rank in range(2):
-        final = torch.load(folder / f"final-{rank}.pt")
-        assert_equal(final["model"], undisturbed["model"])
-        for name, state in undisturbed["optimizer"]["state"].items():
-            assert_equal(final["optimizer"]["state"][name], state)
-        assert final["optimizer"]["param_groups"] == undisturbed["optimizer"]["param_groups"]
+    assert_undisturbed(folder, undisturbed)
     log = [{name: row[name] for name in LOGGED} for row in saved_log(folder) if "grad_norm" in row]
     assert log == undisturbed["log"]
-
-
-def assert_equal(tensors, others):
-    assert tensors.keys() == others.keys()
-    assert [name for name, tensor in tensors.items() if not torch.equal(tensor, others[name])] == []
 
 
 @pytest.mark.parametrize("num_nodes, victims", [(1, (0, 1)), (2, (1,)), (2, (0,))])

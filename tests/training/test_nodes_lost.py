@@ -6,12 +6,10 @@ import sys
 import time
 from pathlib import Path
 
-import crash_run
-import forked
 import psutil
 import pytest
-import torch
-from crash_run import wait_for_step
+from crash_run import assert_undisturbed, wait_for_step
+from forked import free_port
 from launching import kill
 
 
@@ -41,27 +39,20 @@ class Node:
 
 
 @pytest.mark.slow
-def test_each_node_is_lost_once(tmp_path):
-    port = forked.free_port()
-    undisturbed, folder = tmp_path / "undisturbed", tmp_path / "run"
-    for path in (undisturbed, folder):
-        path.mkdir()
-    assert forked.finish(forked.start(2, crash_run.run, undisturbed, {})) == [0, 0]
-    nodes = [Node(rank, port, folder) for rank in range(2)]
+def test_each_node_is_lost_once(tmp_path, undisturbed):
+    port = free_port()
+    nodes = [Node(rank, port, tmp_path) for rank in range(2)]
     try:
         for victim, step in ((nodes[1], 6), (nodes[0], 14)):
-            wait_for_step(folder, step, nodes, timeout_s=120)
+            wait_for_step(tmp_path, step, nodes, timeout_s=120)
             kill(victim.process)
             start = time.monotonic()
             victim.start()
-            wait_for_step(folder, step + 4, nodes, timeout_s=120)
+            wait_for_step(tmp_path, step + 4, nodes, timeout_s=120)
             print(f"went on {time.monotonic() - start:.0f} s after a node was lost")
         assert [node.process.wait(timeout=240) for node in nodes] == [0, 0], nodes[0].log.read_text()[-3000:]
     finally:
         for node in nodes:
             if node.is_alive():
                 kill(node.process)
-    for rank in range(2):
-        final, expected = (torch.load(path / f"final-{rank}.pt") for path in (folder, undisturbed))
-        assert all(torch.equal(final["model"][name], tensor) for name, tensor in expected["model"].items())
-        assert final["log"] == expected["log"]
+    assert_undisturbed(tmp_path, undisturbed)
