@@ -32,7 +32,6 @@ from layerlock_hf.data import (
     MaskArguments,
     PretrainingClips,
     PretrainingCollator,
-    decoder_name,
     load_videos,
 )
 from layerlock_hf.evaluation import OnlineReadout, center_clips, labelled_videos
@@ -341,7 +340,7 @@ def build(arguments: list[str]):
     if training_args.process_index == 0:
         parts = ", ".join(f"{name} {count / 1e6:.2f}M" for name, count in model.parameter_breakdown().items() if count)
         print(f"{model.num_parameters() / 1e6:.1f}M parameters: {parts}")
-        print(f"{len(videos)} videos, decoded by {decoder_name()}; {clips_per_step} clips a step")
+        print(f"{len(videos)} videos; {clips_per_step} clips a step")
         print_table(rows)
     return trainer, bad_videos, checkpoint, data_args.rehearse
 

@@ -2,7 +2,8 @@
 
 from .collating import PretrainingCollator
 from .datasets import DECODE_TIMEOUT, PretrainingClips
-from .decoding import Clip, DecodingError, decoder_name, read_clip, read_clip_pyav
+from .clips import Clip, DecodingError
+from .decoding import read_clip
 from .isolation import Isolated
 from .masking import MASKS, MaskArguments, MultiBlockMasks, RandomMask, TubeMask
 from .reports import BadData, BadVideos
@@ -34,13 +35,11 @@ __all__ = [
     "TubeMask",
     "center_crop",
     "color_jitter",
-    "decoder_name",
     "generator_for",
     "load_videos",
     "random_crop",
     "random_flip",
     "random_resized_crop",
     "read_clip",
-    "read_clip_pyav",
     "repeat_last_frame",
 ]

@@ -3,7 +3,9 @@
 import numpy as np
 import torch
 
-from .decoding import Clip, DecodingError, decoder_name, read_clip
+from .clips import Clip, DecodingError
+from .decoding import read_clip
+from .decoding_torchcodec import torchcodec_decoder
 from .isolation import DecoderLost, Isolated
 from .reports import BadData, BadVideos
 from .transforms import (
@@ -89,7 +91,7 @@ class PretrainingClips(torch.utils.data.Dataset):
         self.jitter_strength = jitter_strength
         self.seed = seed
         self.bad_videos = bad_videos if bad_videos is not None else BadVideos(None, len(videos))
-        decoder_name()  # loaded here once, and not by every child within its first decode_timeout
+        torchcodec_decoder()  # loaded here once, and not by every child within its first decode_timeout
         self._epoch = -1
         self._order: list[int] = []
         self._make = Isolated(self._make_clip, decode_timeout) if decode_timeout else self._make_clip

@@ -17,7 +17,7 @@ from typing import NoReturn
 
 import torch
 
-from .decoding import DecodingError
+from .clips import DecodingError
 
 
 # One death may be the system's doing, when memory ran out or all processes were ended: two are the video's.

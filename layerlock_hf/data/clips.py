@@ -1,0 +1,83 @@
+"""What decoders give: frames of one video, on a timeline of constant frame rate."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+
+class DecodingError(Exception):
+    """No frame of a video can be had; the message is the reason, in one line.
+
+    Args:
+        message: the reason.
+        kind: a word or two by which reasons are counted.
+    """
+
+    def __init__(self, message: str, kind: str = "damaged"):
+        super().__init__(message, kind)  # both, so that it can be pickled
+        self.kind = kind
+
+    def __str__(self) -> str:
+        return self.args[0]
+
+
+@dataclass
+class Clip:
+    """Frames of one video.
+
+    Attributes:
+        frames: uint8 RGB, shape (T, C, H, W), turned upright as the rotation metadata asks.
+        timestamps: float64, shape (T,), when each frame is first shown, in seconds on the clock of the file.
+        num_frames: number of frames of the video, on the timeline they were chosen from.
+        pixel_aspect: width of a pixel over its height; a player stretches the frames accordingly.
+        note: None for a healthy video, else what is wrong with it.
+    """
+
+    frames: torch.Tensor
+    timestamps: torch.Tensor
+    num_frames: int
+    pixel_aspect: float = 1.0
+    note: str | None = None
+
+
+# From the number of frames of a video to the ascending indices of those to read
+Choose = Callable[[int], list[int]]
+# From height and width of a frame in pixels, and the aspect of a pixel, to the top, left, height and width to keep
+Crop = Callable[[int, int, float], tuple[int, int, int, int]]
+
+MAX_PIXEL_ASPECT = 50  # more is a mistake in the file
+
+
+def shown_frames(seconds: np.ndarray, frame_rate: float | None = None) -> np.ndarray:
+    """Which frame a player shows at each tick of a timeline of constant frame rate.
+
+    In the middle of its tick, so that rounded timestamps of a constant rate give 0, 1, 2, ...: nothing is resampled.
+
+    Args:
+        seconds: ascending times at which the frames appear, shape (N,).
+        frame_rate: ticks per second; by default as many ticks as there are frames.
+
+    Returns:
+        indices of frames, one per tick.
+    """
+    num_frames = len(seconds)
+    if num_frames == 1:
+        return np.zeros(1, dtype=int)
+    length = seconds[-1] - seconds[0]
+    mean = length / (num_frames - 1)
+    num_ticks = num_frames if frame_rate is None else max(1, round((length + mean) * frame_rate))
+    tick = mean if frame_rate is None else 1 / frame_rate
+    times = seconds[0] + (np.arange(num_ticks) + 0.5) * tick
+    return np.searchsorted(seconds, times, side="right") - 1
+
+
+def pixel_aspect(ratio) -> float:
+    """The aspect of a pixel from a file's metadata, where it makes sense; square otherwise."""
+    aspect = float(ratio) if ratio else 1.0
+    return aspect if 1 / MAX_PIXEL_ASPECT <= aspect <= MAX_PIXEL_ASPECT else 1.0
+
+
+def one_line(error: object) -> str:
+    return " ".join(str(error).split())[:200]

@@ -1,0 +1,325 @@
+"""Reading chosen frames with PyAV, which lets us choose what is decoded packet by packet."""
+
+import io
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+
+import av
+import av.filter
+import numpy as np
+import torch
+
+from .clips import Choose, Clip, Crop, DecodingError, one_line, pixel_aspect, shown_frames
+
+
+# FFmpeg prints hundreds of lines per damaged file; the reason reaches the user through DecodingError and Clip.note.
+av.logging.set_level(av.logging.PANIC)
+
+# Packets after that of a frame until a decoder gives the frame; the most that a codec allows is 16
+MAX_DELAY = 32
+# By the names of FFmpeg's decoders
+HIDES_FRAMES = {"vp8", "vp9", "libvpx", "libvpx-vp9"}
+
+
+def read_pyav(
+    file: str | io.BytesIO, choose: Choose, crop: Crop | None, frame_rate: float | None, device: str = "cpu"
+) -> Clip:
+    """`read_clip` by PyAV alone, from a path or a file object.
+
+    Raises:
+        DecodingError: as `read_clip`.
+    """
+    try:
+        return (
+            _read_wanted(file, True, choose, crop, frame_rate)
+            or _read_wanted(file, False, choose, crop, frame_rate)
+            or _read_in_order(file, choose, crop)
+            or _read_up_to_damage(file, choose, crop, frame_rate)
+        )
+    except av.FFmpegError as error:
+        raise DecodingError(one_line(error.strerror or error)) from error
+    except (RuntimeError, ValueError, MemoryError) as error:
+        raise DecodingError(f"{type(error).__name__}: {one_line(error)}") from error
+
+
+@dataclass
+class Timeline:
+    """The frames of a video stream, found without decoding.
+
+    Attributes:
+        pts: ascending times of the frames, in units of the stream's time base.
+        keyframes: times of those that decoding can begin at, ascending.
+        num_lost: number of frames that the header names and the file does not have.
+    """
+
+    pts: np.ndarray
+    keyframes: np.ndarray
+    num_lost: int = 0
+
+
+def video_stream(container: av.container.InputContainer) -> av.VideoStream:
+    """
+    Raises:
+        DecodingError: where there is none that can be decoded.
+    """
+    stream = container.streams.best("video")
+    if stream is None:
+        raise DecodingError("no video stream", "no video")
+    if stream.codec_context is None:
+        raise DecodingError("FFmpeg has no decoder for this codec", "unsupported")
+    # Threads would report an error some frames after the damage, depending on the number of cores
+    stream.thread_type = "NONE"
+    return stream
+
+
+def _open(file: str | io.BytesIO) -> av.container.InputContainer:
+    # The whitelist keeps a playlist inside a file from opening network connections
+    return av.open(file, options={"protocol_whitelist": "file"})
+
+
+def _read_wanted(
+    file: str | io.BytesIO, trusts_index: bool, choose: Choose, crop: Crop | None, frame_rate: float | None
+) -> Clip | None:
+    """The clip, from the packets that it needs; None where some are missing or damaged."""
+    with _open(file) as container:
+        stream = video_stream(container)
+        timeline = _timeline(container, stream, trusts_index)
+        if timeline is None:
+            return None
+        shown = shown_frames(timeline.pts * float(stream.time_base), frame_rate)
+        wanted = timeline.pts[shown[choose(len(shown))]].tolist()
+        frames = _decode_wanted(container, stream, sorted(set(wanted)), timeline.keyframes)
+        if frames is None:
+            return None
+        clip = _clip(stream, [frames[pts] for pts in wanted], len(shown), crop)
+    if timeline.num_lost:
+        num_frames = len(timeline.pts)
+        clip.note = f"only {num_frames} of {num_frames + timeline.num_lost} frames decode"
+    return clip
+
+
+def timeline_seconds(file: str | io.BytesIO) -> np.ndarray | None:
+    """When the frames of a video appear, in seconds on the clock of the file, ascending; None if that is unknown.
+
+    Raises:
+        DecodingError: if this is no video.
+    """
+    try:
+        with _open(file) as container:
+            stream = video_stream(container)
+            timeline = _timeline(container, stream, trusts_index=True)
+            return None if timeline is None else timeline.pts * float(stream.time_base)
+    except av.FFmpegError as error:
+        raise DecodingError(one_line(error.strerror or error)) from error
+
+
+def _timeline(container: av.container.InputContainer, stream: av.VideoStream, trusts_index: bool) -> Timeline | None:
+    timeline = _timeline_of_index(stream) if trusts_index else None
+    return timeline or _timeline_of_packets(container, stream)
+
+
+def _timeline_of_index(stream: av.VideoStream) -> Timeline | None:
+    """From the index of a file, without reading the rest; None unless it is complete and of a constant rate."""
+    entries = getattr(stream, "index_entries", ())  # PyAV has them from 16 on
+    if len(entries) != stream.frames or not stream.frames or stream.start_time is None:
+        return None
+    if any(entry.is_discard for entry in entries):
+        return None
+    times = np.fromiter((entry.timestamp for entry in entries), np.int64, len(entries))  # of decoding
+    steps = np.diff(times)
+    if len(steps) and (steps[0] <= 0 or np.any(steps != steps[0])):
+        return None
+    # Where the rate is constant, frames are shown as they are decoded, only later
+    pts = times - times[0] + stream.start_time
+    return Timeline(pts, pts[[entry.is_keyframe for entry in entries]])
+
+
+def _timeline_of_packets(container: av.container.InputContainer, stream: av.VideoStream) -> Timeline | None:
+    """From all packets of the file; None where they have no times."""
+    codec = stream.codec_context.name
+    packets = [packet for packet in container.demux(stream) if packet.size and not _is_hidden(packet, codec)]
+    pts = [packet.pts for packet in packets if not packet.is_discard]
+    if not pts or None in pts or len(set(pts)) < len(pts):
+        return None
+    keyframes = [packet.pts for packet in packets if packet.is_keyframe and packet.pts is not None]
+    # The header of a truncated file still knows how many frames there were
+    return Timeline(np.sort(pts), np.sort(keyframes), max(0, stream.frames - len(packets)))
+
+
+def _is_hidden(packet: av.Packet, codec: str) -> bool:
+    """Whether the frame is there for others to refer to only, and never shown."""
+    if codec not in HIDES_FRAMES:
+        return False
+    data = memoryview(packet)
+    if codec == "vp8":
+        return not data[0] & 0b10000  # RFC 6386, sec. 9.1: show_frame
+    if data[-1] & 0b11100000 == 0b11000000:  # VP9 specification, annex B: a superframe shows one of its frames
+        return False
+    bits = data[0] << 1 if data[0] & 0b110000 == 0b110000 else data[0]  # profile 3 has a reserved bit
+    return not bits & 0b1010  # sec. 6.2: show_existing_frame, show_frame
+
+
+def _decode_wanted(
+    container: av.container.InputContainer, stream: av.VideoStream, wanted: list[int], keyframes: np.ndarray
+) -> dict[int, av.VideoFrame] | None:
+    """The frames at these ascending times, or None where one is missing."""
+    _prepare(container, stream)
+    frames = {}
+    groups = np.searchsorted(keyframes, wanted, side="right").tolist()
+    for group in dict.fromkeys(groups):
+        run = [pts for pts, of in zip(wanted, groups, strict=True) if of == group]
+        start = int(keyframes[group - 1]) if group else run[0]
+        container.seek(start, stream=stream, backward=True)
+        frames.update(_decode_run(container, stream, run))
+    return frames if len(frames) == len(wanted) else None
+
+
+def _prepare(container: av.container.InputContainer, stream: av.VideoStream):
+    stream.codec_context.skip_frame = "DEFAULT"
+    stream.codec_context.open(strict=False)  # dav1d keeps what it is opened with
+    if stream.codec_context.name == "h264" and "444" in (stream.codec_context.pix_fmt or ""):
+        # Only the first frame names the x264 version, without which FFmpeg garbles 4:4:4 files of old versions
+        container.seek(stream.start_time or 0, stream=stream)
+        next(container.demux(stream)).decode()
+
+
+def _decode_run(
+    container: av.container.InputContainer, stream: av.VideoStream, run: list[int]
+) -> dict[int, av.VideoFrame]:
+    """Those of the frames at these times that decode, from the packet on at which the container stands.
+
+    Frames that are not wanted are not decoded, if no other frame refers to them.
+    """
+    missing, frames, num_late, last = set(run), {}, 0, -math.inf
+    is_skipping = None
+    for packet in container.demux(stream):
+        if is_skipping is None and packet.size and (packet.pts is None or packet.pts > run[0]):
+            break  # it stands behind the first one
+        if is_skipping is not (packet.pts not in missing):
+            is_skipping = packet.pts not in missing
+            stream.codec_context.skip_frame = "NONREF" if is_skipping and packet.size else "DEFAULT"
+        try:
+            decoded = packet.decode()
+        except av.FFmpegError:
+            break
+        for frame in decoded:
+            if frame.pts is None or frame.pts < last:
+                return {}  # AVI has no times of showing; those that FFmpeg guesses are wrong here
+            last = frame.pts
+            if frame.pts in missing:
+                missing.remove(frame.pts)
+                frames[frame.pts] = frame
+        num_late += packet.dts is not None and packet.dts > run[-1]
+        if not missing or num_late > MAX_DELAY:
+            break
+    return frames
+
+
+def _read_in_order(file: str | io.BytesIO, choose: Choose, crop: Crop | None) -> Clip | None:
+    """The clip from a file without times: its frames are counted; None where some are missing or damaged."""
+    with _open(file) as container:
+        stream = video_stream(container)
+        num_frames = sum(1 for packet in container.demux(stream) if packet.size and not packet.is_discard)
+        wanted = choose(num_frames) if num_frames else []
+        kept, frames = set(wanted), {}
+        for index, frame in enumerate(Decoding(file)):
+            if index in kept:
+                frames[index] = frame
+            if len(frames) == len(kept):
+                break
+        if not wanted or len(frames) < len(kept):
+            return None
+        return _clip(stream, [frames[index] for index in wanted], num_frames, crop)
+
+
+def _read_up_to_damage(file: str | io.BytesIO, choose: Choose, crop: Crop | None, frame_rate: float | None) -> Clip:
+    """The clip from all frames that decode one after the other, before the first damage."""
+    decoding = Decoding(file)
+    pts = [frame.pts for frame in decoding]
+    if not pts:
+        raise DecodingError("no frame can be decoded")
+    is_timed = None not in pts and all(np.diff(pts) > 0)
+    with _open(file) as container:
+        stream = video_stream(container)
+        seconds = np.array(pts) * float(stream.time_base) if is_timed else np.arange(len(pts))
+        shown = shown_frames(seconds, frame_rate if is_timed else None)
+        wanted = shown[choose(len(shown))].tolist()
+        kept = set(wanted)
+        frames = {index: frame for index, frame in enumerate(Decoding(file)) if index in kept}
+        clip = _clip(stream, [frames[index] for index in wanted], len(shown), crop)
+        if decoding.is_damaged:
+            claimed = max(stream.frames, sum(1 for packet in container.demux(stream) if packet.size))
+            clip.note = f"only {len(pts)} of {claimed} frames decode"
+    return clip
+
+
+class Decoding:
+    """The frames of a file before the first damage, in order of presentation.
+
+    Attributes:
+        is_damaged: whether there is damage, once all frames are passed.
+    """
+
+    def __init__(self, file: str | io.BytesIO):
+        self.file = file
+        self.is_damaged = False
+
+    def __iter__(self) -> Iterator[av.VideoFrame]:
+        with _open(self.file) as container:
+            stream = video_stream(container)
+            started = False
+            for packet in container.demux(stream):
+                try:
+                    frames = packet.decode()
+                except av.FFmpegError:
+                    # A recording may start in the middle of a group of pictures: what precedes the first frame is
+                    # skipped
+                    if not started:
+                        continue
+                    # Frames after the damage refer to missing ones; those still in the decoder precede it
+                    self.is_damaged = True
+                    yield from stream.decode(None)
+                    return
+                started = started or bool(frames)
+                yield from frames
+
+
+def _clip(stream: av.VideoStream, frames: list[av.VideoFrame], num_frames: int, crop: Crop | None) -> Clip:
+    first = frames[0]
+    shape = (first.format.name, first.height, first.width)
+    if any((frame.format.name, frame.height, frame.width) != shape for frame in frames):
+        raise DecodingError("the size of the frames changes within the clip", "unsupported")
+    quarters = round(first.rotation / 90)
+    height, width = (first.width, first.height) if quarters % 2 else (first.height, first.width)
+    aspect = pixel_aspect(stream.sample_aspect_ratio)
+    aspect = 1 / aspect if quarters % 2 else aspect
+    top, left, rows, columns = crop(height, width, aspect) if crop else (0, 0, height, width)
+    pixels = np.empty((len(frames), rows, columns, 3), np.uint8)
+    graph = _rgb_graph(first, stream.time_base)
+    for index, frame in enumerate(frames):
+        graph.push(frame)
+        rgb = graph.pull()
+        plane = rgb.planes[0]
+        image = np.ndarray((rgb.height, rgb.width, 3), np.uint8, plane, strides=(plane.line_size, 3, 1))
+        pixels[index] = np.rot90(image, quarters)[top : top + rows, left : left + columns]
+    return Clip(torch.from_numpy(pixels).permute(0, 3, 1, 2), _timestamps(frames, stream), num_frames, aspect)
+
+
+def _timestamps(frames: list[av.VideoFrame], stream: av.VideoStream) -> torch.Tensor:
+    """Seconds (T,); where the times of showing are wrong, those at which the decoder gives the frames, else NaN."""
+    for times in ([frame.pts for frame in frames], [frame.dts for frame in frames]):
+        if None not in times and all(np.diff(times) >= 0):
+            return torch.tensor(times, dtype=torch.float64) * float(stream.time_base)
+    return torch.full((len(frames),), math.nan, dtype=torch.float64)
+
+
+def _rgb_graph(frame: av.VideoFrame, time_base: Fraction) -> av.filter.Graph:
+    """What `ffmpeg` does to turn frames like this into RGB; PyAV's own way differs for 10-bit and interlaced ones."""
+    graph = av.filter.Graph()
+    size = f"{frame.width}x{frame.height}"
+    buffer = graph.add("buffer", video_size=size, pix_fmt=frame.format.name, time_base=str(time_base))
+    graph.link_nodes(buffer, graph.add("scale"), graph.add("format", "rgb24"), graph.add("buffersink"))
+    graph.configure()
+    return graph
