@@ -1,8 +1,8 @@
 """The data of pretraining: lists of videos, decoding, clips, masks, batches and the report of bad videos."""
 
+from .clips import Clip, DecodingError
 from .collating import PretrainingCollator
 from .datasets import DECODE_TIMEOUT, PretrainingClips
-from .clips import Clip, DecodingError
 from .decoding import read_clip
 from .isolation import Isolated
 from .masking import MASKS, MaskArguments, MultiBlockMasks, RandomMask, TubeMask

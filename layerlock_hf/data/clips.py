@@ -47,6 +47,8 @@ Choose = Callable[[int], list[int]]
 # From height and width of a frame in pixels, and the aspect of a pixel, to the top, left, height and width to keep
 Crop = Callable[[int, int, float], tuple[int, int, int, int]]
 
+# Average over usual interval between frames, up to which the rate is constant but for some that were dropped
+MAX_GAPS = 1.1
 MAX_PIXEL_ASPECT = 50  # more is a mistake in the file
 
 
@@ -57,18 +59,20 @@ def shown_frames(seconds: np.ndarray, frame_rate: float | None = None) -> np.nda
 
     Args:
         seconds: ascending times at which the frames appear, shape (N,).
-        frame_rate: ticks per second; by default as many ticks as there are frames.
+        frame_rate: ticks per second; by default the usual rate of the frames, or the average one where it varies.
 
     Returns:
         indices of frames, one per tick.
     """
-    num_frames = len(seconds)
-    if num_frames == 1:
+    if len(seconds) == 1:
         return np.zeros(1, dtype=int)
-    length = seconds[-1] - seconds[0]
-    mean = length / (num_frames - 1)
-    num_ticks = num_frames if frame_rate is None else max(1, round((length + mean) * frame_rate))
-    tick = mean if frame_rate is None else 1 / frame_rate
+    intervals = np.diff(seconds)
+    usual, average = np.median(intervals), intervals.mean()
+    tick = usual if average <= MAX_GAPS * usual else average
+    length = seconds[-1] - seconds[0] + tick  # the last frame is shown as long as others
+    if frame_rate is not None:
+        tick = 1 / frame_rate
+    num_ticks = max(1, round(length / tick))
     times = seconds[0] + (np.arange(num_ticks) + 0.5) * tick
     return np.searchsorted(seconds, times, side="right") - 1
 

@@ -6,7 +6,6 @@ import logging
 import re
 
 import numpy as np
-import torch
 
 from .clips import Choose, Clip, Crop, DecodingError, one_line, pixel_aspect, shown_frames
 from .decoding_pyav import timeline_seconds
@@ -59,7 +58,7 @@ def torchcodec_decoder() -> type | None:
 
 
 def _seconds(file: str | io.BytesIO, decoder) -> np.ndarray:
-    """When each frame appears: torchcodec knows, and does not tell, so PyAV is asked, or the rate taken for constant."""
+    """When each frame appears. torchcodec knows and does not tell: PyAV is asked, or the rate taken for constant."""
     try:
         seconds = timeline_seconds(file)
     except DecodingError:
