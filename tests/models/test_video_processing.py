@@ -214,7 +214,8 @@ def test_damaged_files_give_what_decodes(processor, tmp_path, caplog):
     assert 10 < clip.num_frames < 60
     with caplog.at_level(logging.WARNING):
         frames = processor(str(path), do_sample_frames=False).pixel_values_videos
-    assert torch.equal(frames, processor(clip.frames).pixel_values_videos)
+    is_new = torch.cat([torch.tensor([True]), clip.timestamps.diff() > 0])  # a missing frame is made up for
+    assert torch.equal(frames, processor(clip.frames[is_new]).pixel_values_videos)
     assert f"only {clip.num_frames} of 60 frames decode" in caplog.text
     assert processor(str(path)).pixel_values_videos.shape == (1, 4, 3, 16, 16)
 
