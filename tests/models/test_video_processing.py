@@ -216,7 +216,7 @@ def test_damaged_files_give_what_decodes(processor, tmp_path, caplog):
         frames = processor(str(path), do_sample_frames=False).pixel_values_videos
     is_new = torch.cat([torch.tensor([True]), clip.timestamps.diff() > 0])  # a missing frame is made up for
     assert torch.equal(frames, processor(clip.frames[is_new]).pixel_values_videos)
-    assert f"only {clip.num_frames} of 60 frames decode" in caplog.text
+    assert clip.note in caplog.text
     assert processor(str(path)).pixel_values_videos.shape == (1, 4, 3, 16, 16)
 
 
