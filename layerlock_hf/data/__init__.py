@@ -7,21 +7,15 @@ from .isolation import Isolated
 from .masking import MASKS, MaskArguments, MultiBlockMasks, RandomMask, TubeMask
 from .reports import BadData, BadVideos
 from .sources import load_videos
-from .transforms import (
-    center_crop,
-    color_jitter,
-    generator_for,
-    random_crop,
-    random_flip,
-    random_resized_crop,
-    repeat_last_frame,
-)
+from .transforms import RESIZE_FACTOR, Augmentation, ClipTransform, center_crop, generator_for, repeat_last_frame
 
 
 __all__ = [
+    "Augmentation",
     "BadData",
     "BadVideos",
     "Clip",
+    "ClipTransform",
     "DECODE_TIMEOUT",
     "DecodingError",
     "Isolated",
@@ -30,16 +24,13 @@ __all__ = [
     "MultiBlockMasks",
     "PretrainingClips",
     "PretrainingCollator",
+    "RESIZE_FACTOR",
     "RandomMask",
     "TubeMask",
     "center_crop",
-    "color_jitter",
     "decoder_name",
     "generator_for",
     "load_videos",
-    "random_crop",
-    "random_flip",
-    "random_resized_crop",
     "read_clip",
     "read_clip_pyav",
     "repeat_last_frame",
