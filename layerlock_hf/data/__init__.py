@@ -1,5 +1,6 @@
 """The data of pretraining: lists of videos, decoding, clips, masks, batches and the report of bad videos."""
 
+from .batch_augmentation import BatchAugmentation
 from .collating import PretrainingCollator
 from .datasets import DECODE_TIMEOUT, PretrainingClips
 from .decoding import Clip, DecodingError, decoder_name, read_clip, read_clip_pyav
@@ -14,6 +15,7 @@ __all__ = [
     "Augmentation",
     "BadData",
     "BadVideos",
+    "BatchAugmentation",
     "Clip",
     "ClipTransform",
     "DECODE_TIMEOUT",

@@ -69,7 +69,7 @@ class Augmentation:
 
     def finish(self, crop: torch.Tensor, image_size: int) -> torch.Tensor:
         """Resize, flip and recolour what `crop` returned, on the CPU: uint8 (T, C, h, w) to (T, C, S, S)."""
-        frames = _resize(crop, image_size)
+        frames = resize(crop, image_size)
         if self.is_flipped:
             frames = frames.flip(-1)
         return frames if self.color is None else _recolor(frames, self.color)
@@ -143,10 +143,26 @@ def center_crop(frames: torch.Tensor, size: int, resize_factor: float = 1.0) -> 
     return still.finish(still.crop(frames), size)
 
 
+def resize(frames: torch.Tensor, size: int) -> torch.Tensor:
+    """Bring uint8 frames to a square, on whatever device they lie: (T, C, H, W) to (T, C, size, size)."""
+    if frames.device.type == "cpu":
+        return _interpolate(frames, size)
+    # CPUs alone resize bytes, rounding once per direction. The other differs by 1 in up to a fifth of the pixels.
+    return _resize_in_floating_point(frames, size)
+
+
 def repeat_last_frame(frames: torch.Tensor, num_frames: int) -> torch.Tensor:
     """Bring a clip that is too short to its length: (T', C, H, W) -> (T, C, H, W)"""
     missing = num_frames - len(frames)
     return torch.cat([frames, frames[-1:].expand(missing, -1, -1, -1)]) if missing else frames
+
+
+def _resize_in_floating_point(frames: torch.Tensor, size: int) -> torch.Tensor:
+    return _interpolate(frames.float(), size).round_().to(torch.uint8)
+
+
+def _interpolate(frames: torch.Tensor, size: int) -> torch.Tensor:
+    return F.interpolate(frames, size=(size, size), mode="bilinear", antialias=True)
 
 
 def _check_resize_factor(resize_factor: float):
@@ -219,10 +235,6 @@ def _recolor(frames: torch.Tensor, color: ColorChange) -> torch.Tensor:
     return changed.round_().clamp_(0, 255).to(torch.uint8).view_as(frames)
 
 
-def _resize(frames: torch.Tensor, size: int) -> torch.Tensor:
-    return F.interpolate(frames, size=(size, size), mode="bilinear", antialias=True)
-
-
 # ---- for `PretrainingClips` until it draws by `ClipTransform`
 
 check_scale, check_strength = _check_scale, _check_strength
@@ -231,12 +243,12 @@ check_scale, check_strength = _check_scale, _check_strength
 def random_crop(frames, size, resize_factor=1.0, generator=None):
     down, right = torch.rand(2, generator=generator).tolist()
     box = _square(*frames.shape[-2:], resize_factor, down, right)
-    return _resize(Augmentation(box, is_flipped=False, color=None).crop(frames), size)
+    return resize(Augmentation(box, is_flipped=False, color=None).crop(frames), size)
 
 
 def random_resized_crop(frames, image_size, generator, scale):
     box = _window(*frames.shape[-2:], scale, generator)
-    return _resize(Augmentation(box, is_flipped=False, color=None).crop(frames), image_size)
+    return resize(Augmentation(box, is_flipped=False, color=None).crop(frames), image_size)
 
 
 def random_flip(frames, generator):
