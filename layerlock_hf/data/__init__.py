@@ -1,5 +1,6 @@
 """The data of pretraining: lists of videos, decoding, clips, masks, batches and the report of bad videos."""
 
+from .batch_augmentation import BatchAugmentation
 from .clips import Clip, DecodingError
 from .collating import PretrainingCollator
 from .datasets import DECODE_TIMEOUT, PretrainingClips
@@ -8,21 +9,16 @@ from .isolation import Isolated
 from .masking import MASKS, MaskArguments, MultiBlockMasks, RandomMask, TubeMask
 from .reports import BadData, BadVideos
 from .sources import load_videos
-from .transforms import (
-    center_crop,
-    color_jitter,
-    generator_for,
-    random_crop,
-    random_flip,
-    random_resized_crop,
-    repeat_last_frame,
-)
+from .transforms import RESIZE_FACTOR, Augmentation, ClipTransform, center_crop, generator_for, repeat_last_frame
 
 
 __all__ = [
+    "Augmentation",
     "BadData",
     "BadVideos",
+    "BatchAugmentation",
     "Clip",
+    "ClipTransform",
     "DECODE_TIMEOUT",
     "DecodingError",
     "Isolated",
@@ -31,15 +27,12 @@ __all__ = [
     "MultiBlockMasks",
     "PretrainingClips",
     "PretrainingCollator",
+    "RESIZE_FACTOR",
     "RandomMask",
     "TubeMask",
     "center_crop",
-    "color_jitter",
     "generator_for",
     "load_videos",
-    "random_crop",
-    "random_flip",
-    "random_resized_crop",
     "read_clip",
     "repeat_last_frame",
 ]

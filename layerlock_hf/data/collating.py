@@ -22,7 +22,8 @@ class PretrainingCollator:
     def __call__(self, samples: list[dict]) -> dict[str, torch.Tensor | list[torch.Tensor]]:
         """
         Returns:
-            pixel_values_videos: uint8, shape (B, T, C, H, W).
+            pixel_values_videos: uint8, shape (B, T, C, H, W). Of samples that hold a `crop` and an `augmentation`
+                there is instead what `BatchAugmentation` makes these of: crops, crop_shapes and augmentations.
             context_ids: shape (B, K), or a list of such, one per type of mask, if the strategy draws several.
             target_ids: shape (B, M), or a list likewise.
             num_padded: shape (), the number of clips whose last frame is repeated.
@@ -30,8 +31,23 @@ class PretrainingCollator:
         pairs = self.masks(self.grid_size, [sample["position"] for sample in samples], self.seed)
         context_ids, target_ids = (ids[0] if len(ids) == 1 else list(ids) for ids in zip(*pairs, strict=True))
         return {
-            "pixel_values_videos": torch.stack([sample["pixel_values_videos"] for sample in samples]),
+            **(_crops(samples) if "crop" in samples[0] else _clips(samples)),
             "context_ids": context_ids,
             "target_ids": target_ids,
             "num_padded": torch.tensor(sum(sample["is_padded"] for sample in samples)),
         }
+
+
+def _clips(samples: list[dict]) -> dict:
+    return {"pixel_values_videos": torch.stack([sample["pixel_values_videos"] for sample in samples])}
+
+
+def _crops(samples: list[dict]) -> dict:
+    # They differ in size. In one tensor they are one file shared with the worker, of which a process may hold about a
+    # thousand, and one copy to the device.
+    crops = [sample["crop"] for sample in samples]
+    return {
+        "crops": torch.cat([crop.flatten() for crop in crops]),
+        "crop_shapes": [tuple(crop.shape) for crop in crops],
+        "augmentations": [sample["augmentation"] for sample in samples],
+    }

@@ -2,11 +2,16 @@
 
 import hashlib
 import math
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
 
+RESIZE_FACTOR = 1.15
+# V-JEPA's bounds of width over height
+ASPECT_RATIO = (0.75, 1.35)
 MAX_CROP_ATTEMPTS = 10
 
 # Shares of red, green and blue in brightness (ITU-R BT.601)
@@ -22,64 +27,128 @@ def generator_for(*key: int | str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest, "big"))
 
 
-def random_crop(
-    frames: torch.Tensor, size: int, resize_factor: float = 1.0, generator: torch.Generator | None = None
-) -> torch.Tensor:
-    """Resize the shortest side to `resize_factor * size`, then take a random square of `size` pixels.
+class ColorChange(NamedTuple):
+    """One affine map of RGB for all pixels of a clip.
+
+    Attributes:
+        brightness: what is added, in grey levels (of 255).
+        contrast: factor of the distance from the clip's mean brightness.
+        saturation: factor of the distance from grey.
+        hue: rotation about the axis of greys, in radians.
+    """
+
+    brightness: float
+    contrast: float
+    saturation: float
+    hue: float
+
+    def matrix(self) -> torch.Tensor:
+        """All but the shift, (3, 3)."""
+        saturation = self.saturation * torch.eye(3) + (1 - self.saturation) * LUMA.expand(3, 3)
+        return self.contrast * _hue_rotation(self.hue) @ saturation
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What `ClipTransform` drew for one clip.
+
+    Attributes:
+        box: top, left, height and width of the window that is kept, in pixels of the frame.
+        is_flipped: whether the clip is mirrored left to right.
+        color: the change of colours, None for none.
+    """
+
+    box: tuple[int, int, int, int]
+    is_flipped: bool
+    color: ColorChange | None
+
+    def crop(self, frames: torch.Tensor) -> torch.Tensor:
+        """A view of the window: (T, C, H, W) to (T, C, h, w)."""
+        top, left, height, width = self.box
+        return frames[..., top : top + height, left : left + width]
+
+    def finish(self, crop: torch.Tensor, image_size: int) -> torch.Tensor:
+        """Resize, flip and recolour what `crop` returned, on the CPU: uint8 (T, C, h, w) to (T, C, S, S)."""
+        frames = resize(crop, image_size)
+        if self.is_flipped:
+            frames = frames.flip(-1)
+        return frames if self.color is None else _recolor(frames, self.color)
+
+
+@dataclass(frozen=True)
+class ClipTransform:
+    """How the clips of a run are cropped, flipped and recoloured at random.
+
+    Without `crop_scale` the shortest side is resized to `resize_factor * image_size`, and a random square of
+    `image_size` pixels taken. With it, a window of random area, shape and place is resized to a square (V-JEPA).
+
+    Args:
+        image_size: side of the frames in pixels.
+        resize_factor: at least 1; the larger, the smaller the part of the frame that is seen. None means 1.15.
+        crop_scale: bounds of the window's area, as fractions of the frame.
+        jitter_strength: factor of the largest changes of colour. At 1 brightness changes by 0.125 of the range,
+            contrast and saturation by a factor in [0.6, 1.4], hue by 0.2 turns; 0 leaves colours alone.
+
+    Raises:
+        ValueError: if a value is out of its bounds, or both `resize_factor` and `crop_scale` are given.
+    """
+
+    image_size: int = 224
+    resize_factor: float | None = None
+    crop_scale: tuple[float, float] | None = None
+    jitter_strength: float = 0.0
+
+    def __post_init__(self):
+        if self.image_size < 1:
+            raise ValueError(f"image_size is {self.image_size}; give at least 1")
+        if self.crop_scale is not None:
+            if self.resize_factor is not None:
+                raise ValueError(
+                    f"resize_factor is {self.resize_factor} and crop_scale {self.crop_scale}; give one of the two"
+                )
+            _check_scale(self.crop_scale)
+        _check_strength(self.jitter_strength)
+        _check_resize_factor(self.central_factor)
+
+    @property
+    def central_factor(self) -> float:
+        """The `resize_factor` of `center_crop` for videos that are to be seen at the scale of these clips."""
+        return RESIZE_FACTOR if self.resize_factor is None else self.resize_factor
+
+    def draw(self, height: int, width: int, generator: torch.Generator | None = None) -> Augmentation:
+        """Draw for one clip whose frames have this height and width in pixels."""
+        if self.crop_scale is None:
+            down, right = torch.rand(2, generator=generator).tolist()
+            box = _square(height, width, self.central_factor, down, right)
+        else:
+            box = _window(height, width, self.crop_scale, generator)
+        is_flipped = bool(torch.rand((), generator=generator) < 0.5)
+        return Augmentation(box, is_flipped, _draw_color(self.jitter_strength, generator))
+
+
+def center_crop(frames: torch.Tensor, size: int, resize_factor: float = 1.0) -> torch.Tensor:
+    """Resize the shortest side to `resize_factor * size` and take the square at the centre.
 
     Args:
         frames: uint8, shape (T, C, H, W).
         size: side of the result in pixels.
         resize_factor: at least 1; the larger, the smaller the part of the frame that is seen.
-        generator: source of randomness.
 
     Returns:
         uint8, shape (T, C, size, size).
     """
-    down, right = torch.rand(2, generator=generator).tolist()
-    return _crop(frames, size, resize_factor, down, right)
+    _check_resize_factor(resize_factor)
+    box = _square(*frames.shape[-2:], resize_factor, 0.5, 0.5)
+    still = Augmentation(box, is_flipped=False, color=None)
+    return still.finish(still.crop(frames), size)
 
 
-def center_crop(frames: torch.Tensor, size: int, resize_factor: float = 1.0) -> torch.Tensor:
-    """`random_crop` at the centre: (T, C, H, W) to (T, C, size, size)."""
-    return _crop(frames, size, resize_factor, 0.5, 0.5)
-
-
-def random_resized_crop(
-    frames: torch.Tensor,
-    image_size: int,
-    generator: torch.Generator | None = None,
-    scale: tuple[float, float] = (0.3, 1.0),
-    aspect_ratio: tuple[float, float] = (0.75, 1.35),
-) -> torch.Tensor:
-    """Resize a window of random area, shape and place to a square (V-JEPA's augmentation, with its defaults).
-
-    Args:
-        frames: uint8, shape (T, C, H, W).
-        image_size: side of the result in pixels.
-        generator: source of randomness.
-        scale: bounds of the window's area, as fractions of the frame.
-        aspect_ratio: bounds of the window's width over its height.
-
-    Returns:
-        uint8, shape (T, C, image_size, image_size).
-    """
-    check_scale(scale)
-    if not 0 < aspect_ratio[0] <= aspect_ratio[1]:
-        raise ValueError(f"aspect_ratio is {aspect_ratio}; give two positive bounds, the lower one first")
-    top, left, height, width = _random_window(*frames.shape[-2:], scale, aspect_ratio, generator)
-    return _resize(frames[..., top : top + height, left : left + width], image_size)
-
-
-def check_scale(scale: tuple[float, float]):
-    """
-    Raises:
-        ValueError: unless these are bounds of a fraction of the frame.
-    """
-    if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
-        raise ValueError(
-            f"scale (crop_scale in recipes) is {tuple(scale)}; give two fractions above 0 and up to 1, the lower first"
-        )
+def resize(frames: torch.Tensor, size: int) -> torch.Tensor:
+    """Bring uint8 frames to a square, on whatever device they lie: (T, C, H, W) to (T, C, size, size)."""
+    if frames.device.type == "cpu":
+        return _interpolate(frames, size)
+    # CPUs alone resize bytes, rounding once per direction. The other differs by 1 in up to a fifth of the pixels.
+    return _resize_in_floating_point(frames, size)
 
 
 def repeat_last_frame(frames: torch.Tensor, num_frames: int) -> torch.Tensor:
@@ -88,48 +157,66 @@ def repeat_last_frame(frames: torch.Tensor, num_frames: int) -> torch.Tensor:
     return torch.cat([frames, frames[-1:].expand(missing, -1, -1, -1)]) if missing else frames
 
 
-def random_flip(frames: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
-    """Mirror all frames left to right with probability 0.5; shape (T, C, H, W) is kept."""
-    return frames.flip(-1) if torch.rand((), generator=generator) < 0.5 else frames
+def _resize_in_floating_point(frames: torch.Tensor, size: int) -> torch.Tensor:
+    return _interpolate(frames.float(), size).round_().to(torch.uint8)
 
 
-def color_jitter(
-    frames: torch.Tensor, strength: float = 1.0, generator: torch.Generator | None = None
-) -> torch.Tensor:
-    """Change brightness, contrast, saturation and hue at random, all pixels of the clip by one affine map.
-
-    Args:
-        frames: uint8 RGB, shape (T, 3, H, W).
-        strength: factor of the largest changes. At 1 brightness changes by 0.125 of the range, contrast and saturation
-            by a factor in [0.6, 1.4], hue by 0.2 turns; 0 changes nothing.
-        generator: source of randomness.
-
-    Returns:
-        uint8, shape (T, 3, H, W).
-    """
-    check_strength(strength)
-    brightness, contrast, saturation, hue = (strength * (2 * torch.rand(4, generator=generator) - 1)).tolist()
-    contrast, saturation = 1 + MAX_CONTRAST * contrast, 1 + MAX_SATURATION * saturation
-    matrix = saturation * torch.eye(3) + (1 - saturation) * LUMA.expand(3, 3)
-    matrix = contrast * _hue_rotation(2 * math.pi * MAX_HUE * hue) @ matrix
-    colors = frames.flatten(2).float()  # (T, 3, H * W)
-    grey = LUMA @ colors.mean(dim=(0, 2))
-    shift = (1 - contrast) * grey + 255 * MAX_BRIGHTNESS * brightness
-    # A convolution of 1x1 took 40 times as long on a CPU
-    changed = (matrix @ colors).add_(shift)
-    return changed.round_().clamp_(0, 255).to(torch.uint8).view_as(frames)
+def _interpolate(frames: torch.Tensor, size: int) -> torch.Tensor:
+    return F.interpolate(frames, size=(size, size), mode="bilinear", antialias=True)
 
 
-def check_strength(strength: float):
-    """
-    Raises:
-        ValueError: if this is no strength of `color_jitter`.
-    """
+def _check_resize_factor(resize_factor: float):
+    if not resize_factor >= 1:
+        raise ValueError(f"resize_factor is {resize_factor}; give at least 1, a crop cannot exceed the frame")
+
+
+def _check_scale(scale: tuple[float, float]):
+    if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
+        raise ValueError(f"crop_scale is {tuple(scale)}; give two fractions above 0 and up to 1, the lower first")
+
+
+def _check_strength(strength: float):
     if not 0 <= strength <= MAX_STRENGTH:
         raise ValueError(
-            f"strength (jitter_strength in recipes) is {strength}; give 0 to {MAX_STRENGTH}, where contrast and "
-            "saturation may vanish"
+            f"jitter_strength is {strength}; give 0 to {MAX_STRENGTH}, where contrast and saturation may vanish"
         )
+
+
+def _square(height: int, width: int, resize_factor: float, down: float, right: float) -> tuple[int, int, int, int]:
+    """The box whose corner lies at the fractions `down` and `right` of the possible ones."""
+    # Cropping the source first resizes only the pixels that are kept.
+    side = max(1, round(min(height, width) / resize_factor))
+    return round(down * (height - side)), round(right * (width - side)), side, side
+
+
+def _window(
+    height: int, width: int, scale: tuple[float, float], generator: torch.Generator | None
+) -> tuple[int, int, int, int]:
+    """A box drawn as in torchvision: the logarithm of its shape is uniform."""
+    lowest, highest = ASPECT_RATIO
+    for _ in range(MAX_CROP_ATTEMPTS):
+        area, shape, down, right = torch.rand(4, generator=generator).tolist()
+        area = height * width * (scale[0] + area * (scale[1] - scale[0]))
+        shape = lowest * (highest / lowest) ** shape
+        rows, columns = round(math.sqrt(area / shape)), round(math.sqrt(area * shape))
+        if 0 < rows <= height and 0 < columns <= width:
+            return int(down * (height - rows + 1)), int(right * (width - columns + 1)), rows, columns
+    # The largest one at the centre whose shape is within the bounds
+    rows = min(height, max(1, round(width / lowest)))
+    columns = min(width, max(1, round(height * highest)))
+    return (height - rows) // 2, (width - columns) // 2, rows, columns
+
+
+def _draw_color(strength: float, generator: torch.Generator | None) -> ColorChange | None:
+    if strength == 0:
+        return None
+    brightness, contrast, saturation, hue = (strength * (2 * torch.rand(4, generator=generator) - 1)).tolist()
+    return ColorChange(
+        255 * MAX_BRIGHTNESS * brightness,
+        1 + MAX_CONTRAST * contrast,
+        1 + MAX_SATURATION * saturation,
+        2 * math.pi * MAX_HUE * hue,
+    )
 
 
 def _hue_rotation(angle: float) -> torch.Tensor:
@@ -139,38 +226,34 @@ def _hue_rotation(angle: float) -> torch.Tensor:
     return thirds[0] * torch.eye(3) + thirds[1] * next_channel + thirds[2] * next_channel.T
 
 
-def _crop(frames: torch.Tensor, size: int, resize_factor: float, down: float, right: float) -> torch.Tensor:
-    """The crop whose corner lies at the fractions `down` and `right` of the possible ones."""
-    if resize_factor < 1:
-        raise ValueError(f"resize_factor is {resize_factor}; give at least 1, a crop cannot exceed the frame")
-    height, width = frames.shape[-2:]
-    # Cropping the source first resizes only the pixels that are kept.
-    side = max(1, round(min(height, width) / resize_factor))
-    top, left = round(down * (height - side)), round(right * (width - side))
-    crop = frames[..., top : top + side, left : left + side]
-    return _resize(crop, size)
+def _recolor(frames: torch.Tensor, color: ColorChange) -> torch.Tensor:
+    colors = frames.flatten(2).float()  # (T, 3, H * W)
+    grey = LUMA @ colors.mean(dim=(0, 2))
+    shift = (1 - color.contrast) * grey + color.brightness
+    # A convolution of 1x1 took 40 times as long on a CPU
+    changed = (color.matrix() @ colors).add_(shift)
+    return changed.round_().clamp_(0, 255).to(torch.uint8).view_as(frames)
 
 
-def _random_window(
-    height: int,
-    width: int,
-    scale: tuple[float, float],
-    aspect_ratio: tuple[float, float],
-    generator: torch.Generator | None,
-) -> tuple[int, int, int, int]:
-    """Top, left, height and width of a window, drawn as in torchvision: the logarithm of the shape is uniform."""
-    for _ in range(MAX_CROP_ATTEMPTS):
-        area, shape, down, right = torch.rand(4, generator=generator).tolist()
-        area = height * width * (scale[0] + area * (scale[1] - scale[0]))
-        shape = aspect_ratio[0] * (aspect_ratio[1] / aspect_ratio[0]) ** shape
-        rows, columns = round(math.sqrt(area / shape)), round(math.sqrt(area * shape))
-        if 0 < rows <= height and 0 < columns <= width:
-            return int(down * (height - rows + 1)), int(right * (width - columns + 1)), rows, columns
-    # The largest window at the centre whose shape is within the bounds
-    rows = min(height, max(1, round(width / aspect_ratio[0])))
-    columns = min(width, max(1, round(height * aspect_ratio[1])))
-    return (height - rows) // 2, (width - columns) // 2, rows, columns
+# ---- for `PretrainingClips` until it draws by `ClipTransform`
+
+check_scale, check_strength = _check_scale, _check_strength
 
 
-def _resize(frames: torch.Tensor, size: int) -> torch.Tensor:
-    return F.interpolate(frames, size=(size, size), mode="bilinear", antialias=True)
+def random_crop(frames, size, resize_factor=1.0, generator=None):
+    down, right = torch.rand(2, generator=generator).tolist()
+    box = _square(*frames.shape[-2:], resize_factor, down, right)
+    return resize(Augmentation(box, is_flipped=False, color=None).crop(frames), size)
+
+
+def random_resized_crop(frames, image_size, generator, scale):
+    box = _window(*frames.shape[-2:], scale, generator)
+    return resize(Augmentation(box, is_flipped=False, color=None).crop(frames), image_size)
+
+
+def random_flip(frames, generator):
+    return frames.flip(-1) if torch.rand((), generator=generator) < 0.5 else frames
+
+
+def color_jitter(frames, strength, generator):
+    return _recolor(frames, _draw_color(strength, generator))

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -52,6 +53,7 @@ class LayerLockTrainer(SurvivingTrainer):
             `num_padded`.
         teacher: a network that does not learn, of stages that predict a teacher's latents. Without it these stages
             predict those of an exponential moving average of the encoder.
+        batch_transform: makes what a batch holds from what the collator returned, once that is on the device.
 
     Raises:
         ValueError: if the model cannot do what a stage asks.
@@ -69,6 +71,7 @@ class LayerLockTrainer(SurvivingTrainer):
         data_collator=None,
         callbacks: list[TrainerCallback] | None = None,
         teacher: nn.Module | None = None,
+        batch_transform: Callable[[dict], dict] | None = None,
     ):
         self.stages = check_stages(stages or [model.pixel_stage])
         for stage in self.stages:
@@ -83,6 +86,7 @@ class LayerLockTrainer(SurvivingTrainer):
         if self.args.frozen_dtype and self.is_fsdp_enabled:
             raise ValueError("frozen_dtype: FSDP shards the parameters of a layer together, which needs one dtype")
         self.stage = self.stages[0]
+        self.batch_transform = batch_transform
         self._teacher_moves = teacher is None and any(stage.needs_teacher for stage in self.stages)
         if self._teacher_moves and args.teacher_momentum == 1:
             raise ValueError(
@@ -182,6 +186,12 @@ class LayerLockTrainer(SurvivingTrainer):
             )
             self._created_lr_scheduler = True
         return self.lr_scheduler
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self.batch_transform is not None:
+            batches = [self.batch_transform(batch) for batch in map(super()._prepare_inputs, batches)]
+        return batches, num_items
 
     def _prepare_inputs(self, inputs):
         inputs = super()._prepare_inputs(inputs)

@@ -1,45 +1,80 @@
 import colorsys
+import pickle
 
 import pytest
 import torch
 
-from layerlock_hf.data import (
-    center_crop,
-    color_jitter,
-    generator_for,
-    random_crop,
-    random_flip,
-    random_resized_crop,
-    transforms,
-)
+from layerlock_hf.data import Augmentation, ClipTransform, center_crop, generator_for, transforms
+
+
+ANY_SHAPE = (0.3, 1.0)
 
 
 def noise(*shape):
     return torch.randint(256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
+def cut(frames, generator, image_size=32, **options):
+    """A window of the frames, resized, neither flipped nor recoloured."""
+    augmentation = ClipTransform(image_size, **options).draw(*frames.shape[-2:], generator)
+    return Augmentation(augmentation.box, False, None).finish(augmentation.crop(frames), image_size)
+
+
+def recolored(frames, strength, generator):
+    """The frames whole, with other colours."""
+    augmentation = ClipTransform(jitter_strength=strength).draw(8, 8, generator)
+    size = frames.shape[-1]
+    return Augmentation((0, 0, size, size), False, augmentation.color).finish(frames, size)
+
+
 @pytest.mark.parametrize("height, width", [(16, 640), (640, 16), (50, 66), (1, 1), (300, 200), (2, 3)])
 @pytest.mark.parametrize("resize_factor", [1.0, 1.15, 4.0])
 def test_any_size(height, width, resize_factor):
     frames = noise(2, 3, height, width)
-    for crop in (random_crop(frames, 32, resize_factor), center_crop(frames, 32, resize_factor)):
+    random = cut(frames, generator_for("test"), resize_factor=resize_factor)
+    for crop in (random, center_crop(frames, 32, resize_factor)):
         assert crop.shape == (2, 3, 32, 32)
         assert crop.dtype == torch.uint8
 
 
-def test_all_frames_get_the_same_crop_and_flip():
+@pytest.mark.parametrize("options", [{}, {"crop_scale": ANY_SHAPE}, {"jitter_strength": 1.0}], ids=repr)
+def test_all_frames_change_alike(options):
     frames = noise(1, 3, 40, 60).expand(5, -1, -1, -1)
+    transform = ClipTransform(16, **options)
     generator = generator_for("test")
     for _ in range(10):
-        result = random_flip(random_crop(frames, 16, 1.5, generator), generator)
+        augmentation = transform.draw(40, 60, generator)
+        result = augmentation.finish(augmentation.crop(frames), 16)
+        assert result.shape == (5, 3, 16, 16) and result.dtype == torch.uint8
         assert torch.equal(result, result[:1].expand_as(result))
+
+
+@pytest.mark.parametrize(
+    "options, expected",
+    [
+        ({}, ((13, 18, 104, 104), True, None)),
+        ({"resize_factor": 2.0}, ((49, 33, 60, 60), True, None)),
+        ({"crop_scale": ANY_SHAPE}, ((10, 34, 108, 94), True, None)),
+        (
+            {"crop_scale": (0.05, 0.1), "jitter_strength": 1.0},
+            ((8, 95, 44, 40), True, (-16.0748892, 1.2609573, 1.0152185, -0.1322441)),
+        ),
+    ],
+    ids=repr,
+)
+def test_a_key_always_draws_the_same(options, expected):
+    """Golden runs and resumed ones depend on every draw, and on their order."""
+    drawn = ClipTransform(32, **options).draw(120, 160, generator_for("golden"))
+    assert drawn == pickle.loads(pickle.dumps(drawn))
+    assert (drawn.box, drawn.is_flipped) == expected[:2]
+    assert drawn.color == (None if expected[2] is None else pytest.approx(expected[2]))
 
 
 def test_crop_without_resizing_is_a_window_of_the_source():
     frames = noise(1, 1, 20, 30)
     assert torch.equal(center_crop(frames, 10, 2.0), frames[..., 5:15, 10:20])
     windows = frames.unfold(2, 10, 1).unfold(3, 10, 1).reshape(-1, 100)
-    crop = random_crop(frames, 10, 2.0, generator_for("test")).reshape(1, 100)
+    crop = cut(frames, generator_for("test"), 10, resize_factor=2.0).reshape(1, 100)
     assert (windows == crop).all(dim=1).any()
 
 
@@ -54,19 +89,19 @@ def test_crops_reach_all_corners():
     rows, columns = torch.arange(12).view(12, 1), torch.arange(12).view(1, 12)
     frames = (rows * 12 + columns).to(torch.uint8).view(1, 1, 12, 12)
     generator = generator_for("test")
-    corners = {int(random_crop(frames, 6, 2.0, generator)[0, 0, 0, 0]) for _ in range(500)}
+    corners = {int(cut(frames, generator, 6, resize_factor=2.0)[0, 0, 0, 0]) for _ in range(500)}
     assert {0, 6, 72, 78} <= corners
 
 
 def test_flip_happens_half_of_the_time():
-    frames = noise(2, 3, 4, 6)
     generator = generator_for("test")
-    flipped = 0
-    for _ in range(400):
-        result = random_flip(frames, generator)
-        assert torch.equal(result, frames) or torch.equal(result, frames.flip(-1))
-        flipped += not torch.equal(result, frames)
-    assert 150 < flipped < 250
+    drawn = [ClipTransform(8).draw(4, 6, generator).is_flipped for _ in range(400)]
+    assert 150 < sum(drawn) < 250
+
+
+def test_flip_mirrors_left_to_right():
+    frames = noise(2, 3, 6, 6)
+    assert torch.equal(Augmentation((0, 0, 6, 6), True, None).finish(frames, 6), frames.flip(-1))
 
 
 def box_of(crop):
@@ -84,7 +119,7 @@ def coordinates(height, width):
 @pytest.mark.parametrize("height, width", [(16, 640), (640, 16), (50, 66), (1, 1), (300, 200), (2, 3)])
 def test_resized_crops_of_any_size(height, width):
     frames = noise(1, 3, height, width).expand(4, -1, -1, -1)
-    crop = random_resized_crop(frames, 32, generator_for("test"))
+    crop = cut(frames, generator_for("test"), crop_scale=ANY_SHAPE)
     assert crop.shape == (4, 3, 32, 32)
     assert crop.dtype == torch.uint8
     assert torch.equal(crop, crop[:1].expand_as(crop))
@@ -92,7 +127,7 @@ def test_resized_crops_of_any_size(height, width):
 
 def test_resized_crops_have_the_areas_and_shapes_asked_for():
     generator = generator_for("test")
-    boxes = [box_of(random_resized_crop(coordinates(120, 160), 120, generator)) for _ in range(1000)]
+    boxes = [box_of(cut(coordinates(120, 160), generator, 120, crop_scale=ANY_SHAPE)) for _ in range(1000)]
     top, left, bottom, right = torch.tensor(boxes).unbind(dim=1)
     height, width = bottom - top + 1, right - left + 1
     areas, shapes = height * width / (120 * 160), width / height
@@ -110,25 +145,8 @@ def test_resized_crops_have_the_areas_and_shapes_asked_for():
     "height, width, box", [(16, 160, (0, 69, 15, 90)), (160, 15, (70, 0, 89, 14)), (40, 44, (0, 0, 39, 43))]
 )
 def test_the_largest_central_window_where_no_other_fits(height, width, box):
-    crop = random_resized_crop(coordinates(height, width), 320, generator_for("test"), scale=(1.0, 1.0))
+    crop = cut(coordinates(height, width), generator_for("test"), 320, crop_scale=(1.0, 1.0))
     assert box_of(crop) == box
-
-
-def test_resized_crop_without_resizing_is_a_window_of_the_source():
-    frames = noise(1, 1, 20, 20)
-    crop = random_resized_crop(frames, 10, generator_for("test"), scale=(0.25, 0.25), aspect_ratio=(1.0, 1.0))
-    windows = frames.unfold(2, 10, 1).unfold(3, 10, 1).reshape(-1, 100)
-    assert (windows == crop.reshape(1, 100)).all(dim=1).any()
-
-
-@pytest.mark.parametrize(
-    "options",
-    [{"scale": (0.0, 1.0)}, {"scale": (0.8, 0.3)}, {"scale": (0.3, 1.1)}, {"scale": (0.3,)}, {"aspect_ratio": (2, 1)}],
-    ids=repr,
-)
-def test_wrong_bounds_of_resized_crops(options):
-    with pytest.raises(ValueError, match=next(iter(options))):
-        random_resized_crop(noise(1, 3, 8, 8), 4, **options)
 
 
 def only(monkeypatch, **limits):
@@ -139,19 +157,19 @@ def only(monkeypatch, **limits):
 
 def test_jitter_is_one_map_for_the_whole_clip():
     frames = noise(1, 3, 16, 16).expand(5, -1, -1, -1)
-    changed = color_jitter(frames, 1.0, generator_for("test"))
+    changed = recolored(frames, 1.0, generator_for("test"))
     assert changed.dtype == torch.uint8
     assert changed.shape == frames.shape
     assert torch.equal(changed, changed[:1].expand_as(changed))
-    assert torch.equal(changed, color_jitter(frames, 1.0, generator_for("test")))
-    assert not torch.equal(changed, color_jitter(frames, 1.0, generator_for("other")))
-    assert torch.equal(color_jitter(frames, 0.0), frames)
+    assert torch.equal(changed, recolored(frames, 1.0, generator_for("test")))
+    assert not torch.equal(changed, recolored(frames, 1.0, generator_for("other")))
+    assert torch.equal(recolored(frames, 0.0, generator_for("test")), frames)
 
 
 def test_greys_stay_grey():
     frames = noise(3, 1, 8, 8).expand(-1, 3, -1, -1)
     for index in range(20):
-        red, green, blue = color_jitter(frames, 1.0, generator_for(index)).int().unbind(dim=1)
+        red, green, blue = recolored(frames, 1.0, generator_for(index)).int().unbind(dim=1)
         assert max((red - green).abs().max(), (red - blue).abs().max()) <= 1
 
 
@@ -160,7 +178,7 @@ def test_brightness_shifts(monkeypatch):
     frames = 64 + noise(2, 3, 8, 8) // 2
     shifts = []
     for index in range(300):
-        difference = color_jitter(frames, 1.0, generator_for(index)).int() - frames.int()
+        difference = recolored(frames, 1.0, generator_for(index)).int() - frames.int()
         assert difference.min() == difference.max()
         shifts.append(int(difference.min()))
     assert -32 <= min(shifts) < -28 and 28 < max(shifts) <= 32
@@ -172,7 +190,7 @@ def test_contrast_scales_about_the_brightness_of_the_clip(monkeypatch):
     frames = 96 + noise(2, 1, 64, 64).expand(-1, 3, -1, -1) // 4
     factors = []
     for index in range(300):
-        changed = color_jitter(frames, 1.0, generator_for(index)).float()
+        changed = recolored(frames, 1.0, generator_for(index)).float()
         assert changed.mean() == pytest.approx(float(frames.float().mean()), abs=0.5)
         factors.append(float(changed.std() / frames.float().std()))
     assert 0.59 < min(factors) < 0.65 and 1.35 < max(factors) < 1.41
@@ -184,7 +202,7 @@ def test_saturation_keeps_brightness(monkeypatch):
     brightness = frames.float().movedim(1, -1) @ transforms.LUMA
     factors = []
     for index in range(100):
-        changed = color_jitter(frames, 1.0, generator_for(index)).float()
+        changed = recolored(frames, 1.0, generator_for(index)).float()
         assert (changed.movedim(1, -1) @ transforms.LUMA - brightness).abs().max() <= 0.6
         factors.append(float((changed[:, 0] - changed[:, 1]).std() / (frames[:, 0].float() - frames[:, 1]).std()))
     assert 0.59 < min(factors) < 0.65 and 1.35 < max(factors) < 1.41
@@ -195,7 +213,7 @@ def test_hue_turns(monkeypatch):
     frames = torch.tensor([160, 100, 100], dtype=torch.uint8).view(1, 3, 1, 1)
     hues = []
     for index in range(300):
-        color = color_jitter(frames, 1.0, generator_for(index)).flatten()
+        color = recolored(frames, 1.0, generator_for(index)).flatten()
         assert abs(int(color.sum()) - 360) <= 2
         hues.append((colorsys.rgb_to_hsv(*(color / 255).tolist())[0] + 0.5) % 1 - 0.5)
     assert -0.21 < min(hues) < -0.18 and 0.18 < max(hues) < 0.21
@@ -206,13 +224,28 @@ def test_a_third_of_a_turn_makes_red_green():
     assert torch.allclose(third @ torch.tensor([1.0, 0.0, 0.0]), torch.tensor([0.0, 1.0, 0.0]), atol=1e-6)
 
 
-@pytest.mark.parametrize("strength", [-0.1, 2.6, float("nan")])
-def test_wrong_strength(strength):
-    with pytest.raises(ValueError, match="jitter_strength"):
-        color_jitter(noise(1, 3, 8, 8), strength)
+@pytest.mark.parametrize(
+    "options, culprit",
+    [
+        ({"image_size": 0}, "image_size is 0"),
+        ({"resize_factor": 0.9}, "resize_factor is 0.9"),
+        ({"resize_factor": float("nan")}, "resize_factor is nan"),
+        ({"resize_factor": 1.15, "crop_scale": (0.3, 1.0)}, "resize_factor is 1.15 and crop_scale"),
+        ({"crop_scale": (0.0, 1.0)}, "crop_scale"),
+        ({"crop_scale": (0.8, 0.3)}, "crop_scale"),
+        ({"crop_scale": (0.3, 1.1)}, "crop_scale"),
+        ({"crop_scale": (0.3,)}, "crop_scale"),
+        ({"jitter_strength": -0.1}, "jitter_strength is -0.1"),
+        ({"jitter_strength": 2.6}, "jitter_strength is 2.6"),
+        ({"jitter_strength": float("nan")}, "jitter_strength is nan"),
+    ],
+    ids=repr,
+)
+def test_wrong_settings(options, culprit):
+    with pytest.raises(ValueError, match=culprit):
+        ClipTransform(**options)
 
 
-@pytest.mark.parametrize("crop", [random_crop, center_crop])
-def test_resize_factor_below_one(crop):
+def test_center_crop_cannot_exceed_the_frame():
     with pytest.raises(ValueError, match="resize_factor"):
-        crop(noise(1, 3, 8, 8), 4, 0.9)
+        center_crop(noise(1, 3, 8, 8), 4, 0.9)
