@@ -19,6 +19,8 @@ av.logging.set_level(av.logging.PANIC)
 
 # Packets after that of a frame until a decoder gives the frame; the most that a codec allows is 16
 MAX_DELAY = 32
+# Pixels; a multiple of the steps in which all formats store chroma
+MARGIN = 8
 # By the names of FFmpeg's decoders
 HIDES_FRAMES = {"vp8", "vp9", "libvpx", "libvpx-vp9"}
 
@@ -297,7 +299,11 @@ def _clip(stream: av.VideoStream, frames: list[av.VideoFrame], num_frames: int, 
     aspect = 1 / aspect if quarters % 2 else aspect
     top, left, rows, columns = crop(height, width, aspect) if crop else (0, 0, height, width)
     pixels = np.empty((len(frames), rows, columns, 3), np.uint8)
-    graph = _rgb_graph(first, stream.time_base)
+    part = None
+    if quarters % 4 == 0 and first.height % 2 == 0 and first.width % 2 == 0:
+        part = _around(top, left, rows, columns, height, width)
+        top, left = top - part[0], left - part[1]
+    graph = _rgb_graph(first, stream.time_base, part)
     for index, frame in enumerate(frames):
         graph.push(frame)
         rgb = graph.pull()
@@ -315,11 +321,23 @@ def _timestamps(frames: list[av.VideoFrame], stream: av.VideoStream) -> torch.Te
     return torch.full((len(frames),), math.nan, dtype=torch.float64)
 
 
-def _rgb_graph(frame: av.VideoFrame, time_base: Fraction) -> av.filter.Graph:
-    """What `ffmpeg` does to turn frames like this into RGB; PyAV's own way differs for 10-bit and interlaced ones."""
+def _around(top: int, left: int, rows: int, columns: int, height: int, width: int) -> tuple[int, int, int, int]:
+    """Top, left, height and width of a part with room for the chroma to be interpolated, on the chroma's own grid."""
+    first_row, first_column = max(0, top // MARGIN - 1) * MARGIN, max(0, left // MARGIN - 1) * MARGIN
+    last_row = min(height, ((top + rows) // MARGIN + 2) * MARGIN)
+    last_column = min(width, ((left + columns) // MARGIN + 2) * MARGIN)
+    return first_row, first_column, last_row - first_row, last_column - first_column
+
+
+def _rgb_graph(frame: av.VideoFrame, time_base: Fraction, part: tuple[int, int, int, int] | None) -> av.filter.Graph:
+    """What `ffmpeg` does to turn part of frames like this into RGB; PyAV's own way differs for 10-bit and interlaced."""
     graph = av.filter.Graph()
     size = f"{frame.width}x{frame.height}"
-    buffer = graph.add("buffer", video_size=size, pix_fmt=frame.format.name, time_base=str(time_base))
-    graph.link_nodes(buffer, graph.add("scale"), graph.add("format", "rgb24"), graph.add("buffersink"))
+    nodes = [graph.add("buffer", video_size=size, pix_fmt=frame.format.name, time_base=str(time_base))]
+    if part is not None:
+        top, left, height, width = map(str, part)
+        nodes.append(graph.add("crop", x=left, y=top, w=width, h=height, exact="1"))
+    nodes += [graph.add("scale"), graph.add("format", "rgb24"), graph.add("buffersink")]
+    graph.link_nodes(*nodes)
     graph.configure()
     return graph

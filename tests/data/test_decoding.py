@@ -252,6 +252,22 @@ def test_a_crop_keeps_a_part(video):
     assert asked == [(48, 64, 1.0)] * 3
 
 
+@pytest.mark.slow
+def test_a_crop_of_odd_videos_is_part_of_the_whole(shared):
+    with open(shared / "odd" / "manifest.csv", newline="") as file:
+        paths = [str(shared / "odd" / row["path"]) for row in csv.DictReader(file) if row["expected"] == "ok"]
+    for path in paths:
+        boxes = []
+
+        def crop(height, width, aspect, boxes=boxes):
+            boxes.append((height // 3, width // 5, height - height // 3, width // 2))
+            return boxes[0]
+
+        part, whole = (read_clip(path, lambda count: list(range(0, min(count, 9), 4)), how) for how in (crop, None))
+        top, left, height, width = boxes[0]
+        assert torch.equal(part.frames, whole.frames[..., top : top + height, left : left + width]), path
+
+
 def test_pixels_that_are_not_square_are_told(shared):
     for name, aspect in (("gen_sar_2_1__a.mp4", 2), ("sar_16_9__h264_white_frame_sar_16_9.mp4", 16 / 9)):
         for read in READERS:
