@@ -330,7 +330,7 @@ def _around(top: int, left: int, rows: int, columns: int, height: int, width: in
 
 
 def _rgb_graph(frame: av.VideoFrame, time_base: Fraction, part: tuple[int, int, int, int] | None) -> av.filter.Graph:
-    """What `ffmpeg` does to turn part of frames like this into RGB; PyAV's own way differs for 10-bit and interlaced."""
+    """What `ffmpeg` does to make part of such frames RGB; PyAV's own way differs for 10-bit and interlaced ones."""
     graph = av.filter.Graph()
     size = f"{frame.width}x{frame.height}"
     nodes = [graph.add("buffer", video_size=size, pix_fmt=frame.format.name, time_base=str(time_base))]
