@@ -3,10 +3,11 @@
 from .collating import PretrainingCollator
 from .datasets import DECODE_TIMEOUT, PretrainingClips
 from .decoding import Clip, DecodingError, decoder_name, read_clip, read_clip_pyav
+from .fetching import fetch, is_remote, name_of
 from .isolation import Isolated
 from .masking import MASKS, MaskArguments, MultiBlockMasks, RandomMask, TubeMask
 from .reports import BadData, BadVideos
-from .sources import load_videos
+from .sources import count_per_source, load_videos
 from .transforms import (
     center_crop,
     color_jitter,
@@ -34,9 +35,13 @@ __all__ = [
     "TubeMask",
     "center_crop",
     "color_jitter",
+    "count_per_source",
     "decoder_name",
+    "fetch",
     "generator_for",
+    "is_remote",
     "load_videos",
+    "name_of",
     "random_crop",
     "random_flip",
     "random_resized_crop",

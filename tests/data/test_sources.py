@@ -4,7 +4,8 @@ from pathlib import Path
 import datasets
 import pytest
 
-from layerlock_hf.data import load_videos
+from layerlock_hf.data import count_per_source, fetch, is_remote, load_videos, name_of
+from layerlock_hf.data.addresses import SCHEMA
 
 
 @pytest.fixture(autouse=True)
@@ -43,15 +44,16 @@ def test_lists_are_relative_to_their_folder(tmp_path, suffix, column):
     dataset = load_videos(str(tmp_path / f"list.{suffix}"))
     assert [row["path"] for row in dataset["video"]] == [str(tmp_path / "a.mp4"), str(tmp_path / "sub/b.mp4")]
     assert dataset["label"][:] == ["run", "walk"]
-    assert dataset.column_names == ["video", "label"]
+    assert dataset.column_names == [*SCHEMA.names, "source", "label"]
 
 
 def test_parquet_with_embedded_videos(tmp_path, video):
     rows = [{"path": "v0.mp4", "bytes": Path(video).read_bytes()}]
     datasets.Dataset.from_dict({"clip": rows, "label": [3]}).to_parquet(tmp_path / "videos.parquet")
     dataset = load_videos(str(tmp_path / "videos.parquet"), video_column="clip")
-    assert dataset[0]["video"] == rows[0]
-    assert dataset.column_names == ["video", "label"]
+    # Not copied: the row is the address of the bytes
+    assert dataset[0]["video"] == {"path": str(tmp_path / "videos.parquet"), "bytes": None}
+    assert (fetch(dataset[0]), dataset[0]["label"]) == (rows[0]["bytes"], 3)
 
 
 def test_saved_dataset(tmp_path, video):
@@ -163,4 +165,8 @@ def test_a_dataset_of_the_hub_names_downloaded_files_alone(tmp_path, monkeypatch
         else:
             with pytest.raises(ValueError, match="'somebody/videos': row 1 names"):
                 load_videos("somebody/videos")
+        if name.startswith("/"):
             assert len(load_videos("somebody/videos", video_root="/")) == 1
+        else:  # an address, which lies in no folder
+            with pytest.raises(ValueError, match="which does not lie in /"):
+                load_videos("somebody/videos", video_root="/")
