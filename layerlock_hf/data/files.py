@@ -103,9 +103,10 @@ def expand(pattern: str) -> list[str]:
         names = _persist(lambda fs: [fs.unstrip_protocol(n) for n in fs.glob(pattern, **_strict(pattern))], pattern)
     else:
         names = [name for name in glob.glob(pattern, recursive=True) if os.path.isfile(name)]
+    names = sorted(name for name in names if not os.path.basename(name).startswith("."))  # as in bash
     if not names:
         raise ValueError(f"{pattern!r} matches no files")
-    return sorted(names)
+    return names
 
 
 def has_pattern(name: str) -> bool:
@@ -127,10 +128,11 @@ def walk(folder: str, is_deep: bool = True) -> list[str]:
     names = _persist(
         lambda fs: [fs.unstrip_protocol(name) for name in fs.find(base, **limits, **_strict(folder))], folder
     )
-    root = filesystem(base).unstrip_protocol(base).rstrip("/") + "/"
+    # As the filesystem spells it, such as "memory:///a/" for "memory://a/"
+    root = filesystem(base).unstrip_protocol(fsspec.core.strip_protocol(base)).rstrip("/") + "/"
     relative = sorted({name.removeprefix(root) for name in names if name.startswith(root)} - {""})
-    # Listings of web servers link to themselves in other orders ("?C=N;O=D")
-    return [root + name for name in relative if not _is_hidden(unquote(name)) and not re.search("[?#]", name)]
+    # Listings of web servers link to themselves in other orders ("?C=N;O=D"), and to other places
+    return [root + name for name in relative if not _is_hidden(unquote(name)) and not re.search("[?#]|:/", name)]
 
 
 def _is_hidden(name: str) -> bool:
@@ -232,8 +234,8 @@ class Ranges(io.RawIOBase):
 def filesystem(url: str) -> fsspec.AbstractFileSystem:
     """The filesystem of a URL, one per process and host.
 
-    fsspec clears its own cache of them in a forked process. That closes the sockets of the parent's, which an event
-    loop of both processes watches: the parent would wait for answers in vain. Ours are kept, and left alone.
+    fsspec clears its own cache of them in a forked process. Once they are collected there, the sockets of the parent
+    are closed, which an event loop of both processes watches: the parent waits for answers in vain. Ours are kept.
     """
     try:
         if "::" in url:  # every link of the chain decides

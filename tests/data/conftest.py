@@ -116,6 +116,7 @@ def website(tmp_path):
 
     class Handler(http.server.SimpleHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        wbufsize = 2**16  # an answer in one piece: TCP waits 40 ms before a second one
 
         def __init__(self, *arguments):
             super().__init__(*arguments, directory=str(site.root))
@@ -148,8 +149,11 @@ def website(tmp_path):
         def log_message(self, *arguments):
             pass
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        server.daemon_threads = True
+    class Server(http.server.ThreadingHTTPServer):
+        daemon_threads = True
+        request_queue_size = 64  # a connection beyond waits a second
+
+    with Server(("127.0.0.1", 0), Handler) as server:
         site = Website(tmp_path / "website", f"http://127.0.0.1:{server.server_port}")
         thread = threading.Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
@@ -159,11 +163,17 @@ def website(tmp_path):
         thread.join()
 
 
-def write_tar(path, members):
-    """A tar of (name, bytes)."""
-    with tarfile.open(path, "w") as tar:
-        for name, data in members:
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
-    return str(path)
+@pytest.fixture(scope="session")
+def write_tar():
+    """A function that writes a tar of (name, bytes)."""
+
+    def write(path, members):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tarfile.open(path, "w") as tar:
+            for name, data in members:
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+        return str(path)
+
+    return write

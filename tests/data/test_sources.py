@@ -4,7 +4,7 @@ from pathlib import Path
 import datasets
 import pytest
 
-from layerlock_hf.data import count_per_source, fetch, is_remote, load_videos, name_of
+from layerlock_hf.data import fetch, load_videos
 from layerlock_hf.data.addresses import SCHEMA
 
 
