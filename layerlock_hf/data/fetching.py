@@ -1,10 +1,10 @@
 """From a row of a list of videos to the path or the bytes of its video."""
 
-import pyarrow
+import itertools
 
 from . import files
 from .decoding import DecodingError
-from .shards import TAR_BLOCK, bytes_leaf, chunk_of, is_header_of, open_parquet
+from .indexing import TAR_BLOCK, bytes_leaf, chunk_of, is_header_of, open_parquet
 
 
 # What a row without a value stands for
@@ -101,9 +101,8 @@ def _read_parquet(row: dict) -> bytes:
                 raise files.TooLarge(size)
             # One row at a time: a whole row group may have more bytes than an array of Arrow
             batches = parquet.iter_batches(batch_size=1, row_groups=[group], columns=[leaf], use_threads=False)
-            value = next(batch.column(0)[0] for index, batch in enumerate(batches) if index == number).as_py()
-    # Also OSError, by which Arrow reports a page that it cannot read
-    except (ValueError, OSError, pyarrow.ArrowException, StopIteration) as error:
+            value = next(itertools.islice(batches, number, None)).column(0)[0].as_py()
+    except ValueError as error:
         raise files.ChangedFile(f"changed: {files.one_line(error)}") from error
     data = value["bytes"] if isinstance(value, dict) else value
     if data is None:

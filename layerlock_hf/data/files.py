@@ -13,8 +13,9 @@ from urllib.parse import quote, unquote, urlsplit
 import fsspec
 
 
-# Seconds that a request may take, and bytes a second that it must bring besides
-TIMEOUT = 60.0
+# Seconds without an answer, or without a byte more of it, until a request is given up
+TIMEOUT = 30.0
+# Bytes a second that a request must bring
 SLOWEST = 2**20
 NUM_ATTEMPTS = 5
 # Seconds before the second attempt, give or take a half; doubled before each further one
@@ -254,6 +255,8 @@ async def _client(loop, headers: dict | None = None, **settings):
     import aiohttp
 
     headers = {"Accept-Encoding": "identity", **(headers or {})}  # ranges and sizes are those of the file
+    limits = aiohttp.ClientTimeout(total=None, sock_connect=TIMEOUT, sock_read=TIMEOUT)
+    settings = {"timeout": limits, **settings}
     return aiohttp.ClientSession(loop=loop, headers=headers, raise_for_status=_check_answer, **settings)
 
 
@@ -303,6 +306,8 @@ def _diagnose(error: Exception) -> tuple[FileError, bool]:
         return ChangedFile("changed: ends before the part that is asked for"), False
     if isinstance(error, TimeoutError) or "Timeout" in type(error).__name__:  # of Python 3.10 too
         return FileError("network: no answer in time"), True
+    if isinstance(error, (ValueError, TypeError, AttributeError, LookupError, NotImplementedError)):
+        return FileError(f"cannot be read: {type(error).__name__}: {one_line(error)}"), False
     may_pass = status in PASSING or status >= 500 if isinstance(status, int) else True
     return FileError(f"network: {type(error).__name__}: {one_line(error)}"), may_pass
 

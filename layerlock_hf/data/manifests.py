@@ -9,7 +9,7 @@ import pyarrow.compute
 
 from . import files
 from .addresses import DEPTH_COLUMN, LABEL_COLUMN, SCHEMA, address_table, combine, join_all
-from .shards import open_parquet
+from .indexing import open_parquet
 
 
 MANIFEST = re.compile(r"manifest-(\d{5})-of-(\d{5})\.parquet")
@@ -52,12 +52,12 @@ def _index_manifest(path: str) -> pyarrow.Table:
     with open_parquet(path) as parquet:
         facts = parquet.read(columns=[name for name in parquet.schema_arrow.names if name in wanted])
     known = {name: facts.column(name) for name in facts.column_names}
-    shards = known.pop("path", pyarrow.array([None])).cast(pyarrow.string())
+    shards = known.pop("path", pyarrow.nulls(len(facts))).cast(pyarrow.string())
+    names = shards.unique()
+    joined = join_all(path, folder, names.to_pylist())
     if DEPTH_COLUMN in known:
         known[DEPTH_COLUMN] = pyarrow.array(join_all(path, folder, known[DEPTH_COLUMN].to_pylist()), pyarrow.string())
-    names = shards.unique()
     indices = pyarrow.compute.index_in(shards, names)
-    joined = join_all(path, folder, names.to_pylist())
     table = address_table(pyarrow.array(joined, pyarrow.string()).take(indices), **known)
     in_tar, in_parquet = (
         np.logical_and(*(table.column(name).is_valid().to_numpy() for name in columns))

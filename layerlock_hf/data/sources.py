@@ -20,8 +20,8 @@ from huggingface_hub.constants import HF_HUB_CACHE
 
 from . import files
 from .addresses import DEPTH_COLUMN, LABEL_COLUMN, SCHEMA, address_table, join_all
+from .indexing import VIDEO_SUFFIXES, forget_footers, index_parquet, index_shards, index_tar, video_column
 from .manifests import index_manifests, manifests_among, manifests_beside
-from .shards import VIDEO_SUFFIXES, index_parquet, index_shards, index_tar, video_column
 
 
 SIDE_FILES = {
@@ -74,6 +74,7 @@ def load_videos(
     sources = [source] if isinstance(source, str) else list(source)
     if not sources:
         raise ValueError("no source is given; name at least one folder, list or dataset of videos")
+    forget_footers()
     loaded = []
     for one in sources:
         try:
@@ -104,7 +105,7 @@ def _load(source: str, split: str, column: str | None, root: str | None, streami
         raise ValueError(f"{source!r} does not exist; give an existing path or the id of a dataset on the Hub")
     elif streaming:
         names = _of_split(source, _from_hub(datasets.load_dataset_builder, source).config.data_files, split)
-        dataset, roots = _from_table(_index_files(source, _without_side_files(names), column)), []
+        dataset, roots = _from_table(_index_files(source, _without_side_files(names) or names, column)), []
     else:
         dataset = _from_rows(source, _from_hub(datasets.load_dataset, source, split=split), column)
         roots = [HF_HUB_CACHE, str(datasets.config.HF_DATASETS_CACHE)]

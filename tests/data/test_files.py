@@ -60,13 +60,14 @@ def test_failures_that_stay_are_told_at_once(site, fault, message):
     assert len(site.requests) == 1
 
 
-def test_a_server_that_hangs_is_given_up(site, monkeypatch):
+@pytest.mark.parametrize("limits", [(), (0, 100)])
+def test_a_server_that_hangs_is_given_up(site, monkeypatch, limits):
     monkeypatch.setattr(files, "NUM_ATTEMPTS", 2)
     monkeypatch.setattr(files, "TIMEOUT", 0.2)
     site.faults = ["hang"] * 2
     begin = time.monotonic()
     with pytest.raises(FileError, match="network: no answer in time"):
-        files.read(f"{site.url}/a.mp4", 0, 100)
+        files.read(f"{site.url}/a.mp4", *limits)
     assert time.monotonic() - begin < 3
     assert len(site.requests) == 2
 
@@ -122,7 +123,7 @@ def test_other_filesystems(tmp_path):
     assert files.size_of("memory://other/b.mp4") == len(DATA)
     with pytest.raises(MissingFile):
         files.read("memory://other/c.mp4", 3, 9)
-    with pytest.raises(FileError, match="no way to read nonsense://"):
+    with pytest.raises(FileError, match="no way to read nonsense://.*nonsense"):
         files.read("nonsense://other/c.mp4")
 
 
@@ -236,17 +237,17 @@ def test_a_forked_process_reads_beside_its_parent(site, is_busy):
         thread.start()
     context = multiprocessing.get_context("fork")
     try:
-        for _ in range(3):
+        for _ in range(2):
             ours, theirs = context.Pipe()
             process = context.Process(target=child, args=(theirs,))
-            begin = time.monotonic()
             process.start()
             assert ours.poll(10), "the child hangs"
             assert ours.recv() == parts
             process.join(10)
             assert process.exitcode == 0
+            begin = time.monotonic()
             assert [read_part(i) for i in range(20)] == parts
-            # The limit of a request is one second
+            # Less than the limit of one request
             assert time.monotonic() - begin < 0.9
     finally:
         stop.set()

@@ -3,12 +3,13 @@
 They come from headers and footers alone: no video is read for them.
 """
 
+import contextlib
 import functools
 import json
 import os
 import re
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import datasets
@@ -167,11 +168,12 @@ def index_parquet(path: str, wanted: str | None = None) -> pyarrow.Table:
     return table
 
 
-def open_parquet(path: str) -> pyarrow.parquet.ParquetFile:
+@contextlib.contextmanager
+def open_parquet(path: str) -> Iterator[pyarrow.parquet.ParquetFile]:
     """A parquet file at a path or URL, for reading a row group at a time. Its footer is read once per process.
 
     Raises:
-        ValueError: if it is none.
+        ValueError: if it is none, or damaged; also while it is read.
         FileError: if it cannot be read.
     """
     is_url = files.is_url(path)
@@ -180,9 +182,16 @@ def open_parquet(path: str) -> pyarrow.parquet.ParquetFile:
         source = files.Ranges(path, size) if is_url else path
         # A row group at a URL comes by one request, a local one only as far as it is looked at
         block = 0 if is_url else PARQUET_BLOCK
-        return pyarrow.parquet.ParquetFile(source, metadata=metadata, buffer_size=block, pre_buffer=False)
-    except pyarrow.ArrowInvalid as error:
-        raise ValueError(f"{path!r} is damaged, cut off, or no parquet file: {error}") from error
+        with pyarrow.parquet.ParquetFile(source, metadata=metadata, buffer_size=block, pre_buffer=False) as parquet:
+            yield parquet
+    except (pyarrow.ArrowException, OSError) as error:
+        message = files.one_line(error)
+        raise ValueError(f"{path!r} is damaged, cut off, or no parquet file: {message}") from error
+
+
+def forget_footers():
+    """Read all footers anew: files at URLs may have changed since."""
+    _footer.cache_clear()
 
 
 @functools.lru_cache(maxsize=64)
