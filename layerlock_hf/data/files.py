@@ -262,7 +262,8 @@ async def _client(loop, headers: dict | None = None, **settings):
 
 async def _check_answer(response):
     """Refuse an answer before its body is read. A listing may come without its size."""
-    if response.method != "GET" or response.status != 200:
+    is_whole = response.method == "GET" and response.status == 200
+    if not is_whole:
         return
     if "Range" in response.request_info.headers:
         raise FileError("the server ignores ranges: it sends whole files only; use one that serves parts of files")

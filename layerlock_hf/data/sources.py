@@ -215,15 +215,16 @@ def _index_list(path: str, wanted: str | None) -> pyarrow.Table:
     if not rows:
         raise ValueError(f"{path!r} lists no videos; give one row per video")
     column = video_column(path, list(rows[0]), wanted)
-    names = [column] + [name for name in (LABEL_COLUMN, DEPTH_COLUMN) if name in rows[0]]
+    names = [column, LABEL_COLUMN] if LABEL_COLUMN in rows[0] else [column]
     for number, row in enumerate(rows, start=1):
         for name in names:
-            if row.get(name) in (None, "") or name != LABEL_COLUMN and not isinstance(row[name], str):
+            if row.get(name) in (None, "") or name == column and not isinstance(row[name], str):
                 raise ValueError(f"{path!r}: row {number} has no {name}")
     folder = files.folder_of(path)
     known = {name: [row[name] for row in rows] for name in names[1:]}
-    if DEPTH_COLUMN in known:
-        known[DEPTH_COLUMN] = join_all(path, folder, [name.strip() for name in known[DEPTH_COLUMN]])
+    depths = [row.get(DEPTH_COLUMN) or None for row in rows]
+    if any(depths) and all(isinstance(depth, str | None) for depth in depths):  # else something other than files
+        known[DEPTH_COLUMN] = pyarrow.array(join_all(path, folder, depths), pyarrow.string())
     return address_table(join_all(path, folder, [row[column].strip() for row in rows]), **known)
 
 

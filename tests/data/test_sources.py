@@ -242,8 +242,11 @@ def test_a_parquet_file_of_paths(tmp_path):
 
 
 def test_depth_files_are_named_as_videos_are(tmp_path):
-    (tmp_path / "list.csv").write_text("path,depth\na.mp4,a.npz\n")
-    assert load_videos(str(tmp_path / "list.csv"))[0]["depth"] == str(tmp_path / "a.npz")
+    (tmp_path / "list.csv").write_text("path,depth\na.mp4,\nb.mp4,b.npz\n")
+    assert load_videos(str(tmp_path / "list.csv"))["depth"][:] == [None, str(tmp_path / "b.npz")]
+    for name, text in (("list.csv", "path,depth\na.mp4,\n"), ("list.json", '[{"path": "a.mp4", "depth": 1.5}]')):
+        (tmp_path / name).write_text(text)
+        assert "depth" not in load_videos(str(tmp_path / name)).column_names
 
 
 def test_a_folder_at_a_url(website):
