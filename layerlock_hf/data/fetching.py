@@ -107,4 +107,6 @@ def _read_parquet(row: dict) -> bytes:
     data = value["bytes"] if isinstance(value, dict) else value
     if data is None:
         raise DecodingError("the row has no video")
+    if row.get("size") not in (None, len(data)):
+        raise files.ChangedFile(f"changed: row {number} of row group {group} has {len(data)} bytes, not {row['size']}")
     return data

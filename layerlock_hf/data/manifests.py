@@ -66,9 +66,8 @@ def _index_manifest(path: str) -> pyarrow.Table:
     if shards.null_count or not np.all(in_tar ^ in_parquet):
         raise ValueError(f"{path!r} is no manifest: every row needs a path, and offset and size or row_group and row")
     ends = np.zeros(len(names), np.int64)
-    # Nulls count as 0
     offset, size = (table.column(name).fill_null(0).to_numpy() for name in ("offset", "size"))
-    np.maximum.at(ends, indices.to_numpy(), offset + size)
+    np.maximum.at(ends, indices.to_numpy(), np.where(in_tar, offset + size, 0))
     _check_shards(path, joined, ends.tolist())
     column = pyarrow.compute.if_else(in_parquet, VIDEO_COLUMN, pyarrow.scalar(None, pyarrow.string()))
     return table.set_column(table.schema.get_field_index("column"), "column", column)

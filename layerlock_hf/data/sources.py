@@ -16,6 +16,7 @@ import datasets
 import numpy as np
 import pyarrow
 import pyarrow.compute
+from datasets.data_files import SPLIT_KEYWORDS
 from huggingface_hub.constants import HF_HUB_CACHE
 
 from . import files
@@ -138,12 +139,8 @@ def _index(source: str, split: str, column: str | None) -> pyarrow.Table:
         return index_manifests(source, manifests)
     names = files.walk(source)
     names = _without_side_files(names) or [name for name in names if files.suffix_of(name) == ".parquet"]
-    suffixes = set(map(files.suffix_of, names))
-    if not is_url and suffixes in ({".tar"}, {".parquet"}):
-        kind = "parquet" if ".parquet" in suffixes else "webdataset"
-        found = datasets.load_dataset_builder(kind, data_dir=source).config.data_files
-        if len(found) > 1:  # by their names, they are of several splits
-            names = [name for name in _of_split(source, found, split) if files.suffix_of(name) in suffixes]
+    if names and set(map(files.suffix_of, names)) <= {".tar", ".parquet"}:
+        names = _shards_of_split(source, names, split)
     return _index_files(source, names, column)
 
 
@@ -159,6 +156,23 @@ def _index_files(source: str, names: list[str], column: str | None) -> pyarrow.T
             f"{source!r} mixes {' and '.join(sorted(suffixes))} files; choose by a pattern such as '*.tar'"
         )
     return index_shards(functools.partial(INDEXES[shards.pop()], wanted=column), names)
+
+
+def _shards_of_split(source: str, names: list[str], split: str) -> list[str]:
+    """Those shards of a folder that are of a split by their names, as the datasets library reads them; or all."""
+    found = {}
+    for name in names:
+        # Not by the folders that the source lies in
+        words = set(re.split(r"[-._ /0-9]+", name[len(source) :]))
+        named = [str(key) for key, keywords in SPLIT_KEYWORDS.items() if words.intersection(keywords)]
+        found.setdefault(named[0] if named else None, []).append(name)
+    if list(found) == [None]:
+        return names
+    if None in found:
+        raise ValueError(
+            f"{source!r}: {found[None][0]!r} is of no split, other shards are; choose by a pattern such as '*.tar'"
+        )
+    return _of_split(source, found, split)
 
 
 def _of_split(source: str, found: dict[str, list[str]] | None, split: str) -> list[str]:

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+import torch
 
 from layerlock_hf.data import DecodingError, fetch, files, is_remote, load_videos, name_of
 
@@ -178,3 +179,19 @@ def test_many_threads_at_once(site):
 def test_rows_travel_to_other_processes(site):
     videos = pickle.loads(pickle.dumps(load_videos(f"{site.url}/a.tar")))
     assert fetch(videos[2]) == VIDEOS["v2.mp4"]
+
+
+def test_workers_of_a_data_loader(site):
+    """Forked from a process that used the same filesystems."""
+    videos = load_videos([f"{site.url}/{kind}" for kind in KINDS])
+    expected = list(VIDEOS.values()) * len(KINDS)
+    assert fetch(videos[0]) == expected[0]
+    loader = torch.utils.data.DataLoader(
+        videos,
+        batch_size=4,
+        num_workers=2,
+        collate_fn=lambda rows: list(map(fetch, rows)),
+        multiprocessing_context="fork",
+    )
+    assert [video for batch in loader for video in batch] == expected
+    assert fetch(videos[17]) == expected[17]

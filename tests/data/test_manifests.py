@@ -4,7 +4,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from layerlock_hf.data import fetch, load_videos, name_of
+from layerlock_hf.data import DecodingError, fetch, load_videos, name_of
 from layerlock_hf.data.indexing import index_tar
 
 
@@ -55,13 +55,18 @@ def test_a_prepared_folder(website, prepare, where):
 
 def test_prepared_parquet_shards(tmp_path):
     (tmp_path / "data").mkdir()
-    table = pyarrow.table({"video": [b"a", b"b", b"c"]})
-    pyarrow.parquet.write_table(table, tmp_path / "data" / "train-00000-00000.parquet", row_group_size=2)
+    contents = [b"a" * 9000, b"b", b"c"]
+    shard = tmp_path / "data" / "train-00000-00000.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"video": contents}), shard, row_group_size=2)
     rows = {"path": ["data/train-00000-00000.parquet"] * 3, "name": ["a", "b", "c"]}
-    manifest = pyarrow.table(rows | {"row_group": [0, 0, 1], "row": [0, 1, 0]})
+    # Compressed, the shard is smaller than its first video
+    manifest = pyarrow.table(rows | {"row_group": [0, 0, 1], "row": [0, 1, 0], "size": [9000, 1, 1]})
     pyarrow.parquet.write_table(manifest, tmp_path / "manifest-00000-of-00001.parquet")
     videos = load_videos(str(tmp_path))
-    assert [fetch(row) for row in videos] == [b"a", b"b", b"c"]
+    assert [fetch(row) for row in videos] == contents
+    pyarrow.parquet.write_table(pyarrow.table({"video": [b"a", b"b", b"c"]}), shard, row_group_size=2)
+    with pytest.raises(DecodingError, match="^shard changed: row 0 of row group 0 has 1 bytes, not 9000"):
+        fetch(videos[0])
 
 
 def test_a_process_that_prepared_nothing(tmp_path, prepare):

@@ -199,13 +199,19 @@ def test_tars(tars, pattern, count):
     assert [fetch(row) for row in videos] == [b"a", b"b"] * (count // 2)
 
 
-def test_tars_of_several_splits(tmp_path, write_tar):
+@pytest.mark.parametrize("is_url", [False, True])
+def test_tars_of_several_splits(website, write_tar, is_url):
+    folder = website.root / "test"  # no split: it is outside
     for name in ("train-00000-of-00001", "test-00000-of-00001"):
-        write_tar(tmp_path / "data" / f"{name}.tar", [(f"{name}.mp4", b"x")])
-    assert load_videos(str(tmp_path))["name"][:] == ["train-00000-of-00001.mp4"]
-    assert load_videos(str(tmp_path), split="test")["name"][:] == ["test-00000-of-00001.mp4"]
+        write_tar(folder / "data" / f"{name}.tar", [(f"{name}.mp4", b"x")])
+    source = f"{website.url}/test" if is_url else str(folder)
+    assert load_videos(source)["name"][:] == ["train-00000-of-00001.mp4"]
+    assert load_videos(source, split="test")["name"][:] == ["test-00000-of-00001.mp4"]
     with pytest.raises(ValueError, match="no split 'validation'; choose one of .'test', 'train'"):
-        load_videos(str(tmp_path), split="validation")
+        load_videos(source, split="validation")
+    (folder / "data" / "train-00000-of-00001.tar").rename(folder / "data" / "extra.tar")
+    with pytest.raises(ValueError, match="extra.tar' is of no split, other shards are"):
+        load_videos(source)
 
 
 def test_tars_that_cannot_be_read(tars):
