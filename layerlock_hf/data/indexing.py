@@ -43,11 +43,22 @@ MANY_SHARDS = 16
 
 
 def index_shards(index: Callable[[str], pyarrow.Table], shards: list[str]) -> pyarrow.Table:
-    """The videos of all shards, of which several at a time are indexed."""
+    """The videos of all shards, of which several at a time are indexed.
+
+    Raises:
+        ValueError: naming a shard that cannot be read.
+    """
+
+    def index_one(shard: str) -> pyarrow.Table:
+        try:
+            return index(shard)
+        except files.FileError as error:
+            raise ValueError(f"{shard!r} cannot be read: {error}") from error
+
     with ThreadPoolExecutor(NUM_THREADS) as pool:
         try:
             is_quiet = None if len(shards) >= MANY_SHARDS else True  # None: unless this is a terminal
-            tables = list(tqdm(pool.map(index, shards), "Indexing", len(shards), unit="shard", disable=is_quiet))
+            tables = list(tqdm(pool.map(index_one, shards), "Indexing", len(shards), unit="shard", disable=is_quiet))
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise

@@ -8,8 +8,8 @@ import pyarrow
 import pyarrow.compute
 
 from . import files
-from .addresses import DEPTH_COLUMN, LABEL_COLUMN, SCHEMA, address_table, combine, join_all
-from .indexing import open_parquet
+from .addresses import DEPTH_COLUMN, LABEL_COLUMN, SCHEMA, address_table, join_all
+from .indexing import TAR_BLOCK, index_shards, open_parquet
 
 
 MANIFEST = re.compile(r"manifest-(\d{5})-of-(\d{5})\.parquet")
@@ -34,7 +34,6 @@ def index_manifests(source: str, paths: list[str]) -> pyarrow.Table:
 
     Raises:
         ValueError: if manifests or local shards are missing, or do not hold what they must.
-        FileError: if they cannot be read.
     """
     expected = manifests_beside(paths[0])
     strange = sorted(set(paths) - set(expected))
@@ -43,7 +42,7 @@ def index_manifests(source: str, paths: list[str]) -> pyarrow.Table:
     missing = sorted(set(expected) - set(paths))
     if missing:
         raise ValueError(f"{source!r} lacks {', '.join(missing)}: a process that prepared it has not ended well")
-    return combine([_index_manifest(path) for path in expected])
+    return index_shards(_index_manifest, expected)
 
 
 def _index_manifest(path: str) -> pyarrow.Table:
@@ -58,11 +57,12 @@ def _index_manifest(path: str) -> pyarrow.Table:
     if DEPTH_COLUMN in known:
         known[DEPTH_COLUMN] = pyarrow.array(join_all(path, folder, known[DEPTH_COLUMN].to_pylist()), pyarrow.string())
     indices = pyarrow.compute.index_in(shards, names)
-    table = address_table(pyarrow.array(joined, pyarrow.string()).take(indices), **known)
-    in_tar, in_parquet = (
-        np.logical_and(*(table.column(name).is_valid().to_numpy() for name in columns))
-        for columns in (("offset", "size"), ("row_group", "row"))
-    )
+    try:
+        table = address_table(pyarrow.array(joined, pyarrow.string()).take(indices), **known)
+    except pyarrow.ArrowException as error:
+        raise ValueError(f"{path!r} is no manifest: {error}") from error
+    in_tar = _is_address(table, offset=TAR_BLOCK, size=0)  # a header precedes the bytes
+    in_parquet = _is_address(table, row_group=0, row=0)
     if shards.null_count or not np.all(in_tar ^ in_parquet):
         raise ValueError(f"{path!r} is no manifest: every row needs a path, and offset and size or row_group and row")
     ends = np.zeros(len(names), np.int64)
@@ -71,6 +71,12 @@ def _index_manifest(path: str) -> pyarrow.Table:
     _check_shards(path, joined, ends.tolist())
     column = pyarrow.compute.if_else(in_parquet, VIDEO_COLUMN, pyarrow.scalar(None, pyarrow.string()))
     return table.set_column(table.schema.get_field_index("column"), "column", column)
+
+
+def _is_address(table: pyarrow.Table, **least: int) -> np.ndarray:
+    """Which rows have numbers in all these columns, none of them below the least that is possible."""
+    checks = [pyarrow.compute.greater_equal(table.column(name), number) for name, number in least.items()]
+    return np.logical_and(*(check.fill_null(False).to_numpy() for check in checks))
 
 
 def _check_shards(manifest: str, shards: list[str], ends: list[int]):

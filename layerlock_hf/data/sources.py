@@ -97,22 +97,24 @@ def _load(source: str, split: str, column: str | None, root: str | None, streami
     if source.startswith("file://"):
         source = url2pathname(urlsplit(source).path)
     path = Path(source).expanduser()
+    is_url = files.is_url(source) and not path.exists()
+    # The folders that videos must lie in. What is at a URL is confined to its own folder already
+    roots = [] if root is None else [root]
     if path.is_dir() and _is_saved_dataset(path):
-        dataset, roots = _from_rows(source, _from_disk(path, split), column), []
-    elif path.exists() or files.is_url(source) or files.has_pattern(source):
-        name = source if files.is_url(source) and not path.exists() else str(path)
-        dataset, roots = _from_table(_index(name, split, column)), []
+        dataset = _from_rows(source, _from_disk(path, split), column)
+    elif path.exists() or is_url or files.has_pattern(source):
+        dataset = _from_table(_index(source if is_url else str(path), split, column))
+        roots = [] if is_url else roots
     elif not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", source) or path.suffix in {*SIDE_FILES, *INDEXES}:
         raise ValueError(f"{source!r} does not exist; give an existing path or the id of a dataset on the Hub")
     elif streaming:
         names = _of_split(source, _from_hub(datasets.load_dataset_builder, source).config.data_files, split)
-        dataset, roots = _from_table(_index_files(source, _without_side_files(names) or names, column)), []
+        dataset = _from_table(_index_files(source, _without_side_files(names) or names, column))
+        roots = []
     else:
         dataset = _from_rows(source, _from_hub(datasets.load_dataset, source, split=split), column)
-        roots = [HF_HUB_CACHE, str(datasets.config.HF_DATASETS_CACHE)]
-    if root is not None:
-        roots = [root]
-    if roots and not files.is_url(source):  # one at a URL is confined to its own folder
+        roots = roots or [HF_HUB_CACHE, str(datasets.config.HF_DATASETS_CACHE)]
+    if roots:
         _check_names(source, dataset, roots)
     return dataset
 

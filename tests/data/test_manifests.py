@@ -83,7 +83,7 @@ def test_the_manifests_of_all_processes_must_be_there(website, prepare):
     for source in (str(website.root), path, website.url):
         with pytest.raises(ValueError, match=f"lacks .*{missing}"):
             load_videos(source)
-    with pytest.raises(ValueError, match="no such file"):
+    with pytest.raises(ValueError, match="manifest-00001-of-00004.parquet' cannot be read: no such file"):
         load_videos(f"{website.url}/manifest-00000-of-00004.parquet")
     prepare(website.root, 0, 1)
     with pytest.raises(ValueError, match="manifest-00000-of-00001.parquet' and .*00004.*one preparation"):
@@ -107,6 +107,10 @@ def test_shards_must_be_there_and_whole(tmp_path, prepare):
         {"path": None},
         {"offset": None},
         {"size": [1, None, 1]},
+        {"size": [1, -1, 1]},
+        {"offset": [512, 0, 512]},
+        {"offset": ["a", "b", "c"]},
+        {"offset": None, "size": None, "row_group": [0, 0, 0], "row": [0, -1, 0]},
         {"row_group": [0, 0, 0], "row": [0, 1, 2]},
         {"path": ["data/train-00000-00000.tar", None, None]},
     ],

@@ -215,6 +215,8 @@ def test_tars_of_several_splits(website, write_tar, is_url):
 
 
 def test_tars_that_cannot_be_read(tars):
+    with pytest.raises(ValueError, match="00003.tar' cannot be read: no such file"):
+        load_videos(f"{tars}/{{00000..00003}}.tar")
     (tars / "00001.tar").write_bytes(b"no tar" * 1000)
     with pytest.raises(ValueError, match="00001.tar' is damaged, cut off, or no uncompressed tar"):
         load_videos(str(tars))
@@ -297,9 +299,11 @@ def test_a_list_at_a_url(website, suffix):
 
 def test_a_list_on_disk_may_name_addresses(tmp_path, website):
     (website.root / "a.mp4").write_bytes(b"video")
-    (tmp_path / "list.csv").write_text(f"path\n{website.url}/a.mp4\n")
-    (row,) = load_videos(str(tmp_path / "list.csv"))
-    assert is_remote(row) and fetch(row) == b"video"
+    local = (website.root / "a.mp4").as_uri()
+    (tmp_path / "list.csv").write_text(f"path\n{website.url}/a.mp4\n{local}\n")
+    videos = load_videos(str(tmp_path / "list.csv"))
+    assert [is_remote(row) for row in videos] == [True, True]
+    assert [fetch(row) for row in videos] == [b"video"] * 2
     with pytest.raises(ValueError, match="row 1 names 'http.*does not lie in"):
         load_videos(str(tmp_path / "list.csv"), video_root=str(tmp_path))
 
