@@ -25,6 +25,7 @@ setup(
         "transformers>=5.19,<6",
         "accelerate>=1.13",  # 1.12 resumes sharded optimizers of FSDP2 wrongly, without a word
         "datasets>=5",
+        "fsspec[http]",
         "huggingface-hub>=1.31,<3",
         "safetensors",
         "torchcodec>=0.12",

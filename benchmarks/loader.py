@@ -4,10 +4,10 @@ python benchmarks/loader.py --videos SOURCE [--min_seconds 5] [--passes 5] [--nu
 
 All sides make clips of 16 x 224 x 224 at stride 2 (resize, random crop, flip, uint8) of the same videos, with the same
 windows in time, in this process and thread, and take turns video by video; then by a DataLoader with workers. The
-others are (a) PyAV decodes the whole video, which is then indexed; (b) decord's random access (pip install decord; left
-out where it is missing); (c) `datasets.Video` decodes (torchcodec), followed by torch operations. A ratio is that of
-the total times; its range that over the passes. SOURCE may be what scripts/prepare_videos.py made of some videos: our
-side reads its shards, the others the same videos as plain files.
+others are (a) PyAV decodes the whole video, which is then indexed; (b) random access by decord (pip install decord;
+left out where it is missing); (c) `datasets.Video` decodes (torchcodec), followed by torch operations. A ratio is that
+of the total times; its range that over the passes. SOURCE may be what scripts/prepare_videos.py made of some videos:
+our side reads its shards, the others the same videos as plain files.
 """
 
 import argparse

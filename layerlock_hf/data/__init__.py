@@ -5,10 +5,11 @@ from .clips import Clip, DecodingError
 from .collating import PretrainingCollator
 from .datasets import DECODE_TIMEOUT, PretrainingClips
 from .decoding import read_clip
+from .fetching import fetch, is_remote, name_of
 from .isolation import Isolated
 from .masking import MASKS, MaskArguments, MultiBlockMasks, RandomMask, TubeMask
 from .reports import BadData, BadVideos
-from .sources import load_videos
+from .sources import count_per_source, load_videos
 from .transforms import RESIZE_FACTOR, Augmentation, ClipTransform, center_crop, generator_for, repeat_last_frame
 
 
@@ -31,8 +32,12 @@ __all__ = [
     "RandomMask",
     "TubeMask",
     "center_crop",
+    "count_per_source",
+    "fetch",
     "generator_for",
+    "is_remote",
     "load_videos",
+    "name_of",
     "read_clip",
     "repeat_last_frame",
 ]

@@ -1,107 +1,247 @@
-"""Lists of videos from a folder, a table of paths, a parquet file or the Hub."""
+"""Lists of videos: from folders, tables of paths, shards, prepared folders, local or at a URL, and from the Hub."""
 
 import csv
+import functools
+import io
 import json
 import mimetypes
 import os
 import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import datasets
+import numpy as np
+import pyarrow
 import pyarrow.compute
+from datasets.data_files import SPLIT_KEYWORDS
 from huggingface_hub.constants import HF_HUB_CACHE
 
+from . import files
+from .addresses import DEPTH_COLUMN, LABEL_COLUMN, SCHEMA, address_table, join_all
+from .indexing import VIDEO_SUFFIXES, forget_footers, index_parquet, index_shards, index_tar, video_column
+from .manifests import index_manifests, manifests_among, manifests_beside
 
-PATH_COLUMNS = ("path", "video", "file")
-LABEL_COLUMN = "label"
+
 SIDE_FILES = {
     *(".csv", ".json", ".jsonl", ".yaml", ".yml", ".txt", ".md"),
     *(".parquet", ".npz", ".npy", ".log", ".html", ".xml"),
 }
 # Moving images, and MPEG transport streams, which the type tables take for translations of Qt.
 MISTAKEN_FOR_SIDE_FILES = {".gif", ".ts"}
+COMPRESSED_TAR = re.compile(r"\.(tgz|tbz2?|txz|tar\.\w+)$", re.IGNORECASE)
+SOURCE_COLUMN = "source"
 
 
 def load_videos(
-    source: str, split: str = "train", video_column: str | None = None, video_root: str | None = None
+    source: str | Sequence[str],
+    split: str = "train",
+    video_column: str | None = None,
+    video_root: str | None = None,
+    streaming: bool = False,
 ) -> datasets.Dataset:
-    """List the videos of a source, without opening any.
+    """List the videos of one or several sources, without opening any.
+
+    A row is the address of a video, from which `fetch` gets it: any video can be had at any time.
 
     Args:
-        source: a folder (all its files, also in subfolders, but hidden and side files such as texts and images); a
-            .csv, .json or .jsonl file with a column path, video or file, relative to the folder of the list; a
-            .parquet file; a folder written by `Dataset.save_to_disk`; or the id of a dataset on the Hub.
+        source: each of them, a local path or an address that fsspec knows (https://, s3://, hf:// ...), of
+            - a folder that `scripts/prepare_videos.py` wrote, or one of the manifests in it;
+            - a folder of videos (all its files, also in subfolders, but hidden and side files such as texts and
+              images), of tars, or of parquet files;
+            - a .csv, .json, .jsonl or .parquet file with a column path, video or file, relative to the folder of the
+              list;
+            - a WebDataset tar, uncompressed; or a parquet file with embedded videos, as bytes or {bytes, path};
+            - several of these files at once by a pattern: "train-{00000..00099}.tar", "videos/*.parquet";
+            or a local folder written by `Dataset.save_to_disk`, or the id of a dataset on the Hub.
         split: the split of a dataset with several.
         video_column: name of the column that holds the videos, where it is not the usual one.
         video_root: the folder that all videos must lie in, symbolic links resolved. By default a source on disk, which
-            counts as the user's own, may name any file; one from the Hub may name only what was downloaded.
+            counts as the user's own, may name any file, also by a URL; one at a URL may name only what lies under its
+            own folder, with or without `video_root`; one from the Hub only what was downloaded.
+        streaming: whether a dataset on the Hub, of videos, tars or parquet files, is read where it is, video by video,
+            and not downloaded.
 
     Returns:
-        A dataset with a column "video" of rows {"path", "bytes"}, and "label" if the source has it.
+        A dataset with the columns of `addresses.SCHEMA`, the number "source" of the source, counted from 0, and those
+        of "label" and "depth" (path or URL of a file) that all rows of all sources have, of the same type. Rows are in
+        the order of sources. "video" is {"path", "bytes"}.
+
+    Raises:
+        ValueError: naming the source, if it holds no videos, is damaged, cannot be reached or names what it may not.
     """
+    sources = [source] if isinstance(source, str) else list(source)
+    if not sources:
+        raise ValueError("no source is given; name at least one folder, list or dataset of videos")
+    forget_footers()
+    loaded = []
+    for one in sources:
+        try:
+            dataset = _load(one, split, video_column, video_root, streaming)
+        except files.FileError as error:
+            raise ValueError(f"{one!r} cannot be read: {error}") from error
+        if len(dataset) == 0:
+            raise ValueError(f"{one!r} holds no videos; give a folder, list or dataset that does")
+        loaded.append(dataset)
+    return _mix(loaded)
+
+
+def count_per_source(videos: datasets.Dataset) -> list[int]:
+    """The number of videos of each source of `load_videos`, in order."""
+    return np.bincount(videos.with_format("numpy")[SOURCE_COLUMN][:]).tolist()
+
+
+def _load(source: str, split: str, column: str | None, root: str | None, streaming: bool) -> datasets.Dataset:
+    if source.startswith("file://"):
+        source = url2pathname(urlsplit(source).path)
     path = Path(source).expanduser()
-    if path.is_dir() and not _is_saved_dataset(path):
-        dataset = _from_paths(_walk(path))
-    elif path.is_file() and path.suffix.lower() in READERS:
-        dataset = _from_list(path, video_column)
+    is_url = files.is_url(source) and not path.exists()
+    # The folders that videos must lie in. What is at a URL is confined to its own folder already
+    roots = [] if root is None else [root]
+    if path.is_dir() and _is_saved_dataset(path):
+        dataset = _from_rows(source, _from_disk(path, split), column)
+    elif path.exists() or is_url or files.has_pattern(source):
+        dataset = _from_table(_index(source if is_url else str(path), split, column))
+        roots = [] if is_url else roots
+    elif not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", source) or path.suffix in {*SIDE_FILES, *INDEXES}:
+        raise ValueError(f"{source!r} does not exist; give an existing path or the id of a dataset on the Hub")
+    elif streaming:
+        names = _of_split(source, _from_hub(datasets.load_dataset_builder, source).config.data_files, split)
+        dataset = _from_table(_index_files(source, _without_side_files(names) or names, column))
+        roots = []
     else:
-        dataset = _from_datasets(source, path, split, video_column)
-    if len(dataset) == 0:
-        raise ValueError(f"{source!r} holds no videos; give a folder, list or dataset that does")
-    if video_root is not None:
-        _check_names(source, dataset, [video_root])
-    elif not path.exists():
-        _check_names(source, dataset, [HF_HUB_CACHE, str(datasets.config.HF_DATASETS_CACHE)])
+        dataset = _from_rows(source, _from_hub(datasets.load_dataset, source, split=split), column)
+        roots = roots or [HF_HUB_CACHE, str(datasets.config.HF_DATASETS_CACHE)]
+    if roots:
+        _check_names(source, dataset, roots)
     return dataset
+
+
+def _index(source: str, split: str, column: str | None) -> pyarrow.Table:
+    """The videos of a pattern, file or folder, local or at a URL."""
+    is_url = files.is_url(source) and not os.path.exists(source)
+    suffix = files.suffix_of(source)
+    if files.has_pattern(source) and not os.path.exists(source):
+        names = files.expand(source)
+        return _index_files(source, _without_side_files(names) or names, column)
+    if manifests_among([source]):
+        beside = manifests_beside(source)  # where one at a URL is missing, reading it tells
+        return index_manifests(source, beside if is_url else [name for name in beside if os.path.exists(name)])
+    if suffix in INDEXES and not os.path.isdir(source):
+        return _index_files(source, [source], column)
+    if os.path.isfile(source) or is_url and suffix in VIDEO_SUFFIXES:
+        _refuse_compressed([source])
+        raise ValueError(
+            f"{source!r} is no list of videos; give a .csv, .json, .jsonl, .parquet or .tar file or a folder"
+        )
+    manifests = manifests_among(files.walk(source, is_deep=False))
+    if manifests:
+        return index_manifests(source, manifests)
+    names = files.walk(source)
+    names = _without_side_files(names) or [name for name in names if files.suffix_of(name) == ".parquet"]
+    if names and set(map(files.suffix_of, names)) <= {".tar", ".parquet"}:
+        names = _shards_of_split(source, names, split)
+    return _index_files(source, names, column)
+
+
+def _index_files(source: str, names: list[str], column: str | None) -> pyarrow.Table:
+    """The videos in these files, or these videos."""
+    _refuse_compressed(names)
+    suffixes = set(map(files.suffix_of, names))
+    shards = suffixes & INDEXES.keys()
+    if not shards:
+        return address_table(names)
+    if len(suffixes) > 1:
+        raise ValueError(
+            f"{source!r} mixes {' and '.join(sorted(suffixes))} files; choose by a pattern such as '*.tar'"
+        )
+    return index_shards(functools.partial(INDEXES[shards.pop()], wanted=column), names)
+
+
+def _shards_of_split(source: str, names: list[str], split: str) -> list[str]:
+    """Those shards of a folder that are of a split by their names, as the datasets library reads them; or all."""
+    found = {}
+    for name in names:
+        # Not by the folders that the source lies in
+        words = set(re.split(r"[-._ /0-9]+", name[len(source) :]))
+        named = [str(key) for key, keywords in SPLIT_KEYWORDS.items() if words.intersection(keywords)]
+        found.setdefault(named[0] if named else None, []).append(name)
+    if list(found) == [None]:
+        return names
+    if None in found:
+        raise ValueError(
+            f"{source!r}: {found[None][0]!r} is of no split, other shards are; choose by a pattern such as '*.tar'"
+        )
+    return _of_split(source, found, split)
+
+
+def _of_split(source: str, found: dict[str, list[str]] | None, split: str) -> list[str]:
+    if not found:
+        raise ValueError(f"{source!r} has no files that could be read where they are; leave streaming out")
+    if split not in found:
+        raise ValueError(f"{source!r} has no split {split!r}; choose one of {sorted(map(str, found))}")
+    return list(found[split])
+
+
+def _refuse_compressed(names: list[str]):
+    for name in names:
+        if COMPRESSED_TAR.search(urlsplit(name).path):
+            raise ValueError(f"{name!r} is compressed, so that no part of it can be read alone; unpack it to a .tar")
 
 
 def _check_names(source: str, dataset: datasets.Dataset, roots: list[str]):
     """Raise a `ValueError` if a video is a file outside of these folders. Nothing is opened."""
-    resolved = [os.path.join(os.path.realpath(os.path.expanduser(root)), "") for root in roots]
+    resolved = tuple(os.path.join(os.path.realpath(os.path.expanduser(root)), "") for root in roots)
     videos = dataset.data.column("video")
-    names = pyarrow.compute.struct_field(videos, "path").to_pylist()
-    embedded = pyarrow.compute.struct_field(videos, "bytes").is_valid().to_pylist()
-    for number, (name, is_embedded) in enumerate(zip(names, embedded, strict=True), start=1):
-        if not is_embedded and not os.path.realpath(name or "").startswith(tuple(resolved)):
+    names = pyarrow.compute.struct_field(videos, "path").fill_null("")
+    is_embedded = pyarrow.compute.struct_field(videos, "bytes").is_valid()
+    for name in names.filter(pyarrow.compute.invert(is_embedded)).unique().to_pylist():
+        if files.is_url(name) or not os.path.realpath(name).startswith(resolved):
+            is_culprit = pyarrow.compute.and_not(pyarrow.compute.equal(names, name), is_embedded)
+            number = pyarrow.compute.index(is_culprit, True).as_py() + 1
             raise ValueError(
                 f"{source!r}: row {number} names {name!r}, which does not lie in {' or '.join(roots)}. If the source "
                 "is to be trusted, set video_root to a folder that holds all its videos"
             )
 
 
-def _walk(folder: Path) -> list[str]:
-    def wanted(file: Path) -> bool:
-        return file.is_file() and not any(part.startswith(".") for part in file.relative_to(folder).parts)
-
-    return [str(file) for file in sorted(folder.rglob("*")) if wanted(file) and not _is_side_file(file)]
+def _without_side_files(names: list[str]) -> list[str]:
+    return [name for name in names if not _is_side_file(name)]
 
 
-def _is_side_file(file: Path) -> bool:
+def _is_side_file(name: str) -> bool:
     """Whether a file is known to be no video; an unknown one is kept, for a broken video must be reported."""
-    suffix = file.suffix.lower()
+    suffix = files.suffix_of(name)
     kind = mimetypes.guess_type(f"name{suffix}")[0] or ""
     is_side_type = kind.startswith(("text/", "image/")) and suffix not in MISTAKEN_FOR_SIDE_FILES
     return suffix in SIDE_FILES or is_side_type
 
 
-def _from_list(path: Path, video_column: str | None) -> datasets.Dataset:
+def _index_list(path: str, wanted: str | None) -> pyarrow.Table:
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:  # "-sig": Excel writes a byte order mark
-            rows = READERS[path.suffix.lower()](file)
+        # "-sig": Excel writes a byte order mark
+        text = files.read(path).decode("utf-8-sig")
+        rows = READERS[files.suffix_of(path)](io.StringIO(text, newline=""))
     except ValueError as error:  # of JSON or of the encoding
-        raise ValueError(f"{str(path)!r} cannot be read: {error}") from error
+        raise ValueError(f"{path!r} cannot be read: {error}") from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise ValueError(f"{str(path)!r} must hold an object for every video")
+        raise ValueError(f"{path!r} must hold an object for every video")
     if not rows:
-        raise ValueError(f"{str(path)!r} lists no videos; give one row per video")
-    column = _video_column(str(path), list(rows[0]), video_column)
+        raise ValueError(f"{path!r} lists no videos; give one row per video")
+    column = video_column(path, list(rows[0]), wanted)
     names = [column, LABEL_COLUMN] if LABEL_COLUMN in rows[0] else [column]
     for number, row in enumerate(rows, start=1):
         for name in names:
             if row.get(name) in (None, "") or name == column and not isinstance(row[name], str):
-                raise ValueError(f"{str(path)!r}: row {number} has no {name}")
-    labels = [row[LABEL_COLUMN] for row in rows] if LABEL_COLUMN in names else None
-    return _from_paths([str(path.parent / row[column].strip()) for row in rows], labels)
+                raise ValueError(f"{path!r}: row {number} has no {name}")
+    folder = files.folder_of(path)
+    known = {name: [row[name] for row in rows] for name in names[1:]}
+    depths = [row.get(DEPTH_COLUMN) or None for row in rows]
+    if any(depths) and all(isinstance(depth, str | None) for depth in depths):  # else something other than files
+        known[DEPTH_COLUMN] = pyarrow.array(join_all(path, folder, depths), pyarrow.string())
+    return address_table(join_all(path, folder, [row[column].strip() for row in rows]), **known)
 
 
 READERS = {
@@ -109,53 +249,59 @@ READERS = {
     ".jsonl": lambda file: [json.loads(line) for line in file if line.strip()],
     ".json": json.load,
 }
+INDEXES = {".tar": index_tar, ".parquet": index_parquet, **dict.fromkeys(READERS, _index_list)}
 
 
-def _from_paths(paths: list[str], labels: list | None = None) -> datasets.Dataset:
-    columns = {"video": paths}
-    if labels is not None:
-        columns[LABEL_COLUMN] = labels
+def _from_table(table: pyarrow.Table) -> datasets.Dataset:
     # A cast, as encoding paths with Video features needs a working torchcodec.
-    return datasets.Dataset.from_dict(columns).cast_column("video", datasets.Video(decode=False))
+    dataset = datasets.Dataset(datasets.table.InMemoryTable(table))
+    return dataset.cast_column("video", datasets.Video(decode=False))
 
 
 def _is_saved_dataset(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("state.json", "dataset_dict.json"))
 
 
-def _from_datasets(source: str, path: Path, split: str, video_column: str | None) -> datasets.Dataset:
-    if path.is_dir():
-        dataset = datasets.load_from_disk(str(path))
-        if isinstance(dataset, datasets.DatasetDict):
-            if split not in dataset:
-                raise ValueError(f"{source!r} has no split {split!r}; choose one of {sorted(dataset)}")
-            dataset = dataset[split]
-    elif path.is_file() and path.suffix == ".parquet":
-        dataset = datasets.load_dataset("parquet", data_files=str(path), split="train")
-    elif path.exists():
-        raise ValueError(f"{source!r} is no list of videos; give a .csv, .json, .jsonl or .parquet file or a folder")
-    elif not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", source) or path.suffix in SIDE_FILES:
-        raise ValueError(f"{source!r} does not exist; give an existing path or the id of a dataset on the Hub")
-    else:
-        try:
-            dataset = datasets.load_dataset(source, split=split)
-        except (datasets.exceptions.DatasetNotFoundError, ConnectionError) as error:
-            raise ValueError(
-                f"{source!r} is neither an existing path nor a dataset on the Hub within reach"
-            ) from error
+def _from_disk(path: Path, split: str) -> datasets.Dataset:
+    dataset = datasets.load_from_disk(str(path))
+    if not isinstance(dataset, datasets.DatasetDict):
+        return dataset
+    if split not in dataset:
+        raise ValueError(f"{str(path)!r} has no split {split!r}; choose one of {sorted(dataset)}")
+    return dataset[split]
+
+
+def _from_hub(load: Callable, source: str, **arguments):
+    try:
+        return load(source, **arguments)
+    except (datasets.exceptions.DatasetNotFoundError, ConnectionError) as error:
+        raise ValueError(f"{source!r} is neither an existing path nor a dataset on the Hub within reach") from error
+
+
+def _from_rows(source: str, dataset: datasets.Dataset, wanted: str | None) -> datasets.Dataset:
+    """The videos of a dataset, which stays where it is: on disk, and mapped into memory."""
     typed = [name for name, feature in dataset.features.items() if isinstance(feature, datasets.Video)]
-    column = _video_column(source, dataset.column_names, video_column or next(iter(typed), None))
-    kept = [column] + [name for name in dataset.column_names if name == LABEL_COLUMN]
+    column = video_column(source, dataset.column_names, wanted or next(iter(typed), None))
+    kept = [column] + [name for name in (LABEL_COLUMN, DEPTH_COLUMN) if name in dataset.column_names]
     dataset = dataset.select_columns(kept).cast_column(column, datasets.Video(decode=False))
-    return dataset if column == "video" else dataset.rename_column(column, "video")
+    dataset = dataset if column == "video" else dataset.rename_column(column, "video")
+    unknown = address_table(pyarrow.nulls(len(dataset))).drop_columns("video")
+    return _beside(dataset, unknown)
 
 
-def _video_column(source: str, present: list[str], wanted: str | None) -> str:
-    for name in PATH_COLUMNS if wanted is None else (wanted,):
-        if name in present:
-            return name
-    sought = repr(wanted) if wanted else " or ".join(PATH_COLUMNS)
-    raise ValueError(
-        f"{source!r} has no column {sought}; its columns are {', '.join(present)}. Name that of the videos with "
-        "video_column"
-    )
+def _beside(dataset: datasets.Dataset, columns: pyarrow.Table) -> datasets.Dataset:
+    added = datasets.Dataset(datasets.table.InMemoryTable(columns))
+    return datasets.concatenate_datasets([dataset, added], axis=1)
+
+
+def _mix(loaded: list[datasets.Dataset]) -> datasets.Dataset:
+    """All rows, with the number of their source, and those further columns that all have, of the same type."""
+    features = [dataset.features for dataset in loaded]
+    further = [name for name in features[0] if name not in SCHEMA.names]
+    kept = [name for name in further if all(one.get(name) == features[0][name] for one in features)]
+    numbered = []
+    for number, dataset in enumerate(loaded):
+        numbers = pyarrow.repeat(pyarrow.scalar(number, pyarrow.int32()), len(dataset))
+        numbered.append(_beside(dataset, pyarrow.table({SOURCE_COLUMN: numbers})))
+    columns = [*SCHEMA.names, SOURCE_COLUMN, *kept]
+    return datasets.concatenate_datasets([dataset.select_columns(columns) for dataset in numbered])

@@ -1,0 +1,77 @@
+"""The columns of a list of videos, which is a table of their addresses."""
+
+import pyarrow
+
+from . import files
+
+
+LABEL_COLUMN = "label"
+DEPTH_COLUMN = "depth"
+
+# Of every row; a label and the path of a depth file join them where all rows have one
+SCHEMA = pyarrow.schema(
+    {
+        # The path or URL of the video, or of the shard that holds it
+        "video": pyarrow.struct({"bytes": pyarrow.binary(), "path": pyarrow.string()}),
+        # Within a tar: where the bytes of the video begin, and how many there are
+        "offset": pyarrow.int64(),
+        "size": pyarrow.int64(),
+        # Within a parquet file: the row group, the row in that group, and the column
+        "row_group": pyarrow.int64(),
+        "row": pyarrow.int64(),
+        "column": pyarrow.string(),
+        # Within any shard: what the video was called, for reports
+        "name": pyarrow.string(),
+        # A fact of prepared videos, else unknown
+        "has_constant_frame_rate": pyarrow.bool_(),
+    }
+)
+
+
+def address_table(paths, **known) -> pyarrow.Table:
+    """Rows of `SCHEMA` and of further columns.
+
+    Args:
+        paths: of every video or of its shard, in an array or list.
+        known: other columns; those of `SCHEMA` that are not among them are null.
+    """
+    paths = _array(paths, pyarrow.string())
+    no_bytes = pyarrow.nulls(len(paths), pyarrow.binary())
+    columns = {"video": pyarrow.StructArray.from_arrays([no_bytes, paths], ["bytes", "path"])}
+    for field in list(SCHEMA)[1:]:
+        values = known.pop(field.name, None)
+        columns[field.name] = pyarrow.nulls(len(paths), field.type) if values is None else _array(values, field.type)
+    return pyarrow.table(columns | known)
+
+
+def combine(tables: list[pyarrow.Table]) -> pyarrow.Table:
+    """All rows. Further columns, such as labels, are kept if all tables with rows have them, of the same type."""
+    tables = [table for table in tables if len(table)] or tables[:1]
+    kept = [field.name for field in tables[0].schema if all(field in list(table.schema) for table in tables)]
+    return pyarrow.concat_tables([table.select(kept) for table in tables])
+
+
+def join_all(source: str, folder: str, names: list[str | None]) -> list[str | None]:
+    """Names in a list made paths or URLs.
+
+    Raises:
+        ValueError: naming the list and the row, if it may not name that file; see `files.join`.
+    """
+    joined = []
+    for number, name in enumerate(names, start=1):
+        try:
+            joined.append(None if name is None else files.join(folder, name))
+        except ValueError as error:
+            raise ValueError(f"{source!r}: row {number} names {error}") from error
+    return joined
+
+
+def is_text(kind: pyarrow.DataType) -> bool:
+    """Whether a column holds texts, such as names of files."""
+    return pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)
+
+
+def _array(values, kind: pyarrow.DataType) -> pyarrow.Array:
+    if isinstance(values, pyarrow.ChunkedArray):
+        values = values.combine_chunks()
+    return values.cast(kind) if isinstance(values, pyarrow.Array) else pyarrow.array(values, kind)
