@@ -28,7 +28,19 @@ PLAYLISTS = (b"#EXTM3U", b"ffconcat")
 
 
 class DecodingError(Exception):
-    """No frame of a video can be decoded; the message is the reason, in one line."""
+    """No frame of a video can be had; the message is the reason, in one line.
+
+    Args:
+        message: the reason.
+        kind: a word or two by which reasons are counted.
+    """
+
+    def __init__(self, message: str, kind: str = "damaged"):
+        super().__init__(message, kind)  # both, so that it can be pickled
+        self.kind = kind
+
+    def __str__(self) -> str:
+        return self.args[0]
 
 
 @dataclass
@@ -55,7 +67,7 @@ def decoder_name() -> str:
     return "PyAV" if _torchcodec_decoder() is None else "torchcodec"
 
 
-def read_clip(source: str | bytes, choose: Choose) -> Clip:
+def read_clip(source: str | bytes, choose: Choose, frame_rate: float | None = None, device: str = "cpu") -> Clip:
     """Read the frames `choose(num_frames)` of the best video stream of a local file or of its bytes.
 
     A file that torchcodec cannot read goes to PyAV, which reads the part before the damage; `choose` is then
@@ -141,7 +153,9 @@ def _checked(source: str | bytes) -> str | bytes:
         head = source[:HEAD]
     else:
         if not os.path.isfile(source):
-            raise DecodingError("not a regular file" if os.path.exists(source) else "no such file")
+            if not os.path.exists(source):
+                raise DecodingError("no such file", "missing")
+            raise DecodingError("not a regular file", "no file")
         source = os.path.abspath(source)
         try:
             with open(source, "rb") as file:
@@ -149,9 +163,9 @@ def _checked(source: str | bytes) -> str | bytes:
         except OSError as error:
             raise DecodingError(_one_line(error.strerror)) from error
     if not head:
-        raise DecodingError("empty")
+        raise DecodingError("empty", "empty")
     if head.startswith(PLAYLISTS) or not head.translate(None, delete=TEXT):
-        raise DecodingError("text, no video")
+        raise DecodingError("text, no video", "text")
     return source
 
 
@@ -164,7 +178,7 @@ def _open(source: str | bytes) -> av.container.InputContainer:
 def _video_stream(container: av.container.InputContainer) -> av.VideoStream:
     stream = container.streams.best("video")
     if stream is None:
-        raise DecodingError("no video stream")
+        raise DecodingError("no video stream", "no video")
     # Threaded decoding would report an error some frames after the damage, depending on the number of cores.
     stream.thread_type = "NONE"
     return stream

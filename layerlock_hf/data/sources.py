@@ -23,7 +23,11 @@ MISTAKEN_FOR_SIDE_FILES = {".gif", ".ts"}
 
 
 def load_videos(
-    source: str, split: str = "train", video_column: str | None = None, video_root: str | None = None
+    source: str | list[str],
+    split: str = "train",
+    video_column: str | None = None,
+    video_root: str | None = None,
+    streaming: bool = False,
 ) -> datasets.Dataset:
     """List the videos of a source, without opening any.
 
@@ -39,6 +43,12 @@ def load_videos(
     Returns:
         A dataset with a column "video" of rows {"path", "bytes"}, and "label" if the source has it.
     """
+    if isinstance(source, list):
+        parts = [load_videos(name, split, video_column, video_root, streaming) for name in source]
+        if len(parts) == 1:
+            return parts[0]
+        parts = [part.add_column("source", [number] * len(part)) for number, part in enumerate(parts)]
+        return datasets.concatenate_datasets(parts)
     path = Path(source).expanduser()
     if path.is_dir() and not _is_saved_dataset(path):
         dataset = _from_paths(_walk(path))
