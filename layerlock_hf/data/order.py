@@ -71,7 +71,7 @@ class ClipOrder:
         return int(self._lists[which][self._orders[which][1][offset]])
 
     def replacement(self, position: int, attempt: int) -> int:
-        """The row of the video that a group shows if that of the attempts before cannot be used, of the same source."""
+        """The row of the video that a group shows where those before cannot be used: another of the same source."""
         rows = self._rows[self._sources[self.video_at(position)]]
         generator = generator_for("replacement", self.seed, self.first_of(position), attempt)
         return int(rows[torch.randint(len(rows), (), generator=generator)])
