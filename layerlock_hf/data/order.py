@@ -106,8 +106,8 @@ class ClipOrder:
 
 def _check_weights(weights: Sequence[float], sizes: list[int]):
     if len(weights) != len(sizes):
-        raise ValueError(f"{len(weights)} weights for {len(sizes)} sources of videos; give one per source")
+        raise ValueError(
+            f"source_weights (train_weights in recipes) are {len(weights)}, but there are {len(sizes)} sources"
+        )
     if not all(0 < weight < float("inf") for weight in weights):
-        raise ValueError(f"the weights of the sources are {list(weights)}; give positive numbers")
-    if 0 in sizes:
-        raise ValueError(f"source {sizes.index(0)} has a weight but no videos")
+        raise ValueError(f"source_weights (train_weights in recipes) are {list(weights)}; give positive numbers")

@@ -93,7 +93,7 @@ def test_a_million_videos_are_no_burden():
     [
         ({"num_videos": 0}, "no videos"),
         ({"clips_per_video": 0}, "clips_per_video is 0"),
-        ({"weights": [1.0]}, "1 weights for 3 sources"),
+        ({"weights": [1.0]}, "source_weights .* are 1, but there are 3 sources"),
         ({"weights": [0.5, 0.5, 0.0]}, "give positive numbers"),
         ({"weights": [0.5, 0.5, float("nan")]}, "give positive numbers"),
     ],
