@@ -432,3 +432,11 @@ def test_decoding_on_a_gpu_needs_one(videos):
 def test_wrong_options(videos, options):
     with pytest.raises(ValueError, match=next(iter(options))):
         PretrainingClips(videos, 4, **options)
+
+
+@pytest.mark.slow
+def test_workers_that_are_not_forked_make_the_same_clips(videos):
+    loader = DataLoader(clips(videos, 8, clips_per_video=2), 4, num_workers=1, multiprocessing_context="forkserver")
+    expected = clips(videos, 8, clips_per_video=2).__getitems__(range(8))
+    frames = torch.cat([batch["pixel_values_videos"] for batch in loader])
+    assert torch.equal(frames, torch.stack([sample["pixel_values_videos"] for sample in expected]))
