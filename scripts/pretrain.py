@@ -9,19 +9,17 @@ with `AutoModel.from_pretrained`), its video processor, checkpoints, `stages.jso
 """
 
 import json
+import multiprocessing
 import os
 import signal
 import sys
 import tempfile
-import types
-import typing
-from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
 
 from accelerate import PartialState
 from huggingface_hub.errors import StrictDataclassError
-from transformers import HfArgumentParser, TrainerCallback, set_seed
-from transformers.integrations import is_tensorboard_available
+from pretrain_arguments import parse
+from transformers import TrainerCallback, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
@@ -29,20 +27,13 @@ from layerlock_hf import LayerLockVideoProcessor, LayerLockViTConfig, LayerLockV
 from layerlock_hf.data import (
     BadData,
     BadVideos,
-    MaskArguments,
+    BatchAugmentation,
+    ClipTransform,
     PretrainingClips,
     PretrainingCollator,
     load_videos,
 )
-from layerlock_hf.evaluation import OnlineReadout, center_clips, labelled_videos
-from layerlock_hf.models.configuration_layerlock import architecture_fields
-from layerlock_hf.training import (
-    LayerLockTrainer,
-    LayerLockTrainingArguments,
-    StageArguments,
-    load_recipe,
-    load_teacher,
-)
+from layerlock_hf.training import LayerLockTrainer, load_teacher
 from layerlock_hf.training.checkpoints import CheckpointNotWritten
 from layerlock_hf.training.processes import run_and_exit
 from layerlock_hf.training.run_file import CheckpointRefused, target_label
@@ -53,123 +44,6 @@ logger = logging.get_logger(__name__)
 
 PREEMPTED = 128 + signal.SIGTERM  # exit status: a checkpoint was written, start again to go on
 STAGES, METRICS, BAD_VIDEOS = REPORTS = ("stages.json", "metrics.jsonl", "bad_videos.jsonl")
-
-
-@dataclass
-class DataArguments:
-    """Where clips, and the latents to predict, come from, and how the clips are cut."""
-
-    train_data: str = field(metadata={"help": "Folder of videos, CSV/JSONL list, parquet, or a `datasets` Hub id."})
-    train_split: str = field(default="train", metadata={"help": "Split of a `datasets` source."})
-    video_column: str | None = field(default=None, metadata={"help": "Column that holds the videos."})
-    video_root: str | None = field(default=None, metadata={"help": "Folder that all videos must lie in."})
-    frame_stride: int = field(default=2, metadata={"help": "Frames from one sampled frame to the next."})
-    resize_factor: float | None = field(
-        default=None, metadata={"help": "Shortest side before cropping, over image_size (default 1.15)."}
-    )
-    crop_scale: list[float] | None = field(
-        default=None,
-        metadata={"help": "Instead: bounds of the area of a crop of random shape, as fractions of the frame: 0.3 1."},
-    )
-    jitter_strength: float = field(default=0.0, metadata={"help": "Strength of the changes of colour (0: none)."})
-    teacher: str | None = field(
-        default=None, metadata={"help": "Folder or Hub id of a video model whose latents are predicted (SALT)."}
-    )
-    max_bad_fraction: float = field(default=0.5, metadata={"help": "Stop when more of the videos are unreadable."})
-    decode_timeout: float = field(default=60.0, metadata={"help": "Seconds until a video that hangs is given up."})
-    rehearse: bool = field(default=False, metadata={"help": "Run one step of every stage, print its cost, exit."})
-
-
-@dataclass
-class ReadoutArguments:
-    """A readout during pretraining: what the features tell of labelled videos."""
-
-    readout_data: str | None = field(default=None, metadata={"help": "Labelled videos, as for train_data."})
-    readout_steps: int | None = field(default=None, metadata={"help": "Steps between readouts."})
-    readout_split: str | None = field(default=None, metadata={"help": "Split of a `datasets` source (default test)."})
-    readout_max_videos: int | None = field(default=None, metadata={"help": "Videos that are used (default 512)."})
-    readout_linear: bool | None = field(
-        default=None, metadata={"help": "Also fit a linear classifier (default: nearest neighbours alone)."}
-    )
-
-    def load(self):
-        """The labelled videos and their classes, or None where none are asked for.
-
-        Raises:
-            ValueError: naming the field.
-        """
-        if self.readout_data is None:
-            for name, value in vars(self).items():
-                if value is not None:
-                    raise ValueError(f"{name} is set but readout_data is not: without it there is no readout")
-            return None
-        if self.readout_steps is None:
-            raise ValueError("readout_data is set but readout_steps is not")
-        if self.readout_steps < 1:
-            raise ValueError(f"readout_steps must be at least 1, got {self.readout_steps}")
-        limit = {} if self.readout_max_videos is None else {"max_videos": self.readout_max_videos}
-        try:
-            return labelled_videos(load_videos(self.readout_data, self.readout_split or "test"), **limit)
-        except ValueError as error:
-            raise ValueError(f"readout_data: {error}") from error
-
-    def add_to(self, trainer: LayerLockTrainer, videos, labels):
-        """Make the trainer read out; the main process decodes the videos, as `PretrainingClips` would."""
-        clips = None
-        if trainer.args.process_index == 0:
-            cut = trainer.train_dataset
-            scale = (cut.num_frames, cut.frame_stride, cut.image_size, cut.resize_factor)
-            try:
-                clips, labels = center_clips(videos, labels, *scale)
-            except ValueError as error:
-                raise ValueError(f"readout_data: {error}") from error
-        linear = bool(self.readout_linear)
-        trainer.add_callback(OnlineReadout(trainer, clips, labels, self.readout_steps, linear=linear))
-
-
-def flag_type(kind):
-    """A type the argument parser understands: of a union its first member."""
-    return typing.get_args(kind)[0] if isinstance(kind, types.UnionType) else kind
-
-
-ModelArguments = make_dataclass(
-    "ModelArguments",
-    [("preset", str, field(default="4ds-b", metadata={"help": "Named size."}))]
-    + [
-        (name, flag_type(kind) | None, field(default=None, metadata={"help": "See LayerLockViTConfig."}))
-        for name, kind in architecture_fields().items()
-        if name != "num_frozen_layers"
-    ],
-)
-
-
-def parse(arguments: list[str]):
-    """The settings of the recipe, overridden by flags; unknown ones of either are refused by name."""
-    parser = HfArgumentParser(
-        (ModelArguments, StageArguments, DataArguments, MaskArguments, ReadoutArguments, LayerLockTrainingArguments),
-        allow_abbrev=False,
-        usage="%(prog)s --config RECIPE --train_data VIDEOS --output_dir OUT [--SETTING VALUE ...]",
-    )
-    parser.add_argument("--config", required=True, help="Recipe (YAML).")
-    if is_tensorboard_available():
-        parser.set_defaults(report_to=["tensorboard"])
-    config = HfArgumentParser(allow_abbrev=False, add_help=False)
-    config.add_argument("--config")
-    recipe = config.parse_known_args(arguments)[0].config
-    flags = []
-    if recipe is not None:
-        known = {name for kind in parser.dataclass_types for name in kind.__dataclass_fields__}
-        for name, value in load_recipe(recipe).items():
-            if name not in known:
-                raise ValueError(f"{name}: unknown setting in {recipe}")
-            if value is None:
-                continue  # not set
-            values = value if isinstance(value, list) else [value]
-            flags += [f"--{name}", *(json.dumps(v) if isinstance(v, dict) else str(v) for v in values)]
-    *parsed, unknown = parser.parse_args_into_dataclasses(flags + arguments, return_remaining_strings=True)
-    if unknown:
-        raise ValueError(f"{unknown[0]}: unknown setting, or more values than the setting before it takes")
-    return parsed[:6]
 
 
 def check_output(folder: Path):
@@ -204,6 +78,7 @@ class Reports(TrainerCallback):
 
     def __init__(self, folder: Path, stages: list[dict], bad_videos: BadVideos):
         self.folder, self.stages, self.bad_videos = folder, stages, bad_videos
+        self.num_told = 0
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
@@ -223,13 +98,16 @@ class Reports(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         if state.is_world_process_zero:
             logs["bad_videos"] = self.bad_videos.count()
+            if logs["bad_videos"] > self.num_told:
+                logger.warning(self.bad_videos.summary())
+                self.num_told = logs["bad_videos"]
             with (self.folder / METRICS).open("a") as file:
                 file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
 
 
 def save_processor(config: LayerLockViTConfig, clips: PretrainingClips, folder: str):
     """Save what turns videos into clips of the scale and pace that the model was trained on."""
-    size = round(clips.image_size * clips.resize_factor)
+    size = round(clips.transform.image_size * clips.transform.central_factor)
     processor = LayerLockVideoProcessor.from_config(config, size=size, frame_stride=clips.frame_stride)
     processor.save_pretrained(folder)
 
@@ -289,14 +167,21 @@ def build(arguments: list[str]):
     checkpoint = training_args.resume_from_checkpoint
     if checkpoint not in (None, "auto") and not Path(checkpoint).is_dir():
         raise ValueError(f"resume_from_checkpoint: there is no checkpoint {checkpoint}")
-    if Path(data_args.train_data).is_dir() and output.resolve().is_relative_to(Path(data_args.train_data).resolve()):
-        raise ValueError(f"output_dir: {output} lies within train_data, whose files are taken for videos")
+    for source in map(Path, data_args.train_data):
+        if source.is_dir() and output.resolve().is_relative_to(source.resolve()):
+            raise ValueError(f"output_dir: {output} lies within train_data, whose files are taken for videos")
     if training_args.process_index == 0:
         check_output(output)
     PartialState().wait_for_everyone()
 
     try:
-        videos = load_videos(data_args.train_data, data_args.train_split, data_args.video_column, data_args.video_root)
+        videos = load_videos(
+            data_args.train_data,
+            data_args.train_split,
+            data_args.video_column,
+            data_args.video_root,
+            streaming=data_args.streaming,
+        )
     except ValueError as error:
         raise ValueError(f"train_data: {error}") from error
     readout = readout_args.load()
@@ -307,19 +192,38 @@ def build(arguments: list[str]):
         * training_args.gradient_accumulation_steps
         * training_args.world_size
     )
+    transform = ClipTransform(
+        config.image_size,
+        data_args.resize_factor,
+        crop_scale=None if data_args.crop_scale is None else tuple(data_args.crop_scale),
+        jitter_strength=data_args.jitter_strength,
+    )
     clips = PretrainingClips(
         videos,
         num_samples=training_args.max_steps * clips_per_step,
         num_frames=config.num_frames,
         frame_stride=data_args.frame_stride,
-        image_size=config.image_size,
-        resize_factor=data_args.resize_factor,
-        crop_scale=None if data_args.crop_scale is None else tuple(data_args.crop_scale),
-        jitter_strength=data_args.jitter_strength,
+        transform=transform,
         seed=training_args.seed,
+        clips_per_video=data_args.clips_per_video,
+        source_weights=data_args.train_weights,
+        frame_rate=data_args.frame_rate,
         bad_videos=bad_videos,
         decode_timeout=data_args.decode_timeout,
+        device=data_args.decode_device,
+        augment_on_device=data_args.augment_on_device,
     )
+    if training_args.per_device_train_batch_size % data_args.clips_per_video:
+        raise ValueError(
+            f"per_device_train_batch_size={training_args.per_device_train_batch_size} is not a multiple of "
+            f"clips_per_video={data_args.clips_per_video}"
+        )
+    if clips.device != "cpu":
+        if training_args.dataloader_num_workers == 0:
+            raise ValueError("decode_device: decoding on the GPU needs dataloader_num_workers of at least 1")
+        # What is forked from a process that uses the GPU cannot use it
+        multiprocessing.set_start_method("forkserver", force=True)
+    batch_transform = BatchAugmentation(config.image_size, config.num_frames) if clips.augment_on_device else None
     collator = PretrainingCollator(config.grid_size, masks, training_args.seed)
     # The data set is the whole run in order: shuffled once per epoch by itself
     training_args.train_sampling_strategy = "sequential"
@@ -327,9 +231,8 @@ def build(arguments: list[str]):
     set_seed(training_args.seed)
     model = LayerLockViTForPretraining(config)
     rows = describe_stages(model, stages)
-    trainer = LayerLockTrainer(
-        model, training_args, stages, clips, collator, [Reports(output, rows, bad_videos)], teacher
-    )
+    reports = Reports(output, rows, bad_videos)
+    trainer = LayerLockTrainer(model, training_args, stages, clips, collator, [reports], teacher, batch_transform)
     if readout is not None and not data_args.rehearse:
         readout_args.add_to(trainer, *readout)
     if checkpoint is None and not data_args.rehearse and output.is_dir() and get_last_checkpoint(output):
@@ -340,7 +243,8 @@ def build(arguments: list[str]):
     if training_args.process_index == 0:
         parts = ", ".join(f"{name} {count / 1e6:.2f}M" for name, count in model.parameter_breakdown().items() if count)
         print(f"{model.num_parameters() / 1e6:.1f}M parameters: {parts}")
-        print(f"{len(videos)} videos; {clips_per_step} clips a step")
+        workers = f"{training_args.dataloader_num_workers} data workers per process"
+        print(f"{len(videos)} videos, decoded by {workers}; {clips_per_step} clips a step")
         print_table(rows)
     return trainer, bad_videos, checkpoint, data_args.rehearse
 
@@ -372,8 +276,8 @@ def main(arguments: list[str]):
         else:
             save_processor(trainer.model.config, trainer.train_dataset, trainer.args.output_dir)
         if bad_videos.count():
-            place = f": see {bad_videos.path}" if bad_videos.path else ""
-            print(f"{bad_videos.count()} videos are unreadable, or readable in part or by PyAV alone{place}")
+            place = f"; see {bad_videos.path}" if bad_videos.path else ""
+            print(f"{bad_videos.summary()}{place}")
 
 
 if __name__ == "__main__":

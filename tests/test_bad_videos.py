@@ -89,12 +89,12 @@ def poison(monkeypatch):
     """Two videos do in C what a decoder with a bug would do."""
     read_clip = datasets.read_clip
 
-    def read(source, choose):
+    def read(source, choose, **options):
         if Path(source).name == "hangs.mp4":
             ctypes.PyDLL(None).pause()  # Python's own handlers of signals never run
         if Path(source).name == "kills.mp4":
             os.kill(os.getpid(), signal.SIGSEGV)
-        return read_clip(source, choose)
+        return read_clip(source, choose, **options)
 
     monkeypatch.setattr(datasets, "read_clip", read)
 
@@ -128,6 +128,7 @@ def run(pretrain, tiny_sizes, videos, tmp_path):
         "use_cpu": True,
         "disable_tqdm": True,
         "dataloader_pin_memory": False,
+        "dataloader_num_workers": 0,
     }
 
     def run(folder, **changes):

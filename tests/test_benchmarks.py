@@ -215,3 +215,16 @@ def test_the_plan_of_a_recipe(memory_plan, tiny_sizes, tmp_path):
     plain, checkpointed = map(int, first["most clips, 80 GB, DDP"].split(" / "))
     assert 0 < plain <= checkpointed
     assert [memory_plan.most_clips(1, fixed, 10**8) for fixed in (0, 5 * 10**8, 10**9)] == [8, 2, 0]
+
+
+@pytest.mark.slow
+def test_reading_clips_leaves_no_files_open(monkeypatch, capsys):
+    spec = importlib.util.spec_from_file_location("loader_memory", ROOT / "benchmarks" / "loader_memory.py")
+    loader_memory = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loader_memory)
+    monkeypatch.setattr(loader_memory, "PERIOD", 80)
+    loader_memory.main(num_clips=480, num_workers=1, batch_size=20, clips_per_video=4, augment_on_device=False)
+    _, *rows, summary = capsys.readouterr().out.splitlines()
+    files = [[int(count) for cell in row.split(" | ")[5:] for count in cell.split(" + ")] for row in rows]
+    assert len(files) == 6 and all(max(counts) <= min(counts) + 2 for counts in zip(*files, strict=True))
+    assert "empty" in summary

@@ -14,9 +14,11 @@ from pathlib import Path
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
+from pretrain_arguments import DataArguments
+from transformers import HfArgumentParser
 
 from layerlock_hf.models import LayerLockViTForPretraining
-from layerlock_hf.training import load_recipe
+from layerlock_hf.training import LayerLockTrainingArguments, StageArguments, load_recipe
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -65,15 +67,13 @@ def test_fsdp_wraps_our_layers():
 
 
 @pytest.mark.parametrize("path", CONFIGS + SCRIPTS, ids=name_of)
-def test_settings_and_files_that_are_named_exist(path, program):
+def test_settings_and_files_that_are_named_exist(path):
     """Each flag is one of pretrain.py, of accelerate launch, or of the tool that the script is for."""
     text = path.read_text()
     assert "accelerate launch" in header(path) or path.name in header(path)  # the command
     for name in re.findall(r"scripts/[\w/.-]+\.(?:yaml|py|sbatch|sh)", text):
         assert (ROOT / name).is_file(), name
-    parser = program.HfArgumentParser(
-        (program.StageArguments, program.DataArguments, program.LayerLockTrainingArguments)
-    )
+    parser = HfArgumentParser((StageArguments, DataArguments, LayerLockTrainingArguments))
     known = {
         name for of in (parser, launch_command_parser()) for action in of._actions for name in action.option_strings
     }

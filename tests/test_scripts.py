@@ -2,10 +2,12 @@
 
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import pretrain_arguments
 import pytest
 import torch
 import yaml
@@ -82,6 +84,7 @@ def settings(tiny_sizes, videos):
         "use_cpu": True,
         "disable_tqdm": True,
         "dataloader_pin_memory": False,
+        "dataloader_num_workers": 0,
     }
 
 
@@ -164,6 +167,12 @@ def test_flags_win_over_the_recipe(run, tmp_path):
         ([], {"global_batch_size": 6}, "global_batch_size=6 is not a multiple of per_device_train_batch_size=4"),
         ([], {"resume_from_checkpoint": "nowhere"}, "resume_from_checkpoint: there is no checkpoint nowhere"),
         ([], {"train_data": "no/such/folder"}, "train_data: 'no/such/folder' does not exist"),
+        ([], {"train_data": [str(SCRIPTS), "no/such/folder"]}, "train_data: 'no/such/folder' does not exist"),
+        ([], {"train_weights": [0.5, 0.5]}, "train_weights in recipes) are 2, but there are 1 sources"),
+        ([], {"clips_per_video": 3}, "per_device_train_batch_size=4 is not a multiple of clips_per_video=3"),
+        ([], {"clips_per_video": 0}, "clips_per_video is 0"),
+        ([], {"frame_rate": -1}, "frame_rate is -1"),
+        ([], {"decode_device": "gpu"}, "decode_device in recipes) is 'gpu'"),
         (["--config", "nowhere.yaml"], {}, "config: there is no recipe nowhere.yaml"),
         ([], {"readout_steps": 2}, "readout_steps is set but readout_data is not"),
         ([], {"readout_linear": False}, "readout_linear is set but readout_data is not"),
@@ -349,7 +358,7 @@ def test_rehearsal_prints_a_row_per_stage_and_writes_nothing(run, finished, vide
     table = capsys.readouterr().out.split("peak_memory_gib\n")[1].splitlines()
     assert [line.split()[:3] for line in table[:2]] == [["0", "0", "pixels"], ["2", "2", "layer_2"]]
     assert all(float(line.split()[3]) > 0 for line in table[:2])
-    assert table[2:] == ["1 videos are unreadable, or readable in part or by PyAV alone"]
+    assert table[2:] == ["1 bad video: 1 text"]
     assert contents(finished) == before
     run(tmp_path / "new", "--rehearse", "true")
     assert not any((tmp_path / "new").iterdir())
@@ -364,7 +373,7 @@ def test_a_fresh_run_begins_its_reports_anew(run, tmp_path):
     assert len(json.loads((tmp_path / "stages.json").read_text())) == 2
 
 
-def test_a_broken_video_is_listed(run, videos, tmp_path, capsys):
+def test_a_broken_video_is_listed(run, videos, tmp_path, capsys, caplog):
     (tmp_path / "data").mkdir()
     for path in videos.iterdir():
         (tmp_path / "data" / path.name).write_bytes(path.read_bytes())
@@ -375,9 +384,43 @@ def test_a_broken_video_is_listed(run, videos, tmp_path, capsys):
     (entry,) = read_lines(out / "bad_videos.jsonl")
     assert entry["path"] == str(broken) and entry["reason"] and not entry["used"]
     assert read_steps(out)[-1]["bad_videos"] == 1
-    assert capsys.readouterr().out.endswith(
-        f"1 videos are unreadable, or readable in part or by PyAV alone: see {out / 'bad_videos.jsonl'}\n"
-    )
+    assert capsys.readouterr().out.endswith(f"1 bad video: 1 text; see {out / 'bad_videos.jsonl'}\n")
+    assert caplog.text.count("1 bad video: 1 text") == 1  # when it is met, and not with every log
+
+
+def test_a_mixture_of_groups(run, videos, tmp_path):
+    """Resumed in the middle of an epoch, with clips that are finished on the device of the model."""
+    sources = []
+    for name, part in (("a", "00000[01].mp4"), ("b", "00000[23].mp4")):
+        (tmp_path / name).mkdir()
+        sources.append(str(tmp_path / name))
+        for path in videos.glob(part):
+            (tmp_path / name / path.name).write_bytes(path.read_bytes())
+    settings = {"train_data": sources, "train_weights": [3, 1], "clips_per_video": 2, "jitter_strength": 1.0}
+    run(tmp_path / "cpu", **settings)
+    run(tmp_path / "device", **settings, augment_on_device=True)
+    losses = [[row["loss"] for row in read_steps(tmp_path / name)] for name in ("cpu", "device")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3) and len(losses[0]) == 4
+    shutil.rmtree(tmp_path / "cpu" / "checkpoint-4")
+    weights = (tmp_path / "cpu" / "model.safetensors").read_bytes()
+    run(tmp_path / "cpu", **settings, resume_from_checkpoint="auto")
+    assert (tmp_path / "cpu" / "model.safetensors").read_bytes() == weights
+
+
+@pytest.mark.parametrize(
+    "cores, quota, processes, expected",
+    [(2, "max", 1, 1), (1, "max", 1, 1), (8, "max", 1, 7), (64, "max", 8, 7), (64, "max", 1, 16), (64, "4", 1, 3)],
+)
+def test_data_workers_fill_the_cores_by_default(program, monkeypatch, tmp_path, cores, quota, processes, expected):
+    (tmp_path / "cpu.max").write_text(f"{quota if quota == 'max' else int(quota) * 100_000} 100000\n")
+    monkeypatch.setattr(pretrain_arguments, "CPU_QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setattr(pretrain_arguments.os, "sched_getaffinity", lambda process: set(range(cores)))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    assert pretrain_arguments.default_data_workers() == expected
+    flags = ["--train_data", "videos", "--output_dir", str(tmp_path), "--use_cpu", "true"]
+    flags += ["--config", str(SCRIPTS / "recipes" / "4ds-g-layerlock.yaml")]
+    assert program.parse(flags)[-1].dataloader_num_workers == expected
+    assert program.parse([*flags, "--dataloader_num_workers", "0"])[-1].dataloader_num_workers == 0
 
 
 def test_resume_goes_on_and_appends(run, finished, tmp_path):

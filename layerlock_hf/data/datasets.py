@@ -1,53 +1,73 @@
 """The clips of a pretraining run."""
 
+import itertools
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 
-from .clips import Clip, DecodingError
+from .clips import Clip, Crop, DecodingError
 from .decoding import read_clip
 from .decoding_torchcodec import torchcodec_decoder
+from .fetching import fetch, is_remote, name_of
 from .isolation import DecoderLost, Isolated
+from .order import ClipOrder
 from .reports import BadData, BadVideos
-from .transforms import (
-    check_scale,
-    check_strength,
-    color_jitter,
-    generator_for,
-    random_crop,
-    random_flip,
-    random_resized_crop,
-    repeat_last_frame,
-)
+from .transforms import Augmentation, ClipTransform, bounding_box, generator_for, repeat_last_frame
 
 
 MAX_ATTEMPTS = 10
-RESIZE_FACTOR = 1.15
 DECODE_TIMEOUT = 60.0
+# Remote videos that a process fetches at once, and holds in memory
+NUM_FETCHES = 8
+DEVICES = ("cpu", "cuda")
 
-# What a row without a value stands for
-NO_VIDEO = {"path": None, "bytes": None}
+
+@dataclass
+class _Group:
+    """What the process that decodes makes of one video.
+
+    Attributes:
+        frames: uint8, one array per clip: (T, C, S, S), or before its augmentation (T', C, h, w), T' <= T.
+        augmentations: what is still to be done to each clip; None if nothing is.
+        is_padded: whether the video is too short, and its last frame repeated.
+        note, kind: what is wrong with the video, if anything.
+    """
+
+    frames: list[np.ndarray]
+    augmentations: list[Augmentation | None]
+    is_padded: bool
+    note: str | None
+    kind: str = "damaged"
 
 
 class PretrainingClips(torch.utils.data.Dataset):
-    """All clips of a run, as one pass over positions: clip p belongs to epoch p // len(videos).
+    """All clips of a run, as one pass over positions; `ClipOrder` says which video a position shows.
 
-    Every epoch visits every video once, in an order of its own. What is random about a position (video, window, crop,
-    flip, replacement) depends on the seed and the position alone: neither the number of processes and workers nor a
-    resumed run changes any clip.
+    What is random about a position (video, window, crop, flip, colours, replacement) depends on the seed and the
+    position alone: neither the number of processes and workers nor a resumed run changes any clip. Asked for a whole
+    batch, as by a `DataLoader`, it decodes a group of `clips_per_video` positions once, and fetches remote videos
+    several at a time.
 
     Args:
         videos: the dataset of `load_videos`.
         num_samples: number of clips of the run.
         num_frames: frames T of a clip.
         frame_stride: distance between consecutive frames of a clip.
-        image_size: side of the frames in pixels.
-        resize_factor: see `random_crop`; 1.15 by default.
-        crop_scale: the `scale` of `random_resized_crop`, which then takes the place of `random_crop`.
-        jitter_strength: the `strength` of `color_jitter`; 0 leaves colours alone.
+        transform: how clips are cropped, flipped and recoloured.
         seed: seed of everything random.
+        clips_per_video: number of clips that one decoded window gives, each augmented on its own: see `ClipOrder`.
+        source_weights: share of each source of `videos` among the clips; by default every video comes as often.
+        frame_rate: frames per second that `frame_stride` counts; by default those of each video.
         bad_videos: the report of videos that cannot be used; by default one in memory.
         decode_timeout: seconds until a video that hangs is given up. Clips are made in a child process, so that one
             that crashes harms nothing else; 0 makes them in this process, without a limit.
+        device: "cpu", or "cuda" to decode on the GPU, from data workers that were not forked: their start method is
+            "forkserver" or "spawn".
+        augment_on_device: leave resizing, flips and colours to what trains: samples hold `crop` and `augmentation`.
 
     Indexing raises `BadData` when too many videos cannot be used.
     """
@@ -58,44 +78,44 @@ class PretrainingClips(torch.utils.data.Dataset):
         num_samples: int,
         num_frames: int = 16,
         frame_stride: int = 2,
-        image_size: int = 224,
-        resize_factor: float | None = None,
-        crop_scale: tuple[float, float] | None = None,
-        jitter_strength: float = 0.0,
+        transform: ClipTransform | None = None,
         seed: int = 0,
+        clips_per_video: int = 1,
+        source_weights: Sequence[float] | None = None,
+        frame_rate: float | None = None,
         bad_videos: BadVideos | None = None,
         decode_timeout: float = DECODE_TIMEOUT,
+        device: str = "cpu",
+        augment_on_device: bool = False,
     ):
         if len(videos) == 0:
             raise ValueError("videos is empty; give at least one video")
-        for name, value in (("num_frames", num_frames), ("frame_stride", frame_stride), ("image_size", image_size)):
+        for name, value in (("num_frames", num_frames), ("frame_stride", frame_stride)):
             if value < 1:
                 raise ValueError(f"{name} is {value}; give at least 1")
-        if crop_scale is not None:
-            if resize_factor is not None:
-                raise ValueError(f"resize_factor is {resize_factor} and crop_scale {crop_scale}; give one of the two")
-            check_scale(crop_scale)
-        check_strength(jitter_strength)
-        resize_factor = RESIZE_FACTOR if resize_factor is None else resize_factor
-        if resize_factor < 1:
-            raise ValueError(f"resize_factor is {resize_factor}; give at least 1")
+        if frame_rate is not None and not 0 < frame_rate <= 1000:
+            raise ValueError(f"frame_rate is {frame_rate}; give frames per second, up to 1000")
         if decode_timeout != 0 and not 0.1 <= decode_timeout <= 1e6:
             raise ValueError(f"decode_timeout is {decode_timeout}; give seconds from 0.1 on, or 0 for no limit")
+        _check_device(device)
         self.videos = videos
         self.num_samples = num_samples
         self.num_frames = num_frames
         self.frame_stride = frame_stride
-        self.image_size = image_size
-        self.resize_factor = resize_factor
-        self.crop_scale = crop_scale
-        self.jitter_strength = jitter_strength
+        self.transform = ClipTransform() if transform is None else transform
         self.seed = seed
+        self.frame_rate = frame_rate
         self.bad_videos = bad_videos if bad_videos is not None else BadVideos(None, len(videos))
-        torchcodec_decoder()  # loaded here once, and not by every child within its first decode_timeout
-        self._epoch = -1
-        self._order: list[int] = []
-        self._make = Isolated(self._make_clip, decode_timeout) if decode_timeout else self._make_clip
-        self._lost: dict[int, str] = {}
+        self.device = device
+        self.augment_on_device = augment_on_device
+        sources = videos.with_format("torch")["source"][:] if "source" in videos.column_names else None
+        self.order = ClipOrder(len(videos), sources, source_weights, clips_per_video, seed)
+        self._make = Isolated(self._make_group, decode_timeout) if decode_timeout else self._make_group
+        self._lost: dict[int, tuple[str, str]] = {}  # reason and kind
+        self._home = os.getpid()
+
+    def __setstate__(self, state: dict):
+        self.__dict__ = {**state, "_home": os.getpid()}
 
     def __len__(self) -> int:
         return self.num_samples
@@ -104,87 +124,158 @@ class PretrainingClips(torch.utils.data.Dataset):
         """Clip `position` of the run.
 
         Returns:
-            pixel_values_videos: uint8, shape (T, C, H, W).
+            pixel_values_videos: uint8, shape (T, C, S, S).
             position: the position.
             is_padded: whether the video is too short, and its last frame repeated.
+
+            With `augment_on_device` instead of `pixel_values_videos`:
+            crop: uint8, shape (T', C, h, w), the window of the frames that the clip shows; T' < T if `is_padded`.
+            augmentation: the `Augmentation` whose `finish` makes the clip of it.
         """
-        if not 0 <= position < self.num_samples:
-            raise IndexError(f"position {position} is outside the run of {self.num_samples} clips")
+        return self.__getitems__([position])[0]
+
+    def __getitems__(self, positions: Sequence[int]) -> list[dict]:
+        """The clips of several positions, at less cost than one by one."""
+        for position in positions:
+            if not 0 <= position < self.num_samples:
+                raise IndexError(f"position {position} is outside the run of {self.num_samples} clips")
+        if self.device != "cpu" and (os.getpid() != self._home or torch.cuda.is_initialized()):
+            raise RuntimeError(
+                "a process that uses the GPU, or was forked from one, cannot start one that decodes on it; give the "
+                'DataLoader num_workers of at least 1 and multiprocessing_context="forkserver"'
+            )
+        groups = [(first, list(members)) for first, members in itertools.groupby(positions, self.order.first_of)]
+        samples = []
+        for start in range(0, len(groups), NUM_FETCHES):
+            some = groups[start : start + NUM_FETCHES]
+            fetched = self._fetch_remote([self.order.video_at(first) for first, _ in some])
+            for first, members in some:
+                samples += self._samples(first, members, fetched)
+        return samples
+
+    def _samples(self, first: int, positions: list[int], fetched: dict) -> list[dict]:
+        """The clips of positions of one group, of the first video that can be used."""
         failures = []
-        for attempt in range(MAX_ATTEMPTS):
-            index = self._video_at(position) if attempt == 0 else self._replacement(position, attempt)
+        for attempt, index in enumerate(self._candidates(first)):
+            source = fetched[index] if attempt == 0 else self._fetch_remote([index])[index]
             try:
-                frames, is_padded, note = self._clip(index, position, attempt)
+                group = self._group(index, source, first, positions, attempt)
             except DecodingError as error:
                 name = self._name(index)
-                self.bad_videos.add(name, str(error), used=False)
+                self.bad_videos.add(name, str(error), used=False, kind=error.kind)
                 failures.append(f"{name} ({error})")
                 continue
-            if note is not None:
-                self.bad_videos.add(self._name(index), note, used=True)
-            return {"pixel_values_videos": torch.from_numpy(frames), "position": position, "is_padded": is_padded}
+            if group.note is not None:
+                self.bad_videos.add(self._name(index), group.note, used=True, kind=group.kind)
+            return [
+                _sample(torch.from_numpy(frames), augmentation, position, group.is_padded)
+                for frames, augmentation, position in zip(group.frames, group.augmentations, positions, strict=True)
+            ]
         raise BadData(
-            f"no clip for position {position}: {MAX_ATTEMPTS} videos in a row cannot be decoded, among them "
+            f"no clip for position {first}: {MAX_ATTEMPTS} videos in a row cannot be decoded, among them "
             f"{'; '.join(failures[:3])}. Repair or remove the bad videos."
         )
 
-    def _video_at(self, position: int) -> int:
-        epoch, offset = divmod(position, len(self.videos))
-        if epoch != self._epoch:
-            generator = generator_for("epoch", self.seed, epoch)
-            self._order = torch.randperm(len(self.videos), generator=generator).tolist()
-            self._epoch = epoch
-        return self._order[offset]
-
-    def _replacement(self, position: int, attempt: int) -> int:
-        generator = generator_for("replacement", self.seed, position, attempt)
-        return int(torch.randint(len(self.videos), (), generator=generator))
+    def _candidates(self, first: int) -> Iterator[int]:
+        yield self.order.video_at(first)
+        for attempt in range(1, MAX_ATTEMPTS):
+            yield self.order.replacement(first, attempt)
 
     def _name(self, index: int) -> str:
-        """The name of a video in reports."""
-        video = self.videos[index]["video"] or NO_VIDEO
-        # The path of embedded bytes is a mere file name, which several rows may share.
-        is_path = video["bytes"] is None and video["path"] is not None
-        return video["path"] if is_path else f"row {index} ({video['path']})"
+        return name_of(self.videos[index], index)
 
-    def _clip(self, index: int, position: int, attempt: int) -> tuple[np.ndarray, bool, str | None]:
+    def _fetch_remote(self, indices: list[int]) -> dict[int, str | bytes | DecodingError | None]:
+        """The remote ones of these videos, or why they cannot be had; None for the others, and for those given up.
+
+        No thread outlives the call: the process that decodes may be forked from this one at any time later.
+        """
+        fetched = dict.fromkeys(indices)
+        rows = {index: self.videos[index] for index in fetched if index not in self._lost}
+        remote = {index: row for index, row in rows.items() if is_remote(row)}
+        if remote:
+            with ThreadPoolExecutor(min(NUM_FETCHES, len(remote))) as pool:
+                fetched |= zip(remote, pool.map(_fetch_or_error, remote.values()), strict=True)
+        return fetched
+
+    def _group(
+        self, index: int, source: str | bytes | DecodingError | None, first: int, positions: list[int], attempt: int
+    ) -> _Group:
         if index in self._lost:
-            raise DecodingError(self._lost[index])
+            raise DecodingError(*self._lost[index])
+        if isinstance(source, DecodingError):
+            raise source
         try:
-            return self._make(index, position, attempt)
+            return self._make(index, source, first, positions, attempt)
         except DecoderLost as error:
-            self._lost[index] = str(error)
+            self._lost[index] = str(error), error.kind
             raise
 
-    def _make_clip(self, index: int, position: int, attempt: int) -> tuple[np.ndarray, bool, str | None]:
-        """Frames (T, C, H, W) of a video, whether the last one is repeated, and what is wrong with the video."""
-        generator = generator_for("clip", self.seed, position, attempt)
-        video = self.videos[index]["video"] or NO_VIDEO
-        source = video["path"] if video["bytes"] is None else video["bytes"]
-        if source is None:
-            raise DecodingError("the row has no video")
-        clip = self._read(source, generator)
-        frames = self._transform(clip.frames, generator)
-        if clip.num_frames < self.num_frames:
-            clip.note = clip.note or f"has {clip.num_frames} frames, fewer than a clip of {self.num_frames}"
-        full = repeat_last_frame(frames, self.num_frames)
-        return full.contiguous().numpy(), len(frames) < len(full), clip.note
+    def _make_group(
+        self, index: int, source: str | bytes | None, first: int, positions: list[int], attempt: int
+    ) -> _Group:
+        augmentations = []
 
-    def _read(self, source: str | bytes, generator: torch.Generator) -> Clip:
-        # Drawn before decoding: a second choice for the same video with another number of frames draws nothing new.
-        fraction = float(torch.rand((), generator=generator))
+        def crop(height: int, width: int, pixel_aspect: float) -> tuple[int, int, int, int]:
+            draws = (self._draws(position, attempt)[1] for position in positions)
+            augmentations[:] = [self.transform.draw(height, width, generator, pixel_aspect) for generator in draws]
+            return bounding_box(augmentations)
+
+        clip = self._read(
+            fetch(self.videos[index]) if source is None else source, self._draws(first, attempt)[0], crop
+        )
+        kind = "damaged"
+        if clip.note is None and clip.num_frames < self.num_frames:
+            clip.note = f"has {clip.num_frames} frames, fewer than a clip of {self.num_frames}"
+            kind = "too short"
+        top, left, _, _ = bounding_box(augmentations)
+        frames = []
+        for augmentation in augmentations:
+            part = augmentation.crop(clip.frames, top, left)
+            if not self.augment_on_device:
+                part = repeat_last_frame(augmentation.finish(part, self.transform.image_size), self.num_frames)
+            frames.append(part.contiguous().numpy())
+        is_padded = len(clip.frames) < self.num_frames
+        left_to_do = augmentations if self.augment_on_device else [None] * len(frames)
+        return _Group(frames, left_to_do, is_padded, clip.note, kind)
+
+    def _draws(self, position: int, attempt: int) -> tuple[float, torch.Generator]:
+        """Where in the video the window of a position lies, as a fraction, and what its other draws come from.
+
+        The window of a group is that of its first position.
+        """
+        generator = generator_for("clip", self.seed, position, attempt)
+        return float(torch.rand((), generator=generator)), generator
+
+    def _read(self, source: str | bytes, fraction: float, crop: Crop) -> Clip:
         span = (self.num_frames - 1) * self.frame_stride + 1
 
+        # Draws nothing: a second choice for the same video with another number of frames is as random as the first
         def choose(available: int) -> list[int]:
             start = int(fraction * max(1, available - span + 1))
             return list(range(start, available, self.frame_stride))[: self.num_frames]
 
-        return read_clip(source, choose)
+        return read_clip(source, choose, crop=crop, frame_rate=self.frame_rate, device=self.device)
 
-    def _transform(self, frames: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        if self.crop_scale is None:
-            frames = random_crop(frames, self.image_size, self.resize_factor, generator)
-        else:
-            frames = random_resized_crop(frames, self.image_size, generator, self.crop_scale)
-        frames = random_flip(frames, generator)
-        return color_jitter(frames, self.jitter_strength, generator) if self.jitter_strength else frames
+
+def _sample(frames: torch.Tensor, augmentation: Augmentation | None, position: int, is_padded: bool) -> dict:
+    if augmentation is None:
+        content = {"pixel_values_videos": frames}
+    else:
+        content = {"crop": frames, "augmentation": augmentation}
+    return content | {"position": position, "is_padded": is_padded}
+
+
+def _fetch_or_error(row: dict) -> str | bytes | DecodingError:
+    try:
+        return fetch(row)
+    except DecodingError as error:
+        return error
+
+
+def _check_device(device: str):
+    if device not in DEVICES:
+        raise ValueError(f"device (decode_device in recipes) is {device!r}; give one of {', '.join(DEVICES)}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device (decode_device in recipes) is cuda, but PyTorch finds no GPU; leave it at cpu")
+    if device == "cuda" and torchcodec_decoder() is None:
+        raise ValueError("device (decode_device in recipes) is cuda, but torchcodec does not load; leave it at cpu")

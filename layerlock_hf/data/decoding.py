@@ -90,7 +90,7 @@ def _check(source: str | bytes):
         if not os.path.exists(source):
             raise DecodingError("no such file", "missing")
         if not os.path.isfile(source):
-            raise DecodingError("not a regular file", "no file")
+            raise DecodingError("not a regular file", "unreadable")
         try:
             with open(source, "rb") as file:
                 head = file.read(HEAD)

@@ -20,23 +20,22 @@ def fetch(row: dict) -> str | bytes:
         row: of a dataset of `load_videos`. One with a column "video" alone will do.
 
     Raises:
-        DecodingError: if the video cannot be had. Its reason begins with the kind of failure: "the row has no video",
-            "no such file", "no such shard", "shard changed", "changed" (during the run), "too large", "no access",
-            "network" (also after several attempts), "the server ignores ranges", "cannot be read".
+        DecodingError: if the video cannot be had, over a network after several attempts. Its kind is "missing",
+            "changed" (during the run), "too large", "network" or "unreadable".
     """
     video = row["video"] or NO_VIDEO
     path = video["path"]
     if video["bytes"] is not None:
         return video["bytes"]
     if path is None:
-        raise DecodingError("the row has no video")
+        raise DecodingError("the row has no video", "missing")
     read = _reader(row)
     if read is None:
         return path
     try:
         return read(row)
     except files.FileError as error:
-        raise DecodingError(_reason(error, is_shard=read is not _read_file)) from error
+        raise DecodingError(_reason(error, is_shard=read is not _read_file), error.kind) from error
 
 
 def is_remote(row: dict) -> bool:
@@ -106,7 +105,7 @@ def _read_parquet(row: dict) -> bytes:
         raise files.ChangedFile(f"changed: {files.one_line(error)}") from error
     data = value["bytes"] if isinstance(value, dict) else value
     if data is None:
-        raise DecodingError("the row has no video")
+        raise DecodingError("the row has no video", "missing")
     if row.get("size") not in (None, len(data)):
         raise files.ChangedFile(f"changed: row {number} of row group {group} has {len(data)} bytes, not {row['size']}")
     return data

@@ -33,11 +33,25 @@ _filesystems: dict[tuple[int, str], fsspec.AbstractFileSystem] = {}
 
 
 class FileError(Exception):
-    """A file cannot be read; the message says why, in one line that begins with the kind of failure."""
+    """A file cannot be read; the message says why, in one line.
+
+    Attributes:
+        kind: a word or two by which reasons are counted.
+    """
+
+    kind = "unreadable"
+
+
+class NetworkError(FileError):
+    """A server does not answer as it should."""
+
+    kind = "network"
 
 
 class TooLarge(FileError):
     """More bytes are to be read than a process has memory for."""
+
+    kind = "too large"
 
     def __init__(self, size: int):
         super().__init__(f"too large: {size} bytes, more than {MAX_SIZE}")
@@ -46,9 +60,13 @@ class TooLarge(FileError):
 class MissingFile(FileError):
     """There is no such file."""
 
+    kind = "missing"
+
 
 class ChangedFile(FileError):
     """A file is shorter than it was, or is to be."""
+
+    kind = "changed"
 
 
 def is_url(name: str) -> bool:
@@ -184,7 +202,7 @@ def size_of(name: str) -> int:
         return _local(lambda: os.stat(name).st_size)
     size = _persist(lambda fs: fs.size(name), name)
     if size is None:
-        raise FileError("network: the server does not tell the size of the file")
+        raise NetworkError("network: the server does not tell the size of the file")
     return size
 
 
@@ -266,9 +284,9 @@ async def _check_answer(response):
     if not is_whole:
         return
     if "Range" in response.request_info.headers:
-        raise FileError("the server ignores ranges: it sends whole files only; use one that serves parts of files")
+        raise NetworkError("the server ignores ranges: it sends whole files only; use one that serves parts of files")
     if response.content_length is None and response.content_type != "text/html":
-        raise FileError("network: the server does not tell the size of the file")
+        raise NetworkError("network: the server does not tell the size of the file")
     if (response.content_length or 0) > MAX_SIZE:
         raise TooLarge(response.content_length)
 
@@ -306,11 +324,11 @@ def _diagnose(error: Exception) -> tuple[FileError, bool]:
     if status == 416:
         return ChangedFile("changed: ends before the part that is asked for"), False
     if isinstance(error, TimeoutError) or "Timeout" in type(error).__name__:  # of Python 3.10 too
-        return FileError("network: no answer in time"), True
+        return NetworkError("network: no answer in time"), True
     if isinstance(error, (ValueError, TypeError, AttributeError, LookupError, NotImplementedError)):
         return FileError(f"cannot be read: {type(error).__name__}: {one_line(error)}"), False
     may_pass = status in PASSING or status >= 500 if isinstance(status, int) else True
-    return FileError(f"network: {type(error).__name__}: {one_line(error)}"), may_pass
+    return NetworkError(f"network: {type(error).__name__}: {one_line(error)}"), may_pass
 
 
 def _read_local(path: str, start: int | None, end: int | None) -> bytes:

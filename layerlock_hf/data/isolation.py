@@ -1,13 +1,17 @@
 """A child process for decoding, which a video may crash or hang without harm to the run."""
 
+import collections
 import contextlib
 import ctypes
+import itertools
+import mmap
 import multiprocessing
 import os
 import pickle
 import resource
 import signal
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Callable
@@ -20,11 +24,15 @@ import torch
 from .clips import DecodingError
 
 
-# One death may be the system's doing, when memory ran out or all processes were ended: two are the video's.
+# One death may be a bug that another try does not meet: two of the same kind are the video's doing
 MAX_DEATHS = 2
+# Being killed is the system's doing, which is short of memory for a while: seconds before each further try
+PAUSES = (0.1, 1.0, 4.0)
 # Seconds after the limit until a child is left alone that no signal ends, such as one that reads from a dead disk
 GRACE = 1.0
 MAX_MEMORY_GIB = 16  # a video can claim frames of any size
+# Of the memory in which a child lays down arrays. What a call does not need takes no memory
+SHARED_MIB = 64
 
 
 class DecoderLost(DecodingError):
@@ -37,45 +45,58 @@ class Isolated:
     The child sees everything as it was when forked, and ends with this process. Calls do not overlap.
 
     Args:
-        function: what to call. Arguments and results are pickled.
+        function: what to call. Arguments and results are pickled, but for the contents of NumPy arrays in a result,
+            which pass through shared memory.
         timeout: seconds that a call may take. What memory it may take is `MAX_MEMORY_GIB` (on Linux).
     """
 
     def __init__(self, function: Callable, timeout: float):
         self.function = function
         self.timeout = timeout
-        self._owner, self._child, self._pipe = -1, -1, None
+        self._owner, self._child, self._pipe, self._shared = -1, -1, None, None
 
     def __call__(self, *arguments):
         """
         Raises:
-            DecodingError: as the function does.
+            DecodingError: as the function does; also if the child is killed time and again (of kind "memory").
             DecoderLost: if the call takes too long, or the child dies of it.
             RuntimeError: with the traceback of any other error of the function.
         """
-        for _ in range(MAX_DEATHS):
-            try:
-                kind, value = self._ask(arguments)
-            except (EOFError, ConnectionError):
-                cause = self._end()
-                if cause != signal.SIGALRM:
-                    continue
-                kind = "timeout"
-            if kind == "timeout":
-                raise DecoderLost(f"decoding takes more than {self.timeout:g} seconds (decode_timeout)")
-            if kind == "decoding error":
-                raise DecodingError(value)
-            if kind == "error":
-                raise RuntimeError(f"in the process that decodes: {value}")
-            return value
-        raise DecoderLost(f"the process that decodes it dies: {signal.strsignal(cause) if cause else 'it exits'}")
+        kind, value = self._answer(arguments)
+        if kind == "timeout":
+            raise DecoderLost(f"decoding takes more than {self.timeout:g} seconds (decode_timeout)", "timeout")
+        if kind == "decoding error":
+            raise DecodingError(*value)
+        if kind == "error":
+            raise RuntimeError(f"in the process that decodes: {value}")
+        return value
 
     def __del__(self):
         if self._owner == os.getpid():
             self._end()
 
     def __getstate__(self) -> dict:
-        return {**vars(self), "_owner": -1, "_child": -1, "_pipe": None}
+        return {**vars(self), "_owner": -1, "_child": -1, "_pipe": None, "_shared": None}
+
+    def _answer(self, arguments: tuple) -> tuple[str, object]:
+        """The answer of a child that lives to give it."""
+        deaths = collections.Counter()  # by signal
+        while True:
+            try:
+                return self._ask(arguments)
+            except (EOFError, ConnectionError):
+                cause = self._end()
+            deaths[cause] += 1
+            if cause == signal.SIGALRM:
+                return "timeout", None
+            if cause == signal.SIGKILL and deaths[cause] > len(PAUSES):
+                reason = "the process that decodes it is killed, as the system does when memory runs out"
+                raise DecodingError(reason, "memory")
+            if cause == signal.SIGKILL:
+                time.sleep(PAUSES[deaths[cause] - 1])
+            elif deaths[cause] == MAX_DEATHS:
+                name = signal.strsignal(cause) if cause else "it exits"
+                raise DecoderLost(f"the process that decodes it dies: {name}", "crash")
 
     def _ask(self, arguments: tuple) -> tuple[str, object]:
         """The kind of the answer, and the answer."""
@@ -84,7 +105,7 @@ class Isolated:
         try:
             self._pipe.send_bytes(pickle.dumps(arguments))
             if self._pipe.poll(self.timeout + GRACE):
-                return pickle.loads(self._pipe.recv_bytes())
+                return _unpack(self._pipe.recv_bytes(), self._shared)
         except (EOFError, ConnectionError):
             raise
         except BaseException:  # such as KeyboardInterrupt: the next call must not get the answer to this one
@@ -95,6 +116,7 @@ class Isolated:
 
     def _start(self):
         ours, theirs = multiprocessing.Pipe()
+        shared = mmap.mmap(-1, SHARED_MIB * 1024**2)  # of no file, hence neither in /dev/shm nor left behind
         with warnings.catch_warnings():
             # From Python 3.12 on, about the threads of this process. The child uses none, like a DataLoader's worker.
             warnings.simplefilter("ignore", DeprecationWarning)
@@ -105,9 +127,9 @@ class Isolated:
                 if os.getppid() != owner:
                     os._exit(0)
             ours.close()
-            _serve(theirs, self.function, self.timeout)
+            _serve(theirs, shared, self.function, self.timeout)
         theirs.close()
-        self._owner, self._child, self._pipe = os.getpid(), child, ours
+        self._owner, self._child, self._pipe, self._shared = os.getpid(), child, ours, shared
 
     def _end(self, wait: bool = True) -> int:
         """Kill the child, if it is not dead; the number of the signal that it died of, 0 if of none."""
@@ -121,7 +143,7 @@ class Isolated:
         return os.WTERMSIG(status)
 
 
-def _serve(pipe: Connection, function: Callable, timeout: float) -> NoReturn:
+def _serve(pipe: Connection, shared: mmap.mmap, function: Callable, timeout: float) -> NoReturn:
     """The life of the child: answer calls until the other end of the pipe is closed."""
     try:
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -139,14 +161,14 @@ def _serve(pipe: Connection, function: Callable, timeout: float) -> NoReturn:
             try:
                 answer = "result", function(*arguments)
             except DecodingError as error:
-                answer = "decoding error", str(error)
+                answer = "decoding error", (str(error), error.kind)
             except Exception as error:
                 # PyTorch's is a RuntimeError
                 if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
-                    answer = "decoding error", f"needs more than {MAX_MEMORY_GIB} GiB of memory"
+                    answer = "decoding error", (f"needs more than {MAX_MEMORY_GIB} GiB of memory", "memory")
                 else:
                     answer = "error", traceback.format_exc()
-            answer = pickle.dumps(answer, protocol=5)
+            answer = _pack(answer, shared)
             signal.setitimer(signal.ITIMER_REAL, 0)
             pipe.send_bytes(answer)
     except (EOFError, ConnectionError):
@@ -155,6 +177,28 @@ def _serve(pipe: Connection, function: Callable, timeout: float) -> NoReturn:
         traceback.print_exc()
     finally:
         os._exit(1)  # nothing of the parent's is cleaned up here
+
+
+def _pack(answer: object, shared: mmap.mmap) -> bytes:
+    """Pickle an answer, with the contents of its arrays laid down in the shared memory where they fit."""
+    buffers = []
+    pickled = pickle.dumps(answer, protocol=5, buffer_callback=buffers.append)
+    contents = [buffer.raw() for buffer in buffers]
+    if sum(content.nbytes for content in contents) > len(shared):
+        return pickle.dumps((pickle.dumps(answer, protocol=5), []))
+    shared.seek(0)
+    for content in contents:
+        shared.write(content)
+    return pickle.dumps((pickled, [content.nbytes for content in contents]))
+
+
+def _unpack(message: bytes, shared: mmap.mmap) -> object:
+    """The answer; its arrays are copies, because the next answer takes the place of this one in the shared memory."""
+    pickled, sizes = pickle.loads(message)
+    with memoryview(shared) as view:
+        ends = itertools.accumulate(sizes)
+        buffers = [bytearray(view[end - size : end]) for end, size in zip(ends, sizes, strict=True)]
+    return pickle.loads(pickled, buffers=buffers)
 
 
 def _confine_memory():

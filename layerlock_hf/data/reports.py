@@ -3,6 +3,8 @@
 import fcntl
 import json
 import os
+from collections import Counter
+from typing import BinaryIO
 
 
 class BadData(RuntimeError):
@@ -10,7 +12,7 @@ class BadData(RuntimeError):
 
 
 class BadVideos:
-    """A JSON Lines file of bad videos, {"path", "reason", "used"} each, shared by all processes of a machine.
+    """A JSON Lines file of bad videos, {"path", "kind", "reason", "used"} each, shared by all processes of a machine.
 
     Args:
         path: the file; None keeps the report in the memory of this process.
@@ -24,49 +26,87 @@ class BadVideos:
         self.path = path
         self.num_videos = num_videos
         self.max_bad_fraction = max_bad_fraction
-        self._used: dict[str, bool] = {}
+        self._names: set[str] = set()
+        self._unusable: Counter[str] = Counter()  # by kind
+        self._usable: Counter[str] = Counter()
+        self._num_read = 0  # bytes of the file
         if path is not None:
             os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
 
-    def add(self, name: str, reason: str, used: bool) -> None:
+    def add(self, name: str, reason: str, used: bool, kind: str = "damaged") -> None:
         """Report one video, once however often it is met.
 
         Args:
             name: path of the video.
             reason: what is wrong with it.
             used: whether it is used all the same: a part of it decodes, or only the other decoder reads it.
+            kind: a word or two by which reasons are counted.
 
         Raises:
             BadData: when more than `max_bad_fraction` of the videos are unusable.
         """
-        if name not in self._used:
-            self._record(name, reason, used)
-        unusable = sum(not used for used in self._used.values())
+        if name not in self._names:
+            self._record({"path": name, "kind": kind, "reason": reason, "used": used})
+        unusable = self._unusable.total()
         if unusable > self.max_bad_fraction * self.num_videos:
             where = f"See {self.path}" if self.path else f"The last one is {name} ({reason})"
             raise BadData(
-                f"{unusable} of {self.num_videos} videos cannot be decoded, more than the fraction "
-                f"{self.max_bad_fraction} that is tolerated. {where}; repair or remove these videos."
+                f"{unusable} of {self.num_videos} videos cannot be decoded ({_listed(self._unusable)}), more than the "
+                f"fraction {self.max_bad_fraction} that is tolerated. {where}; repair or remove these videos."
             )
 
     def count(self) -> int:
         """The number of videos reported so far, by all processes that share the file."""
-        if self.path is None:
-            return len(self._used)
-        if not os.path.exists(self.path):
-            return 0
-        with open(self.path, encoding="utf-8") as file:
-            return sum(1 for _ in file)
+        return self.counts().total()
 
-    def _record(self, name: str, reason: str, used: bool) -> None:
+    def counts(self) -> Counter[str]:
+        """The number of videos reported so far by kind, likewise."""
+        if self.path is not None and os.path.exists(self.path):
+            with open(self.path, "rb") as file:
+                self._read_on(file)
+        return self._unusable + self._usable
+
+    def summary(self) -> str:
+        """The counts in words: "3 bad videos: 2 damaged, 1 network"."""
+        counts = self.counts()
+        return f"{counts.total()} bad video{'s' * (counts.total() != 1)}: {_listed(counts)}"
+
+    def _record(self, entry: dict) -> None:
         if self.path is None:
-            self._used[name] = used
+            self._count(entry)
             return
-        with open(self.path, "a+", encoding="utf-8") as file:
+        with open(self.path, "a+b") as file:
             # Held until the file is closed: no other process may add the same name in between.
             fcntl.flock(file, fcntl.LOCK_EX)
-            file.seek(0)
-            self._used = {entry["path"]: entry["used"] for entry in map(json.loads, file)}
-            if name not in self._used:
-                self._used[name] = used
-                file.write(json.dumps({"path": name, "reason": reason, "used": used}) + "\n")
+            self._read_on(file)
+            if entry["path"] not in self._names:
+                size = file.seek(0, os.SEEK_END)
+                # Where a crash or a full disk cut the last line short, ours must not become its end
+                file.write(b"\n" * (size > self._num_read) + json.dumps(entry).encode() + b"\n")
+                file.flush()
+                self._read_on(file)
+
+    def _read_on(self, file: BinaryIO) -> None:
+        """Count the whole lines that came since the last time; others may have written them."""
+        if file.seek(0, os.SEEK_END) < self._num_read:  # emptied: a new run begins
+            self._names, self._unusable, self._usable, self._num_read = set(), Counter(), Counter(), 0
+        file.seek(self._num_read)
+        for line in file:
+            if not line.endswith(b"\n"):
+                break
+            self._num_read += len(line)
+            try:
+                entry = json.loads(line)
+            except ValueError:  # cut short
+                continue
+            self._count(entry)
+
+    def _count(self, entry: dict) -> None:
+        if entry["path"] not in self._names:
+            self._names.add(entry["path"])
+            kinds = self._usable if entry["used"] else self._unusable
+            kinds[entry.get("kind", "damaged")] += 1  # runs of earlier versions wrote no kind
+
+
+def _listed(counts: Counter[str]) -> str:
+    return ", ".join(f"{count} {kind}" for kind, count in counts.most_common())

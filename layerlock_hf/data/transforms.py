@@ -62,9 +62,10 @@ class Augmentation:
     is_flipped: bool
     color: ColorChange | None
 
-    def crop(self, frames: torch.Tensor) -> torch.Tensor:
-        """A view of the window: (T, C, H, W) to (T, C, h, w)."""
+    def crop(self, frames: torch.Tensor, first_row: int = 0, first_column: int = 0) -> torch.Tensor:
+        """A view of the window: (T, C, H, W) to (T, C, h, w). The frames may begin at another row or column than 0."""
         top, left, height, width = self.box
+        top, left = top - first_row, left - first_column
         return frames[..., top : top + height, left : left + width]
 
     def finish(self, crop: torch.Tensor, image_size: int) -> torch.Tensor:
@@ -115,15 +116,34 @@ class ClipTransform:
         """The `resize_factor` of `center_crop` for videos that are to be seen at the scale of these clips."""
         return RESIZE_FACTOR if self.resize_factor is None else self.resize_factor
 
-    def draw(self, height: int, width: int, generator: torch.Generator | None = None) -> Augmentation:
-        """Draw for one clip whose frames have this height and width in pixels."""
+    def draw(
+        self, height: int, width: int, generator: torch.Generator | None = None, pixel_aspect: float = 1.0
+    ) -> Augmentation:
+        """Draw for one clip.
+
+        Args:
+            height: of its frames, in pixels.
+            width: likewise.
+            generator: source of randomness.
+            pixel_aspect: width of a pixel over its height. What is square in the clip is so where pixels are.
+        """
+        seen_width = max(1, round(width * pixel_aspect))
         if self.crop_scale is None:
             down, right = torch.rand(2, generator=generator).tolist()
-            box = _square(height, width, self.central_factor, down, right)
+            box = _square(height, seen_width, self.central_factor, down, right)
         else:
-            box = _window(height, width, self.crop_scale, generator)
+            box = _window(height, seen_width, self.crop_scale, generator)
+        if seen_width != width:
+            box = _squeezed(box, width / seen_width, width)
         is_flipped = bool(torch.rand((), generator=generator) < 0.5)
         return Augmentation(box, is_flipped, _draw_color(self.jitter_strength, generator))
+
+
+def bounding_box(augmentations: list[Augmentation]) -> tuple[int, int, int, int]:
+    """Top, left, height and width of the smallest window that holds those of all."""
+    tops, lefts, heights, widths = zip(*(augmentation.box for augmentation in augmentations), strict=True)
+    bottom, right = max(map(sum, zip(tops, heights, strict=True))), max(map(sum, zip(lefts, widths, strict=True)))
+    return min(tops), min(lefts), bottom - min(tops), right - min(lefts)
 
 
 def center_crop(frames: torch.Tensor, size: int, resize_factor: float = 1.0) -> torch.Tensor:
@@ -207,6 +227,13 @@ def _window(
     return (height - rows) // 2, (width - columns) // 2, rows, columns
 
 
+def _squeezed(box: tuple[int, int, int, int], factor: float, width: int) -> tuple[int, int, int, int]:
+    """A box after its columns and those of its frame became fewer, or more, by a factor; `width` are the frame's."""
+    top, left, rows, columns = box
+    columns = min(width, max(1, round(columns * factor)))
+    return top, min(width - columns, round(left * factor)), rows, columns
+
+
 def _draw_color(strength: float, generator: torch.Generator | None) -> ColorChange | None:
     if strength == 0:
         return None
@@ -233,27 +260,3 @@ def _recolor(frames: torch.Tensor, color: ColorChange) -> torch.Tensor:
     # A convolution of 1x1 took 40 times as long on a CPU
     changed = (color.matrix() @ colors).add_(shift)
     return changed.round_().clamp_(0, 255).to(torch.uint8).view_as(frames)
-
-
-# ---- for `PretrainingClips` until it draws by `ClipTransform`
-
-check_scale, check_strength = _check_scale, _check_strength
-
-
-def random_crop(frames, size, resize_factor=1.0, generator=None):
-    down, right = torch.rand(2, generator=generator).tolist()
-    box = _square(*frames.shape[-2:], resize_factor, down, right)
-    return resize(Augmentation(box, is_flipped=False, color=None).crop(frames), size)
-
-
-def random_resized_crop(frames, image_size, generator, scale):
-    box = _window(*frames.shape[-2:], scale, generator)
-    return resize(Augmentation(box, is_flipped=False, color=None).crop(frames), image_size)
-
-
-def random_flip(frames, generator):
-    return frames.flip(-1) if torch.rand((), generator=generator) < 0.5 else frames
-
-
-def color_jitter(frames, strength, generator):
-    return _recolor(frames, _draw_color(strength, generator))

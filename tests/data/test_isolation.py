@@ -4,11 +4,12 @@ import signal
 import threading
 import time
 
+import numpy as np
 import pytest
 import torch
 
-from layerlock_hf.data import DecodingError
-from layerlock_hf.data.isolation import MAX_MEMORY_GIB, DecoderLost, Isolated
+from layerlock_hf.data import DecodingError, isolation
+from layerlock_hf.data.isolation import MAX_MEMORY_GIB, SHARED_MIB, DecoderLost, Isolated
 
 
 LIMIT = 1.0  # seconds
@@ -28,13 +29,19 @@ def act(what):
     if what == "exit":
         os._exit(3)
     if what == "bad":
-        raise DecodingError("no frames")
+        raise DecodingError("no frames", "unsupported")
     if what == "allocate":
         return len(bytearray((MAX_MEMORY_GIB + 1) * 1024**3))
     if what == "allocate a tensor":
         return torch.empty((MAX_MEMORY_GIB + 1) * 1024**3, dtype=torch.uint8).nbytes
     if what == "bug":
         raise KeyError("culprit")
+    if isinstance(what, tuple):
+        folder, times, number = what
+        died = len(os.listdir(folder))
+        if died < times:
+            (folder / str(died)).touch()
+            os.kill(os.getpid(), number)
     if what == "terminate":
         os.kill(os.getpid(), signal.SIGTERM)
     return os.getpid(), what
@@ -73,6 +80,41 @@ def test_a_child_that_others_kill_is_replaced(isolated):
     os.kill(child, signal.SIGKILL)
     other, answer = isolated(1)
     assert answer == 1 and other != child
+
+
+@pytest.mark.parametrize("number, times", [(signal.SIGKILL, 3), (signal.SIGSEGV, 1), (signal.SIGTERM, 9)])
+def test_a_child_that_dies_for_a_while_is_replaced(isolated, tmp_path, monkeypatch, number, times):
+    monkeypatch.setattr(isolation, "PAUSES", (0.0, 0.01, 0.02))
+    what = (tmp_path, times, number)  # SIGTERM it ignores
+    assert isolated(what)[1] == what
+
+
+def test_being_killed_is_no_fault_of_the_video(isolated, tmp_path, monkeypatch):
+    monkeypatch.setattr(isolation, "PAUSES", (0.0, 0.01, 0.02))
+    with pytest.raises(DecodingError, match="killed, as the system does when memory runs out") as caught:
+        isolated((tmp_path, 100, signal.SIGKILL))
+    assert not isinstance(caught.value, DecoderLost) and caught.value.kind == "memory"
+    assert len(os.listdir(tmp_path)) == 4
+    assert isolated("next")[1] == "next"
+
+
+def test_arrays_are_copies_of_any_size():
+    shapes = [(3, 5), (0, 4), (SHARED_MIB, 1024, 1024), (SHARED_MIB + 1, 1024, 1024), (2,)]
+    isolated = Isolated(lambda value: [(np.full(shape, value, np.uint8), "x") for shape in shapes[value - 1 :]], 10)
+    answers = [isolated(value) for value in (1, 3, 4, 5)]
+    for value, answer in zip((1, 3, 4, 5), answers, strict=True):
+        assert [(array.shape, text) for array, text in answer] == [(shape, "x") for shape in shapes[value - 1 :]]
+        for array, _ in answer:
+            assert (array == value).all() and array.flags.writeable
+    answers[0][0][0][:] = 9
+    assert (isolated(5)[0][0] == 5).all()
+
+
+def test_kinds_of_errors(isolated):
+    for what, kind in (("hang", "timeout"), ("crash", "crash"), ("bad", "unsupported"), ("allocate", "memory")):
+        with pytest.raises(DecodingError) as caught:
+            isolated(what)
+        assert caught.value.kind == kind
 
 
 def test_errors_of_the_function(isolated):

@@ -1,11 +1,20 @@
 """What a position of the run holds is the same however the work is divided, and resuming decodes nothing twice."""
 
+import hashlib
+
 import pytest
 import torch
 from accelerate.data_loader import BatchSamplerShard
 
 from layerlock_hf import LayerLockViTForPretraining
-from layerlock_hf.data import MultiBlockMasks, PretrainingClips, PretrainingCollator, RandomMask, load_videos
+from layerlock_hf.data import (
+    ClipTransform,
+    MultiBlockMasks,
+    PretrainingClips,
+    PretrainingCollator,
+    RandomMask,
+    load_videos,
+)
 from layerlock_hf.training import LayerLockTrainer, LayerLockTrainingArguments
 
 
@@ -16,6 +25,13 @@ MASKS = {
 }
 
 
+# Groups of four span the batches of four processes
+ORDERS = {
+    "plain": {},
+    "mixture of groups": {"clips_per_video": 4, "source_weights": (0.75, 0.25)},
+}
+
+
 class Collator(PretrainingCollator):
     """Also tells the positions."""
 
@@ -23,11 +39,12 @@ class Collator(PretrainingCollator):
         return super().__call__(samples) | {"positions": [sample["position"] for sample in samples]}
 
 
-def steps_of(videos, masks, world_size, num_workers):
+def steps_of(videos, masks, order, world_size, num_workers):
     """For every step the clips of all processes by position, each with its masks, in bytes."""
     steps = [{} for _ in range(STEPS)]
     for rank in range(world_size):
-        clips = PretrainingClips(videos, CLIPS_PER_STEP * STEPS, num_frames=4, image_size=32, crop_scale=(0.3, 1.0))
+        transform = ClipTransform(32, crop_scale=(0.3, 1.0))
+        clips = PretrainingClips(videos, CLIPS_PER_STEP * STEPS, num_frames=4, transform=transform, **order)
         batches = torch.utils.data.BatchSampler(range(len(clips)), CLIPS_PER_STEP // world_size, drop_last=True)
         loader = torch.utils.data.DataLoader(
             clips,
@@ -45,30 +62,44 @@ def steps_of(videos, masks, world_size, num_workers):
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than there are cores
-@pytest.mark.parametrize("kind", MASKS)
-def test_processes_and_workers_change_no_position(folder, kind):
-    videos = load_videos(str(folder))
-    expected = steps_of(videos, MASKS[kind], world_size=1, num_workers=0)
+@pytest.mark.parametrize(
+    "kind, order", [("random", "plain"), ("multiblock", "plain"), ("random", "mixture of groups")]
+)
+def test_processes_and_workers_change_no_position(folder, kind, order):
+    videos = load_videos([str(folder), str(folder / "sub")])
+    expected = steps_of(videos, MASKS[kind], ORDERS[order], world_size=1, num_workers=0)
     assert [sorted(step) for step in expected] == [list(range(n * 8, n * 8 + 8)) for n in range(STEPS)]
     for world_size, num_workers in ((1, 1), (1, 4), (2, 2), (4, 0)):
-        assert steps_of(videos, MASKS[kind], world_size, num_workers) == expected, (world_size, num_workers)
+        assert steps_of(videos, MASKS[kind], ORDERS[order], world_size, num_workers) == expected, (
+            world_size,
+            num_workers,
+        )
 
 
 class Counted(PretrainingClips):
-    """Writes the position of every clip that it decodes to a file, from whichever process."""
+    """Writes the position and a digest of every clip that it makes to a file, from whichever process."""
 
     def __init__(self, *arguments, log, **options):
         super().__init__(*arguments, **options)
         self.log = log
 
-    def _make_clip(self, index, position, attempt):
+    def _make_group(self, index, source, first, positions, attempt):
+        group = super()._make_group(index, source, first, positions, attempt)
         with open(self.log, "a") as file:
-            file.write(f"{position}\n")
-        return super()._make_clip(index, position, attempt)
+            for position, frames in zip(positions, group.frames, strict=True):
+                file.write(f"{position} {hashlib.sha1(frames).hexdigest()}\n")
+        return group
 
 
-@pytest.mark.parametrize("num_workers, accumulation", [(0, 1), pytest.param(2, 2, marks=pytest.mark.slow)])
-def test_resuming_decodes_what_is_left_alone(folder, tiny_config, tmp_path, num_workers, accumulation):
+@pytest.mark.parametrize(
+    "num_workers, accumulation, order",
+    [
+        (0, 1, "plain"),
+        (0, 1, "mixture of groups"),
+        pytest.param(2, 2, "mixture of groups", marks=pytest.mark.slow),
+    ],
+)
+def test_resuming_decodes_what_is_left_alone(folder, tiny_config, tmp_path, num_workers, accumulation, order):
     def decoded(name, **resume):
         arguments = LayerLockTrainingArguments(
             output_dir=str(tmp_path / "out"),
@@ -84,13 +115,17 @@ def test_resuming_decodes_what_is_left_alone(folder, tiny_config, tmp_path, num_
             disable_tqdm=True,
             dataloader_pin_memory=False,
         )
-        clips = Counted(load_videos(str(folder)), 24, num_frames=4, image_size=16, log=tmp_path / name)
+        videos = load_videos([str(folder), str(folder / "sub")])
+        options = {"num_frames": 4, "transform": ClipTransform(16), **ORDERS[order]}
+        clips = Counted(videos, 24, log=tmp_path / name, **options)
         torch.manual_seed(0)
         model = LayerLockViTForPretraining(tiny_config)
         LayerLockTrainer(model, arguments, None, clips, PretrainingCollator((2, 4, 4), RandomMask(0.75))).train(
             **resume
         )
-        return sorted(map(int, (tmp_path / name).read_text().split()))
+        lines = map(str.split, (tmp_path / name).read_text().splitlines())
+        return sorted((int(position), digest) for position, digest in lines)
 
-    assert decoded("whole") == list(range(24))
-    assert decoded("resumed", resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-4")) == list(range(16, 24))
+    whole = decoded("whole")
+    assert [position for position, _ in whole] == list(range(24))
+    assert decoded("resumed", resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-4")) == whole[16:]

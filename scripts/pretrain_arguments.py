@@ -1,0 +1,172 @@
+"""The settings of pretrain.py: their names, defaults and help, and how recipe and flags are read."""
+
+import json
+import os
+import types
+import typing
+from dataclasses import dataclass, field, make_dataclass
+from pathlib import Path
+
+from transformers import HfArgumentParser
+from transformers.integrations import is_tensorboard_available
+
+from layerlock_hf.data import DECODE_TIMEOUT, MaskArguments, load_videos
+from layerlock_hf.evaluation import OnlineReadout, center_clips, labelled_videos
+from layerlock_hf.models.configuration_layerlock import architecture_fields
+from layerlock_hf.training import LayerLockTrainer, LayerLockTrainingArguments, StageArguments, load_recipe
+
+
+# Microseconds of processor time per period that a container may use (cgroup v2)
+CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+# By default: each holds two batches that are ready, and decodes in a process of its own
+MAX_DATA_WORKERS = 16
+
+
+@dataclass
+class DataArguments:
+    """Where clips, and the latents to predict, come from, and how the clips are cut."""
+
+    train_data: list[str] = field(
+        metadata={"help": "Folder of videos, CSV/JSONL list, parquet, or a `datasets` Hub id; or several of these."}
+    )
+    train_weights: list[float] | None = field(
+        default=None,
+        metadata={"help": "Share of each source of train_data among the clips (default: all videos come as often)."},
+    )
+    streaming: bool = field(
+        default=False, metadata={"help": "Read videos where they are, over a network too, in place of a copy."}
+    )
+    train_split: str = field(default="train", metadata={"help": "Split of a `datasets` source."})
+    video_column: str | None = field(default=None, metadata={"help": "Column that holds the videos."})
+    video_root: str | None = field(default=None, metadata={"help": "Folder that all videos must lie in."})
+    frame_stride: int = field(default=2, metadata={"help": "Frames from one sampled frame to the next."})
+    frame_rate: float | None = field(
+        default=None, metadata={"help": "Frames per second that frame_stride counts (default: those of each video)."}
+    )
+    clips_per_video: int = field(
+        default=1, metadata={"help": "Clips of a video that is decoded once: same frames, each augmented on its own."}
+    )
+    resize_factor: float | None = field(
+        default=None, metadata={"help": "Shortest side before cropping, over image_size (default 1.15)."}
+    )
+    crop_scale: list[float] | None = field(
+        default=None,
+        metadata={"help": "Instead: bounds of the area of a crop of random shape, as fractions of the frame: 0.3 1."},
+    )
+    jitter_strength: float = field(default=0.0, metadata={"help": "Strength of the changes of colour (0: none)."})
+    teacher: str | None = field(
+        default=None, metadata={"help": "Folder or Hub id of a video model whose latents are predicted (SALT)."}
+    )
+    max_bad_fraction: float = field(default=0.5, metadata={"help": "Stop when more of the videos are unreadable."})
+    decode_device: str = field(default="cpu", metadata={"help": "cuda: decode on the GPU (NVDEC)."})
+    augment_on_device: bool = field(
+        default=False, metadata={"help": "Resize, flip and recolour clips where the model is, in place of the CPU."}
+    )
+    decode_timeout: float = field(
+        default=DECODE_TIMEOUT, metadata={"help": "Seconds until a video that hangs is given up."}
+    )
+    rehearse: bool = field(default=False, metadata={"help": "Run one step of every stage, print its cost, exit."})
+
+
+@dataclass
+class ReadoutArguments:
+    """A readout during pretraining: what the features tell of labelled videos."""
+
+    readout_data: str | None = field(default=None, metadata={"help": "Labelled videos, as for train_data."})
+    readout_steps: int | None = field(default=None, metadata={"help": "Steps between readouts."})
+    readout_split: str | None = field(default=None, metadata={"help": "Split of a `datasets` source (default test)."})
+    readout_max_videos: int | None = field(default=None, metadata={"help": "Videos that are used (default 512)."})
+    readout_linear: bool | None = field(
+        default=None, metadata={"help": "Also fit a linear classifier (default: nearest neighbours alone)."}
+    )
+
+    def load(self):
+        """The labelled videos and their classes, or None where none are asked for.
+
+        Raises:
+            ValueError: naming the field.
+        """
+        if self.readout_data is None:
+            for name, value in vars(self).items():
+                if value is not None:
+                    raise ValueError(f"{name} is set but readout_data is not: without it there is no readout")
+            return None
+        if self.readout_steps is None:
+            raise ValueError("readout_data is set but readout_steps is not")
+        if self.readout_steps < 1:
+            raise ValueError(f"readout_steps must be at least 1, got {self.readout_steps}")
+        limit = {} if self.readout_max_videos is None else {"max_videos": self.readout_max_videos}
+        try:
+            return labelled_videos(load_videos(self.readout_data, self.readout_split or "test"), **limit)
+        except ValueError as error:
+            raise ValueError(f"readout_data: {error}") from error
+
+    def add_to(self, trainer: LayerLockTrainer, videos, labels):
+        """Make the trainer read out; the main process decodes the videos, as `PretrainingClips` would."""
+        clips = None
+        if trainer.args.process_index == 0:
+            cut = trainer.train_dataset
+            transform = cut.transform
+            scale = (cut.num_frames, cut.frame_stride, transform.image_size, transform.central_factor)
+            try:
+                clips, labels = center_clips(videos, labels, *scale)
+            except ValueError as error:
+                raise ValueError(f"readout_data: {error}") from error
+        linear = bool(self.readout_linear)
+        trainer.add_callback(OnlineReadout(trainer, clips, labels, self.readout_steps, linear=linear))
+
+
+def flag_type(kind):
+    """A type the argument parser understands: of a union its first member."""
+    return typing.get_args(kind)[0] if isinstance(kind, types.UnionType) else kind
+
+
+ModelArguments = make_dataclass(
+    "ModelArguments",
+    [("preset", str, field(default="4ds-b", metadata={"help": "Named size."}))]
+    + [
+        (name, flag_type(kind) | None, field(default=None, metadata={"help": "See LayerLockViTConfig."}))
+        for name, kind in architecture_fields().items()
+        if name != "num_frozen_layers"
+    ],
+)
+
+
+def default_data_workers() -> int:
+    """A data worker for every core that this process may use, but one for the process itself."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    if CPU_QUOTA.is_file():
+        quota, period = CPU_QUOTA.read_text().split()
+        cores = cores if quota == "max" else min(cores, int(quota) // int(period))
+    per_process = cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return max(1, min(per_process - 1, MAX_DATA_WORKERS))
+
+
+def parse(arguments: list[str]):
+    """The settings of the recipe, overridden by flags; unknown ones of either are refused by name."""
+    parser = HfArgumentParser(
+        (ModelArguments, StageArguments, DataArguments, MaskArguments, ReadoutArguments, LayerLockTrainingArguments),
+        allow_abbrev=False,
+        usage="%(prog)s --config RECIPE --train_data VIDEOS --output_dir OUT [--SETTING VALUE ...]",
+    )
+    parser.add_argument("--config", required=True, help="Recipe (YAML).")
+    if is_tensorboard_available():
+        parser.set_defaults(report_to=["tensorboard"])
+    parser.set_defaults(dataloader_num_workers=default_data_workers())
+    config = HfArgumentParser(allow_abbrev=False, add_help=False)
+    config.add_argument("--config")
+    recipe = config.parse_known_args(arguments)[0].config
+    flags = []
+    if recipe is not None:
+        known = {name for kind in parser.dataclass_types for name in kind.__dataclass_fields__}
+        for name, value in load_recipe(recipe).items():
+            if name not in known:
+                raise ValueError(f"{name}: unknown setting in {recipe}")
+            if value is None:
+                continue  # not set
+            values = value if isinstance(value, list) else [value]
+            flags += [f"--{name}", *(json.dumps(v) if isinstance(v, dict) else str(v) for v in values)]
+    *parsed, unknown = parser.parse_args_into_dataclasses(flags + arguments, return_remaining_strings=True)
+    if unknown:
+        raise ValueError(f"{unknown[0]}: unknown setting, or more values than the setting before it takes")
+    return parsed[:6]
