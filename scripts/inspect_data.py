@@ -129,8 +129,10 @@ def main(arguments: list[str]):
     try:
         with tempfile.TemporaryDirectory() as scratch:
             measured, bad_videos, output = inspect(arguments, Path(scratch))
-    except (ValueError, StrictDataclassError, BadData) as error:
+    except (ValueError, StrictDataclassError) as error:
         raise SystemExit(f"error: {error}") from None
+    except BadData as error:  # from a data worker, the message comes last in its traceback
+        raise SystemExit(f"error: {str(error).splitlines()[-1]}") from None
     sentences = advice(measured)
     plot_times(measured, sentences[0], output / TIMES)
     print_table(

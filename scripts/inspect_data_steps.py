@@ -1,8 +1,10 @@
 """What a data worker does for a clip, step by step, with the seconds each step takes."""
 
+import contextlib
 import functools
 import io
 import itertools
+import os
 import time
 from dataclasses import dataclass, field
 
@@ -159,10 +161,16 @@ def _look_at(clips: PretrainingClips, transform: ClipTransform, index: int, posi
 
 
 def _facts(source: str | bytes) -> Facts:
-    with av.open(io.BytesIO(source) if isinstance(source, bytes) else source) as container:
+    """From the first packets, before any damage."""
+    file = io.BytesIO(source) if isinstance(source, bytes) else os.path.abspath(source)
+    are_keyframes = []
+    # As for decoding: no file may have this one read other files over a network
+    with av.open(file, options={"protocol_whitelist": "file"}) as container:
         stream = container.streams.best("video")
-        packets = itertools.islice((packet for packet in container.demux(stream) if packet.size), MAX_PACKETS)
-        are_keyframes = [packet.is_keyframe for packet in packets]
+        with contextlib.suppress(av.FFmpegError):
+            packets = (packet for packet in container.demux(stream) if packet.size)
+            for packet in itertools.islice(packets, MAX_PACKETS):
+                are_keyframes.append(packet.is_keyframe)
         rate = stream.average_rate or stream.guessed_rate
         interval = len(are_keyframes) / max(1, sum(are_keyframes))
         return Facts(stream.height, stream.width, stream.codec_context.name, rate and float(rate), interval)
