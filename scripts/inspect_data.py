@@ -15,6 +15,7 @@ import tempfile
 import textwrap
 from pathlib import Path
 
+import numpy as np
 from huggingface_hub.errors import StrictDataclassError
 
 from inspect_data_advice import Measured, advice
@@ -135,13 +136,19 @@ def main(arguments: list[str]):
         raise SystemExit(f"error: {str(error).splitlines()[-1]}") from None
     sentences = advice(measured)
     plot_times(measured, sentences[0], output / TIMES)
-    print_table(
-        [
-            {"step": step, "median_ms": 1000 * median, "quartiles_ms": f"{1000 * low:.2f} to {1000 * high:.2f}"}
-            for step, (low, median, high) in measured.quartiles().items()
-        ]
-    )
-    print(f"per clip, of {len(measured.looks)} clips\n")
+    rows = []
+    for step, seconds in measured.seconds().items():
+        low, median, high = (f"{1000 * value:.3f}" for value in np.percentile(seconds, (25, 50, 75)))
+        rows.append(
+            {
+                "step": step,
+                "mean_ms": 1000 * float(np.mean(seconds)),
+                "median": median,
+                "quartiles": f"{low} to {high}",
+            }
+        )
+    print_table(rows)
+    print(f"of {len(measured.looks)} clips\n")
     for number, rate in measured.rates.items():
         print(f"{rate:.1f} clips/s by {number} worker{'s' * (number != 1)}")
     print()

@@ -12,6 +12,8 @@ from inspect_data_steps import MAX_PACKETS, STEPS, Look
 GOP = 16
 # Share of N times the rate of one worker from which on N workers count as independent of each other
 GOOD_SCALING = 0.7
+# Times that a worker may take over the sum of the steps before it is told
+SURPRISE = 1.5
 # Load average per core from which on other programs count
 BUSY = 0.25
 
@@ -46,32 +48,36 @@ class Measured:
     clips_per_step: int
     step_seconds: float | None = None
 
-    def quartiles(self) -> dict[str, tuple[float, float, float]]:
-        """First quartile, median and third quartile of the seconds per clip, by step."""
+    def seconds(self) -> dict[str, list[float]]:
+        """Per clip, by step, in the order of the steps: of every clip, or one value for those of a batch."""
         found = {}
         for step in STEPS:
             times = [self.per_clip[step]] if step in self.per_clip else []
             times += [look.seconds[step] for look in self.looks if step in look.seconds]
             if times:
-                found[step] = tuple(float(value) for value in np.percentile(times, (25, 50, 75)))
+                found[step] = times
         return found
 
-    def medians(self) -> dict[str, float]:
-        """Median seconds per clip of the steps of a worker, which all but the transfer are."""
-        return {step: median for step, (_, median, _) in self.quartiles().items() if step != "transfer"}
+    def means(self) -> dict[str, float]:
+        """Mean seconds per clip of the steps of a worker: the rate depends on them, not on medians."""
+        return {step: float(np.mean(times)) for step, times in self.seconds().items() if step != "transfer"}
 
 
 def advice(measured: Measured) -> list[str]:
     """Where the time goes, and what to change; the first sentence is the verdict."""
-    medians = measured.medians()
-    whole = sum(medians.values())
-    slowest = max(medians, key=medians.get)
-    sentences = [
-        f"{slowest}: {medians[slowest] / whole:.0%} of the {1000 * whole:.1f} ms that a worker spends on a clip."
-    ]
+    means = measured.means()
+    whole = sum(means.values())
+    slowest = max(means, key=means.get)
+    share = means[slowest] / whole
+    sentences = [f"{slowest}: {share:.0%} of the {1000 * whole:.1f} ms that a worker spends on a clip on average."]
     sentences += ADVICE[slowest](measured)
     sentences += _about_workers(measured, slowest)
     sentences += _about_transfer(measured)
+    if 1 / measured.rates[1] > SURPRISE * whole:
+        sentences.append(
+            f"One worker takes {1000 / measured.rates[1]:.1f} ms per clip, though: it had other videos than the "
+            f"{len(measured.looks)} whose steps were timed (--num_clips), or too little of the cores."
+        )
     if measured.load > BUSY * measured.num_cores:
         sentences.append(
             f"The {measured.num_cores} cores were busy before this began (load average {measured.load:.1f}): "

@@ -114,15 +114,15 @@ def _sheet(frames: np.ndarray, shaded: list[np.ndarray]) -> np.ndarray:
 
 
 def plot_times(measured: Measured, verdict: str, path: Path):
-    """The steps of every clip as stacked bars, the medians, and the clips per second that workers make."""
-    looks, medians = measured.looks, measured.medians()
+    """The steps of every clip as stacked bars, their means, and the clips per second that workers make."""
+    looks, means = measured.looks, measured.means()
     figure, (times, rates) = plt.subplots(
         1, 2, figsize=(13, 1.9 + 0.32 * max(len(looks) + 1, 5)), width_ratios=(3.2, 1), layout="constrained"
     )
-    rows = [{**look.seconds, **{"collate": medians["collate"]}} for look in looks] + [medians]
-    labels = [f"{_short(look.name, 34)}  {look.facts.width}x{look.facts.height}" for look in looks] + ["MEDIAN"]
+    rows = [{**look.seconds, **{"collate": means["collate"]}} for look in looks] + [means]
+    labels = [f"{_short(look.name, 34)}  {look.facts.width}x{look.facts.height}" for look in looks] + ["MEAN"]
     left = np.zeros(len(rows))
-    for step in medians:
+    for step in means:
         widths = np.array([1000 * row.get(step, 0) for row in rows])
         times.barh(range(len(rows)), widths, left=left, color=COLOURS[step], label=step, height=0.75)
         left += widths
@@ -134,7 +134,7 @@ def plot_times(measured: Measured, verdict: str, path: Path):
     times.set_ylim(len(rows) - 0.4, -0.6)
     times.set_xlabel("milliseconds of a worker per clip")
     times.set_xlim(0, 1.08 * left.max())
-    figure.legend(*times.get_legend_handles_labels(), loc="outside lower center", ncols=len(medians), frameon=False)
+    figure.legend(*times.get_legend_handles_labels(), loc="outside lower center", ncols=len(means), frameon=False)
 
     names = [f"{number} worker{'s' * (number != 1)}" if number else "none" for number in measured.rates]
     bars = rates.bar(names, list(measured.rates.values()), color="#4c566a", width=0.6)
