@@ -46,7 +46,7 @@ def plot_clips(looks: list[Look], collator: PretrainingCollator, config: LayerLo
     for number, (look, sheet) in enumerate(zip(looks, sheets, strict=True)):
         row, column = divmod(number, num_columns)
         left = margin + column * (width + margin)
-        bottom = size[1] - 0.5 - (row + 1) * block + CAPTION_INCHES / 2
+        bottom = size[1] - 0.55 - (row + 1) * block + CAPTION_INCHES / 2
         axes = figure.add_axes((left / size[0], bottom / size[1], width / size[0], width * height / size[1]))
         axes.imshow(sheet, interpolation="antialiased")
         axes.axis("off")
