@@ -18,7 +18,14 @@ from layerlock_hf.data.procedural import write_procedural_dataset
 
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
-PARTS = ("inspect_data", "inspect_data_steps", "inspect_data_advice", "inspect_data_plots", "pretrain")
+PARTS = (
+    "inspect_data",
+    "inspect_data_steps",
+    "inspect_data_advice",
+    "inspect_data_plots",
+    "pretrain",
+    "pretrain_arguments",
+)
 
 
 @pytest.fixture(scope="module")
@@ -65,12 +72,15 @@ def inspect(programs, videos, tiny_sizes, tmp_path):
     return inspect
 
 
-def test_it_shows_clips_measures_them_and_leaves_a_run_alone(inspect, tmp_path, capfd):
+@pytest.mark.parametrize("changes", [{}, {"augment_on_device": True, "clips_per_video": 2}], ids=repr)
+def test_it_shows_clips_measures_them_and_leaves_a_run_alone(inspect, tmp_path, capfd, changes):
     report = tmp_path / "out" / "bad_videos.jsonl"
     report.parent.mkdir()
     report.write_text(json.dumps({"path": "before", "reason": "of a run", "used": False}) + "\n")
     before = report.read_bytes()
-    inspect("--output_dir", tmp_path / "out", "--num_clips", 3, "--step_seconds", 0.01, dataloader_num_workers=1)
+    inspect(
+        "--output_dir", tmp_path / "out", "--num_clips", 3, "--step_seconds", 0.01, dataloader_num_workers=1, **changes
+    )
     printed = capfd.readouterr().out
     assert report.read_bytes() == before
     assert sorted(path.name for path in report.parent.iterdir()) == ["bad_videos.jsonl", "clips.png", "times.png"]
@@ -80,6 +90,7 @@ def test_it_shows_clips_measures_them_and_leaves_a_run_alone(inspect, tmp_path, 
     for step in ("fetch", "decode", "transform", "hand over", "collate"):
         assert f"\n{step.rjust(9)}  " in printed
     assert "transfer" not in printed, "there is no GPU"
+    assert ("augment, beside the model" in printed) == bool(changes)
     assert "that a worker spends on a clip on average" in printed
     assert "clips/s by 1 worker\n" in printed
     assert "The model takes 200.0 clips/s" in printed
@@ -109,21 +120,29 @@ def test_no_video_at_all(inspect, videos, tmp_path):
 
 
 @pytest.mark.parametrize("decode_timeout", [0, 20])
-@pytest.mark.parametrize("options", [{}, {"crop_scale": (0.3, 1.0), "jitter_strength": 1.0}], ids=repr)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"clips_per_video": 2, "frame_rate": 5.0}, {"augment_on_device": True}],
+    ids=repr,
+)
 def test_what_it_shows_is_what_the_run_sees(programs, videos, options, decode_timeout):
-    clips = PretrainingClips(load_videos(str(videos)), 5, 4, 3, 12, seed=7, decode_timeout=0, **options)
+    transform = ClipTransform(12, crop_scale=(0.3, 1.0), jitter_strength=1.0)
+    clips = PretrainingClips(load_videos(str(videos)), 10, 4, 3, transform, seed=7, decode_timeout=0, **options)
     report = BadVideos(None, 5)
-    looks = programs["inspect_data_steps"].look_at_clips(
-        clips, ClipTransform(12, **options), decode_timeout, 10, report
-    )
-    assert len(looks) == 4 and report.count() == 1
-    assert len({look.name for look in looks}) == 4
+    looks = programs["inspect_data_steps"].look_at_clips(clips, decode_timeout, 10, report)
+    assert len(looks) == len({look.name for look in looks}) == 4 and report.count() == 1
     for look in looks:
         sample = clips[look.position]
-        assert np.array_equal(look.frames, sample["pixel_values_videos"])
-        assert sample["is_padded"] and len(look.indices) == 3, "a clip spans 10 frames, of which there are 8"
+        assert look.sample(look.position).keys() == sample.keys()
+        if "augment_on_device" in options:
+            assert torch.equal(torch.from_numpy(look.frames), sample["crop"])
+            assert look.augmentation == sample["augmentation"]
+        else:
+            assert np.array_equal(look.clip(12, 4), sample["pixel_values_videos"])
+        assert look.clip(12, 4).shape == (4, 3, 12, 12)
+        assert sample["is_padded"] and len(look.indices) < 4, "a clip spans 10 frames, of which there are 8"
         assert ("hand over" in look.seconds) == (decode_timeout > 0)
-        assert (look.facts.height, look.facts.width, look.num_frames) == (16, 16, 8)
+        assert (look.facts.height, look.facts.width) == (16, 16)
 
 
 def test_hidden_patches_are_covered(programs, tiny_sizes):
@@ -144,16 +163,29 @@ def measured_of(programs, seconds, **changes):
     steps = programs["inspect_data_steps"]
     facts = steps.Facts(height=1080, width=1920, codec="h264", frame_rate=30.0, keyframe_interval=250.0)
     drawn = Augmentation((0, 0, 940, 940), False, None)
-    look = steps.Look("a.mp4", 0, np.zeros((16, 3, 224, 224), np.uint8), list(range(16)), 300, facts, drawn, None)
-    look.seconds = {"fetch": 1e-3, "decode": 1e-3, "transform": 1e-3, "hand over": 1e-3} | seconds
+    look = steps.Look(
+        name="a.mp4",
+        position=0,
+        frames=np.zeros((16, 3, 224, 224), np.uint8),
+        is_crop=False,
+        indices=list(range(16)),
+        num_frames=300,
+        frame_rate=30.0,
+        facts=facts,
+        augmentation=drawn,
+        note=None,
+        seconds={"fetch": 1e-3, "decode": 1e-3, "transform": 1e-3, "hand over": 1e-3} | seconds,
+    )
     settings = {
         "rates": {1: 30.0, 4: 110.0},
         "num_workers": 4,
         "num_cores": 16,
         "load": 0.0,
         "has_gpu": True,
+        "image_size": 224,
         "span": 31,
         "shortest_side": 258,
+        "clips_per_video": 1,
         "clips_per_step": 32,
     }
     return programs["inspect_data_advice"].Measured([look], {"collate": 1e-3}, **{**settings, **changes})
@@ -162,7 +194,7 @@ def measured_of(programs, seconds, **changes):
 @pytest.mark.parametrize(
     "seconds, expected",
     [
-        ({"fetch": 16e-3}, ["fetch: 80% of the 20.0 ms", "copy of the videos"]),
+        ({"fetch": 16e-3}, ["fetch: 80% of the 20.0 ms", "copy of the videos on a local disk"]),
         (
             {"decode": 16e-3},
             ["decode: 80%", "1920x1080", "17.5 times", "every 250 frames", "--short_side 258 --gop 16"],
@@ -210,8 +242,10 @@ def test_advice_about_workers(programs, changes, expected):
     assert expected in " ".join(programs["inspect_data_advice"].advice(measured_of(programs, {}, **changes)))
 
 
-def test_advice_about_the_transfer(programs):
+def test_advice_about_the_main_process(programs):
     measured = measured_of(programs, {})
-    measured.per_clip["transfer"] = 20e-3
+    measured.per_clip |= {"transfer": 15e-3, "augment": 5e-3}
     told = " ".join(programs["inspect_data_advice"].advice(measured))
-    assert "Transfer to the GPU: 20.00 ms per clip, at most 50 clips/s, less than the workers make" in told
+    assert (
+        "transfer and augment, beside the model: 20.00 ms per clip, at most 50 clips/s, less than the workers" in told
+    )
