@@ -17,10 +17,12 @@ from pathlib import Path
 
 import numpy as np
 from huggingface_hub.errors import StrictDataclassError
-
 from inspect_data_advice import Measured, advice
 from inspect_data_plots import plot_clips, plot_times
 from inspect_data_steps import clips_per_second, look_at_clips, time_batches
+from pretrain import check_output, print_table, read_lines
+from pretrain_arguments import parse
+
 from layerlock_hf import LayerLockViTConfig
 from layerlock_hf.data import (
     BadData,
@@ -31,8 +33,6 @@ from layerlock_hf.data import (
     PretrainingCollator,
     load_videos,
 )
-from pretrain import check_output, print_table, read_lines
-from pretrain_arguments import parse
 
 
 CLIPS, TIMES = "clips.png", "times.png"

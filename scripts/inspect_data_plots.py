@@ -7,9 +7,9 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import torch
-
 from inspect_data_advice import Measured
 from inspect_data_steps import WORKER_STEPS, Look
+
 from layerlock_hf import LayerLockViTConfig
 from layerlock_hf.data import PretrainingCollator
 

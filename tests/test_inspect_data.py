@@ -1,11 +1,12 @@
 """The look at the data of a run: what it shows is what the run sees, and its advice follows from what it measures."""
 
-import importlib
 import json
 import shutil
-import sys
-from pathlib import Path
 
+import inspect_data
+import inspect_data_advice
+import inspect_data_plots
+import inspect_data_steps
 import matplotlib.image
 import numpy as np
 import pytest
@@ -15,27 +16,6 @@ import yaml
 from layerlock_hf import LayerLockViTConfig
 from layerlock_hf.data import Augmentation, BadVideos, ClipTransform, PretrainingClips, load_videos
 from layerlock_hf.data.procedural import write_procedural_dataset
-
-
-SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
-PARTS = (
-    "inspect_data",
-    "inspect_data_steps",
-    "inspect_data_advice",
-    "inspect_data_plots",
-    "pretrain",
-    "pretrain_arguments",
-)
-
-
-@pytest.fixture(scope="module")
-def programs():
-    """scripts/inspect_data.py and its parts, by name."""
-    sys.path.insert(0, str(SCRIPTS))
-    yield {name: importlib.import_module(name) for name in PARTS}
-    sys.path.remove(str(SCRIPTS))
-    for name in PARTS:
-        del sys.modules[name]
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +29,7 @@ def videos(tmp_path_factory):
 
 
 @pytest.fixture
-def inspect(programs, videos, tiny_sizes, tmp_path):
+def inspect(videos, tiny_sizes, tmp_path):
     """Run the program on a recipe with some settings changed."""
 
     def inspect(*flags, **changes):
@@ -67,7 +47,7 @@ def inspect(programs, videos, tiny_sizes, tmp_path):
         }
         recipe = tmp_path / "recipe.yaml"
         recipe.write_text(yaml.safe_dump(settings))
-        programs["inspect_data"].main(["--config", str(recipe), "--seconds", "0.1", *map(str, flags)])
+        inspect_data.main(["--config", str(recipe), "--seconds", "0.1", *map(str, flags)])
 
     return inspect
 
@@ -125,11 +105,11 @@ def test_no_video_at_all(inspect, videos, tmp_path):
     [{}, {"clips_per_video": 2, "frame_rate": 5.0}, {"augment_on_device": True}],
     ids=repr,
 )
-def test_what_it_shows_is_what_the_run_sees(programs, videos, options, decode_timeout):
+def test_what_it_shows_is_what_the_run_sees(videos, options, decode_timeout):
     transform = ClipTransform(12, crop_scale=(0.3, 1.0), jitter_strength=1.0)
     clips = PretrainingClips(load_videos(str(videos)), 10, 4, 3, transform, seed=7, decode_timeout=0, **options)
     report = BadVideos(None, 5)
-    looks = programs["inspect_data_steps"].look_at_clips(clips, decode_timeout, 10, report)
+    looks = inspect_data_steps.look_at_clips(clips, decode_timeout, 10, report)
     assert len(looks) == len({look.name for look in looks}) == 4 and report.count() == 1
     for look in looks:
         sample = clips[look.position]
@@ -145,10 +125,10 @@ def test_what_it_shows_is_what_the_run_sees(programs, videos, options, decode_ti
         assert (look.facts.height, look.facts.width) == (16, 16)
 
 
-def test_hidden_patches_are_covered(programs, tiny_sizes):
+def test_hidden_patches_are_covered(tiny_sizes):
     config = LayerLockViTConfig.from_preset("tiny", **tiny_sizes)  # a grid of (2, 4, 4)
     frames = np.full((4, 3, 16, 16), 200, np.uint8)
-    shaded = programs["inspect_data_plots"]._shade(frames, torch.tensor([0, 21]), torch.tensor([0, 1, 31]), config)
+    shaded = inspect_data_plots._shade(frames, torch.tensor([0, 21]), torch.tensor([0, 1, 31]), config)
     assert (shaded[:2, :, :4, :4] == 200).all(), "the first patch is seen in the first two frames"
     assert (shaded[2:, :, 4:8, 4:8] == 200).all(), "patch 21 is (1, 1, 1)"
     covered = np.array(shaded != 200).any(axis=1)
@@ -158,12 +138,11 @@ def test_hidden_patches_are_covered(programs, tiny_sizes):
     assert len(set(shaded[0, :, 0, 8])) == 1, "patch 2 is not"
 
 
-def measured_of(programs, seconds, **changes):
+def measured_of(seconds, **changes):
     """Measurements of one clip of a typical video."""
-    steps = programs["inspect_data_steps"]
-    facts = steps.Facts(height=1080, width=1920, codec="h264", frame_rate=30.0, keyframe_interval=250.0)
+    facts = inspect_data_steps.Facts(height=1080, width=1920, codec="h264", frame_rate=30.0, keyframe_interval=250.0)
     drawn = Augmentation((0, 0, 940, 940), False, None)
-    look = steps.Look(
+    look = inspect_data_steps.Look(
         name="a.mp4",
         position=0,
         frames=np.zeros((16, 3, 224, 224), np.uint8),
@@ -188,7 +167,7 @@ def measured_of(programs, seconds, **changes):
         "clips_per_video": 1,
         "clips_per_step": 32,
     }
-    return programs["inspect_data_advice"].Measured([look], {"collate": 1e-3}, **{**settings, **changes})
+    return inspect_data_advice.Measured([look], {"collate": 1e-3}, **{**settings, **changes})
 
 
 @pytest.mark.parametrize(
@@ -204,18 +183,18 @@ def measured_of(programs, seconds, **changes):
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
-def test_advice_follows_from_the_slowest_step(programs, seconds, expected):
-    told = " ".join(programs["inspect_data_advice"].advice(measured_of(programs, seconds)))
+def test_advice_follows_from_the_slowest_step(seconds, expected):
+    told = " ".join(inspect_data_advice.advice(measured_of(seconds)))
     for words in expected:
         assert words in told
     assert ("clips_per_video" in told) == ("decode" in seconds)
 
 
-def test_nothing_is_gained_by_preparing_small_videos_again(programs):
-    measured = measured_of(programs, {"decode": 16e-3})
+def test_nothing_is_gained_by_preparing_small_videos_again():
+    measured = measured_of({"decode": 16e-3})
     facts = measured.looks[0].facts
     facts.height, facts.width, facts.keyframe_interval = 256, 340, 12.0
-    told = " ".join(programs["inspect_data_advice"].advice(measured))
+    told = " ".join(inspect_data_advice.advice(measured))
     assert "340x256 (h264) with a keyframe every 12 frames" in told and "--short_side" not in told
 
 
@@ -238,14 +217,14 @@ def test_nothing_is_gained_by_preparing_small_videos_again(programs):
     ],
     ids=repr,
 )
-def test_advice_about_workers(programs, changes, expected):
-    assert expected in " ".join(programs["inspect_data_advice"].advice(measured_of(programs, {}, **changes)))
+def test_advice_about_workers(changes, expected):
+    assert expected in " ".join(inspect_data_advice.advice(measured_of({}, **changes)))
 
 
-def test_advice_about_the_main_process(programs):
-    measured = measured_of(programs, {})
+def test_advice_about_the_main_process():
+    measured = measured_of({})
     measured.per_clip |= {"transfer": 15e-3, "augment": 5e-3}
-    told = " ".join(programs["inspect_data_advice"].advice(measured))
+    told = " ".join(inspect_data_advice.advice(measured))
     assert (
         "transfer and augment, beside the model: 20.00 ms per clip, at most 50 clips/s, less than the workers" in told
     )
