@@ -233,27 +233,3 @@ def _recolor(frames: torch.Tensor, color: ColorChange) -> torch.Tensor:
     # A convolution of 1x1 took 40 times as long on a CPU
     changed = (color.matrix() @ colors).add_(shift)
     return changed.round_().clamp_(0, 255).to(torch.uint8).view_as(frames)
-
-
-# ---- for `PretrainingClips` until it draws by `ClipTransform`
-
-check_scale, check_strength = _check_scale, _check_strength
-
-
-def random_crop(frames, size, resize_factor=1.0, generator=None):
-    down, right = torch.rand(2, generator=generator).tolist()
-    box = _square(*frames.shape[-2:], resize_factor, down, right)
-    return resize(Augmentation(box, is_flipped=False, color=None).crop(frames), size)
-
-
-def random_resized_crop(frames, image_size, generator, scale):
-    box = _window(*frames.shape[-2:], scale, generator)
-    return resize(Augmentation(box, is_flipped=False, color=None).crop(frames), image_size)
-
-
-def random_flip(frames, generator):
-    return frames.flip(-1) if torch.rand((), generator=generator) < 0.5 else frames
-
-
-def color_jitter(frames, strength, generator):
-    return _recolor(frames, _draw_color(strength, generator))
