@@ -181,7 +181,8 @@ def _about_workers(measured: Measured, slowest: str) -> list[str]:
         more = " More workers than cores help only where they wait." if slowest != "fetch" else ""
         return [f"{told}: all cores are in use.{more}"]
     return [
-        f"{told}: they hold each other up, over the cores, the disk or the memory; more of them will not help much."
+        f"{told}: less than independent workers would make. They share cores, disk and memory, so that more of them "
+        "will not help much; or they had slower videos by chance, which a longer measurement (--seconds) evens out."
     ]
 
 
