@@ -17,13 +17,22 @@ from pathlib import Path
 
 import numpy as np
 from huggingface_hub.errors import StrictDataclassError
-
 from inspect_data_advice import Measured, advice
 from inspect_data_plots import plot_clips, plot_times
 from inspect_data_steps import clips_per_second, look_at_clips, time_batches
+from pretrain import check_output, print_table, read_lines
+from pretrain_arguments import parse
+
 from layerlock_hf import LayerLockViTConfig
-from layerlock_hf.data import BadData, BadVideos, ClipTransform, PretrainingClips, PretrainingCollator, load_videos
-from pretrain import check_output, parse, print_table, read_lines
+from layerlock_hf.data import (
+    BadData,
+    BadVideos,
+    BatchAugmentation,
+    ClipTransform,
+    PretrainingClips,
+    PretrainingCollator,
+    load_videos,
+)
 
 
 CLIPS, TIMES = "clips.png", "times.png"
@@ -66,34 +75,48 @@ def inspect(arguments: list[str], scratch: Path) -> tuple[Measured, list[dict], 
         ValueError: for the user, as of pretrain.py.
     """
     own, (model_args, _, data_args, mask_args, _, training_args) = read_settings(arguments)
+    if data_args.decode_device != "cpu":
+        raise ValueError(f"decode_device is {data_args.decode_device}: only decoding on the CPU can be timed in steps")
     output = Path(training_args.output_dir)
     check_output(output)
     overrides = {name: value for name, value in vars(model_args).items() if value is not None and name != "preset"}
     config = LayerLockViTConfig.from_preset(model_args.preset, **overrides)
     try:
-        videos = load_videos(data_args.train_data, data_args.train_split, data_args.video_column, data_args.video_root)
+        videos = load_videos(
+            data_args.train_data,
+            data_args.train_split,
+            data_args.video_column,
+            data_args.video_root,
+            streaming=data_args.streaming,
+        )
     except ValueError as error:
         raise ValueError(f"train_data: {error}") from error
-    crop_scale = None if data_args.crop_scale is None else tuple(data_args.crop_scale)
-    transform = ClipTransform(config.image_size, data_args.resize_factor, crop_scale, data_args.jitter_strength)
+    transform = ClipTransform(
+        config.image_size,
+        data_args.resize_factor,
+        crop_scale=None if data_args.crop_scale is None else tuple(data_args.crop_scale),
+        jitter_strength=data_args.jitter_strength,
+    )
     bad_videos = BadVideos(str(scratch / "bad_videos.jsonl"), len(videos), max_bad_fraction=1.0)
     clips = PretrainingClips(
         videos,
         num_samples=NUM_POSITIONS,
         num_frames=config.num_frames,
         frame_stride=data_args.frame_stride,
-        image_size=config.image_size,
-        resize_factor=data_args.resize_factor,
-        crop_scale=crop_scale,
-        jitter_strength=data_args.jitter_strength,
+        transform=transform,
         seed=training_args.seed,
+        clips_per_video=data_args.clips_per_video,
+        source_weights=data_args.train_weights,
+        frame_rate=data_args.frame_rate,
         bad_videos=bad_videos,
         decode_timeout=data_args.decode_timeout,
+        augment_on_device=data_args.augment_on_device,
     )
+    batch_transform = BatchAugmentation(config.image_size, config.num_frames) if clips.augment_on_device else None
     collator = PretrainingCollator(config.grid_size, mask_args.build(), training_args.seed)
 
     load = os.getloadavg()[0]
-    looks = look_at_clips(clips, transform, data_args.decode_timeout, own.num_clips, bad_videos)
+    looks = look_at_clips(clips, data_args.decode_timeout, own.num_clips, bad_videos)
     if not looks:
         reasons = [f"{row['path']} ({row['reason']})" for row in read_lines(Path(bad_videos.path))[:3]]
         raise ValueError(f"train_data: none of {len(videos)} videos can be decoded, among them {'; '.join(reasons)}")
@@ -101,7 +124,14 @@ def inspect(arguments: list[str], scratch: Path) -> tuple[Measured, list[dict], 
     batch_size, num_workers = training_args.per_device_train_batch_size, training_args.dataloader_num_workers
     measured = Measured(
         looks,
-        time_batches(looks, collator, batch_size, training_args.device, training_args.dataloader_pin_memory),
+        time_batches(
+            looks,
+            collator,
+            batch_transform,
+            batch_size,
+            training_args.device,
+            training_args.dataloader_pin_memory,
+        ),
         # Far apart, so that no measurement of a large data set reads videos that one before left in memory
         {
             number: clips_per_second(clips, collator, batch_size, 1000 * place, number, own.seconds)
@@ -111,8 +141,10 @@ def inspect(arguments: list[str], scratch: Path) -> tuple[Measured, list[dict], 
         num_cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         load=load,
         has_gpu=training_args.device.type == "cuda",
+        image_size=config.image_size,
         span=(config.num_frames - 1) * data_args.frame_stride + 1,
         shortest_side=shortest_side(transform),
+        clips_per_video=data_args.clips_per_video,
         clips_per_step=batch_size * training_args.gradient_accumulation_steps,
         step_seconds=own.step_seconds,
     )

@@ -4,8 +4,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-
-from inspect_data_steps import MAX_PACKETS, STEPS, Look
+from inspect_data_steps import MAIN_STEPS, MAX_PACKETS, WORKER_STEPS, Look
 
 
 # Frames between keyframes that scripts/prepare_videos.py is advised to write
@@ -30,8 +29,10 @@ class Measured:
         num_cores: that this process may use.
         load: processes that ran or waited for a core in the minute before.
         has_gpu: whether batches go to one.
+        image_size: side of the model's frames in pixels.
         span: frames of a video from the first to the last one of a clip.
         shortest_side: pixels of the shortest side of a video below which clips would be enlarged.
+        clips_per_video: for which a video is decoded once.
         clips_per_step: of one process.
         step_seconds: that the model takes for a step, None if unknown.
     """
@@ -43,15 +44,17 @@ class Measured:
     num_cores: int
     load: float
     has_gpu: bool
+    image_size: int
     span: int
     shortest_side: int
+    clips_per_video: int
     clips_per_step: int
     step_seconds: float | None = None
 
     def seconds(self) -> dict[str, list[float]]:
         """Per clip, by step, in the order of the steps: of every clip, or one value for those of a batch."""
         found = {}
-        for step in STEPS:
+        for step in (*WORKER_STEPS, *MAIN_STEPS):
             times = [self.per_clip[step]] if step in self.per_clip else []
             times += [look.seconds[step] for look in self.looks if step in look.seconds]
             if times:
@@ -60,7 +63,7 @@ class Measured:
 
     def means(self) -> dict[str, float]:
         """Mean seconds per clip of the steps of a worker: the rate depends on them, not on medians."""
-        return {step: float(np.mean(times)) for step, times in self.seconds().items() if step != "transfer"}
+        return {step: float(np.mean(times)) for step, times in self.seconds().items() if step in WORKER_STEPS}
 
 
 def advice(measured: Measured) -> list[str]:
@@ -72,7 +75,7 @@ def advice(measured: Measured) -> list[str]:
     sentences = [f"{slowest}: {share:.0%} of the {1000 * whole:.1f} ms that a worker spends on a clip on average."]
     sentences += ADVICE[slowest](measured)
     sentences += _about_workers(measured, slowest)
-    sentences += _about_transfer(measured)
+    sentences += _about_main_process(measured)
     if 1 / measured.rates[1] > SURPRISE * whole:
         sentences.append(
             f"One worker takes {1000 / measured.rates[1]:.1f} ms per clip, though: it had other videos than the "
@@ -88,8 +91,8 @@ def advice(measured: Measured) -> list[str]:
 
 def _about_fetching(measured: Measured) -> list[str]:
     return [
-        "Fetching waits rather than computes: more workers help even beyond the number of cores, a copy of the videos "
-        "on a disk of this machine helps more."
+        "Fetching waits rather than computes, and was timed one video at a time: a worker fetches several remote ones "
+        "at once. More workers help even beyond the number of cores, a copy of the videos on a local disk helps more."
     ]
 
 
@@ -118,18 +121,21 @@ def _about_decoding(measured: Measured) -> list[str]:
         sentences.append(
             f"{size} with a keyframe every {interval:.0f} frames: preparing the videos again would gain little."
         )
-    return [*sentences, "clips_per_video 4 decodes a video once for 4 clips."]
+    if measured.clips_per_video == 1:
+        sentences.append("clips_per_video 4 would decode a video once for 4 clips.")
+    return sentences
 
 
 def _about_transforming(measured: Measured) -> list[str]:
     box = np.median([look.augmentation.box[2:] for look in measured.looks], axis=0)
-    side = measured.looks[0].frames.shape[-1]
-    sentences = [f"Crops of {box[1]:.0f}x{box[0]:.0f} pixels (median) are resized to {side}x{side}."]
+    side, is_crop = measured.image_size, measured.looks[0].is_crop
+    done = "copied as they are" if is_crop else f"resized to {side}x{side}"
+    sentences = [f"Crops of {box[1]:.0f}x{box[0]:.0f} pixels (median) are {done}."]
     if min(box) > 1.25 * side:
         sentences.append(
             f"scripts/prepare_videos.py --short_side {measured.shortest_side} makes them smaller for good."
         )
-    if measured.has_gpu:
+    if measured.has_gpu and not is_crop:
         sentences.append("augment_on_device true does it on the GPU.")
     return sentences
 
@@ -175,16 +181,20 @@ def _about_workers(measured: Measured, slowest: str) -> list[str]:
         more = " More workers than cores help only where they wait." if slowest != "fetch" else ""
         return [f"{told}: all cores are in use.{more}"]
     return [
-        f"{told}: they hold each other up, over the cores, the disk or the memory; more of them will not help much."
+        f"{told}: less than independent workers would make. They share cores, disk and memory, so that more of them "
+        "will not help much; or they had slower videos by chance, which a longer measurement (--seconds) evens out."
     ]
 
 
-def _about_transfer(measured: Measured) -> list[str]:
-    if "transfer" not in measured.per_clip:
+def _about_main_process(measured: Measured) -> list[str]:
+    steps = [step for step in MAIN_STEPS if step in measured.per_clip]
+    if not steps:
         return []
-    transfer, rate = measured.per_clip["transfer"], max(measured.rates.values())
-    told = f"Transfer to the GPU: {1000 * transfer:.2f} ms per clip, at most {1 / transfer:.0f} clips/s"
-    return [f"{told}, {'less' if 1 / transfer < rate else 'more'} than the workers make."]
+    seconds, rate = sum(measured.per_clip[step] for step in steps), max(measured.rates.values())
+    told = (
+        f"{' and '.join(steps)}, beside the model: {1000 * seconds:.2f} ms per clip, at most {1 / seconds:.0f} clips/s"
+    )
+    return [f"{told}, {'less' if 1 / seconds < rate else 'more'} than the workers make."]
 
 
 def _about_model(measured: Measured) -> list[str]:

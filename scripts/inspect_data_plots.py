@@ -7,9 +7,9 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import torch
-
 from inspect_data_advice import Measured
-from inspect_data_steps import STEPS, Look
+from inspect_data_steps import WORKER_STEPS, Look
+
 from layerlock_hf import LayerLockViTConfig
 from layerlock_hf.data import PretrainingCollator
 
@@ -19,7 +19,8 @@ import matplotlib.pyplot as plt  # noqa: E402
 from matplotlib.patches import Patch  # noqa: E402
 
 
-COLOURS = dict(zip(STEPS, ("#b07d00", "#1f77b4", "#2a9d8f", "#7b4fa3", "#a3a9b5", "#d1495b"), strict=True))
+COLOURS = dict(zip(WORKER_STEPS, ("#b07d00", "#1f77b4", "#2a9d8f", "#7b4fa3", "#a3a9b5"), strict=True))
+MODEL_COLOUR = "#d1495b"
 # Hidden patches keep this share of their pixels, under a colour that says whether they are to be predicted
 KEPT = 0.22
 PREDICTED, IGNORED = np.array([46, 72, 130]), np.array([20, 20, 20])
@@ -34,7 +35,8 @@ def plot_clips(looks: list[Look], collator: PretrainingCollator, config: LayerLo
     sheets = []
     for look in looks:
         pairs = collator.masks(config.grid_size, [look.position], collator.seed)
-        sheets.append(_sheet(look.frames, [_shade(look.frames, seen[0], hidden[0], config) for seen, hidden in pairs]))
+        clip = look.clip(config.image_size, config.num_frames)
+        sheets.append(_sheet(clip, [_shade(clip, seen[0], hidden[0], config) for seen, hidden in pairs]))
     num_masks = len(pairs)
     num_columns = 2 if len(looks) > 1 else 1
     num_rows = -(-len(looks) // num_columns)
@@ -50,7 +52,7 @@ def plot_clips(looks: list[Look], collator: PretrainingCollator, config: LayerLo
         axes = figure.add_axes((left / size[0], bottom / size[1], width / size[0], width * height / size[1]))
         axes.imshow(sheet, interpolation="antialiased")
         axes.axis("off")
-        axes.set_title(_caption(look, width), fontsize=8, loc="left", pad=2.5)
+        axes.set_title(_caption(look, config.num_frames, width), fontsize=8, loc="left", pad=2.5)
     lines = "with hidden patches covered" + f", in each of {num_masks} types of mask" * (num_masks > 1)
     title = f"Clips as the model sees them: whole, and {lines}"
     figure.text(margin / size[0], 1 - 0.3 / size[1], title, fontsize=13)
@@ -63,14 +65,14 @@ def plot_clips(looks: list[Look], collator: PretrainingCollator, config: LayerLo
     plt.close(figure)
 
 
-def _caption(look: Look, inches: float) -> str:
+def _caption(look: Look, num_frames: int, inches: float) -> str:
     first, last = look.indices[0], look.indices[-1]
-    rate = look.facts.frame_rate
+    rate = look.frame_rate
     seconds = f", {first / rate:.1f} to {last / rate:.1f} s" if rate else ""
     changes = [f"{look.facts.width}x{look.facts.height}", "crop {3}x{2}".format(*look.augmentation.box)]
     changes += ["flipped"] if look.augmentation.is_flipped else []
     changes += ["recoloured"] if look.augmentation.color is not None else []
-    changes += [f"last frame repeated after {len(look.indices)}"] if len(look.indices) < len(look.frames) else []
+    changes += [f"last frame repeated after {len(look.indices)}"] if len(look.indices) < num_frames else []
     told = f"frames {first} to {last} of {look.num_frames}{seconds}; {', '.join(changes)}"
     return f"{_short(look.name, int(inches * 15))}\n{textwrap.shorten(told, int(inches * 17), placeholder=' ...')}"
 
@@ -143,7 +145,7 @@ def plot_times(measured: Measured, verdict: str, path: Path):
     rates.margins(x=0.15, y=0.12)
     if measured.step_seconds is not None:
         wanted = measured.clips_per_step / measured.step_seconds
-        rates.axhline(wanted, color=COLOURS["transfer"], linestyle="--", label="the model takes")
+        rates.axhline(wanted, color=MODEL_COLOUR, linestyle="--", label="the model takes")
         rates.legend(frameon=False, fontsize=8)
     for axes in (times, rates):
         axes.spines[["top", "right"]].set_visible(False)

@@ -6,6 +6,7 @@ import io
 import itertools
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import av
@@ -16,7 +17,6 @@ from accelerate.utils import send_to_device
 from layerlock_hf.data import (
     Augmentation,
     BadVideos,
-    ClipTransform,
     DecodingError,
     Isolated,
     PretrainingClips,
@@ -25,10 +25,12 @@ from layerlock_hf.data import (
     read_clip,
     repeat_last_frame,
 )
+from layerlock_hf.data.fetching import fetch, is_remote, name_of
 
 
-# Those of a worker, in order; the last one is the main process's
-STEPS = ("fetch", "decode", "transform", "hand over", "collate", "transfer")
+# In order: those of a data worker, and those of the process that trains
+WORKER_STEPS = ("fetch", "decode", "transform", "hand over", "collate")
+MAIN_STEPS = ("transfer", "augment")
 # Packets at the start of a video that tell how far its keyframes are apart
 MAX_PACKETS = 600
 NUM_BATCHES = 5
@@ -59,9 +61,11 @@ class Look:
     Attributes:
         name: of the video.
         position: of the clip in the run.
-        frames: what the model sees, uint8, shape (T, C, S, S).
+        frames: uint8, the clip (T, C, S, S), or the crop (T', C, h, w) that it is made of on the device.
+        is_crop: which of the two.
         indices: the frames' numbers in the video, fewer than T where the last one is repeated.
         num_frames: of the video.
+        frame_rate: of these numbers per second, None where it is not known.
         facts: about the file.
         augmentation: what was drawn.
         note: what is wrong with the video, None for a healthy one.
@@ -71,67 +75,78 @@ class Look:
     name: str
     position: int
     frames: np.ndarray
+    is_crop: bool
     indices: list[int]
     num_frames: int
+    frame_rate: float | None
     facts: Facts
     augmentation: Augmentation
     note: str | None
     seconds: dict[str, float] = field(default_factory=dict)
 
+    def clip(self, image_size: int, num_frames: int) -> np.ndarray:
+        """What the model sees, uint8, shape (T, C, S, S)."""
+        if not self.is_crop:
+            return self.frames
+        return repeat_last_frame(
+            self.augmentation.finish(torch.from_numpy(self.frames), image_size), num_frames
+        ).numpy()
 
-def fetch(row: dict) -> str | bytes:
-    video = row["video"] or {"path": None, "bytes": None}
-    source = video["path"] if video["bytes"] is None else video["bytes"]
-    if source is None:
-        raise DecodingError("the row has no video")
-    return source
+    def sample(self, position: int) -> dict:
+        """What `PretrainingClips` hands to the collator."""
+        frames = torch.from_numpy(self.frames)
+        if self.is_crop:
+            content = {"crop": frames, "augmentation": self.augmentation}
+        else:
+            content = {"pixel_values_videos": frames}
+        return content | {"position": position, "is_padded": False}
 
 
-def name_of(row: dict, index: int) -> str:
-    video = row["video"] or {"path": None, "bytes": None}
-    return video["path"] if video["bytes"] is None and video["path"] else f"row {index} ({video['path']})"
-
-
-def look_at_clips(
-    clips: PretrainingClips, transform: ClipTransform, decode_timeout: float, num_clips: int, report: BadVideos
-) -> list[Look]:
-    """The first clips of a run whose videos can be decoded; the others are reported.
+def look_at_clips(clips: PretrainingClips, decode_timeout: float, num_clips: int, report: BadVideos) -> list[Look]:
+    """The first clip of each of the first videos of a run that can be decoded; the others are reported.
 
     As in a run they are made in a child process, unless `decode_timeout` is 0.
     """
-    order = torch.randperm(len(clips.videos), generator=generator_for("epoch", clips.seed, 0)).tolist()
-    look = functools.partial(_look_at, clips, transform)
-    make = Isolated(look, decode_timeout) if decode_timeout else look
+    make = functools.partial(_look_at, clips)
+    make = Isolated(make, decode_timeout) if decode_timeout else make
     looks, is_warm = [], False
-    for position, index in enumerate(order):
+    per_video = clips.order.clips_per_video
+    for position in range(0, per_video * len(clips.videos), per_video):
         if len(looks) == num_clips:
             break
-        name = name_of(clips.videos[index], index)
+        index = clips.order.video_at(position)
+        row = clips.videos[index]
+        watch = _Stopwatch()
         try:
+            source = fetch(row) if is_remote(row) else None  # others are read where they are decoded
+            watch.lap("fetch")
             if not is_warm:  # what is loaded and started at the first clip is no part of any
-                make(index, position)
+                make(index, source, position)
                 is_warm = True
-            begin = time.perf_counter()
-            seen = make(index, position)
-            whole = time.perf_counter() - begin
+                watch.restart()
+            look = make(index, source, position)
+            watch.lap("make")
         except DecodingError as error:
-            report.add(name, str(error), used=False)
+            report.add(name_of(row, index), str(error), used=False, kind=error.kind)
             continue
-        if seen.note is not None:
-            report.add(name, seen.note, used=True)
+        if look.note is not None:
+            report.add(look.name, look.note, used=True)
         if decode_timeout:
-            seen.seconds["hand over"] = max(0.0, whole - sum(seen.seconds.values()))
-        del seen.seconds["facts"]
-        looks.append(seen)
+            look.seconds["hand over"] = max(0.0, watch.seconds["make"] - sum(look.seconds.values()))
+        del look.seconds["facts"]
+        look.seconds["fetch"] += watch.seconds["fetch"]
+        for step in ("fetch", "decode"):  # done once for all clips of the video
+            look.seconds[step] /= per_video
+        looks.append(look)
     return looks
 
 
-def _look_at(clips: PretrainingClips, transform: ClipTransform, index: int, position: int) -> Look:
+def _look_at(clips: PretrainingClips, index: int, source: str | bytes | None, position: int) -> Look:
     """The clip of the video in row `index` as `PretrainingClips` makes it, in the same steps."""
     watch = _Stopwatch()
     generator = generator_for("clip", clips.seed, position, 0)
     row = clips.videos[index]
-    source = fetch(row)
+    source = fetch(row) if source is None else source
     watch.lap("fetch")
 
     fraction = float(torch.rand((), generator=generator))
@@ -143,12 +158,15 @@ def _look_at(clips: PretrainingClips, transform: ClipTransform, index: int, posi
         chosen[:] = list(range(start, available, clips.frame_stride))[: clips.num_frames]
         return list(chosen)
 
-    clip = read_clip(source, choose)
+    clip = read_clip(source, choose, frame_rate=clips.frame_rate, device=clips.device)
     watch.lap("decode")
 
-    augmentation = transform.draw(*clip.frames.shape[-2:], generator)
-    frames = augmentation.finish(augmentation.crop(clip.frames), transform.image_size)
-    frames = repeat_last_frame(frames, clips.num_frames).contiguous().numpy()
+    augmentation = clips.transform.draw(*clip.frames.shape[-2:], generator)
+    frames = augmentation.crop(clip.frames)
+    if not clips.augment_on_device:
+        frames = augmentation.finish(frames, clips.transform.image_size)
+        frames = repeat_last_frame(frames, clips.num_frames)
+    frames = frames.contiguous().numpy()
     watch.lap("transform")
 
     facts = _facts(source)
@@ -156,8 +174,19 @@ def _look_at(clips: PretrainingClips, transform: ClipTransform, index: int, posi
     note = clip.note
     if note is None and clip.num_frames < clips.num_frames:
         note = f"has {clip.num_frames} frames, fewer than a clip of {clips.num_frames}"
-    name = name_of(row, index)
-    return Look(name, position, frames, chosen, clip.num_frames, facts, augmentation, note, watch.seconds)
+    return Look(
+        name=name_of(row, index),
+        position=position,
+        frames=frames,
+        is_crop=clips.augment_on_device,
+        indices=chosen,
+        num_frames=clip.num_frames,
+        frame_rate=clips.frame_rate or facts.frame_rate,
+        facts=facts,
+        augmentation=augmentation,
+        note=note,
+        seconds=watch.seconds,
+    )
 
 
 def _facts(source: str | bytes) -> Facts:
@@ -179,44 +208,59 @@ def _facts(source: str | bytes) -> Facts:
 class _Stopwatch:
     def __init__(self):
         self.seconds = {}
+        self.restart()
+
+    def restart(self):
         self._last = time.perf_counter()
 
     def lap(self, name: str):
-        now = time.perf_counter()
-        self.seconds[name], self._last = now - self._last, now
+        self.seconds[name] = time.perf_counter() - self._last
+        self.restart()
 
 
 def time_batches(
-    looks: list[Look], collator: PretrainingCollator, batch_size: int, device: torch.device, is_pinned: bool
+    looks: list[Look],
+    collator: PretrainingCollator,
+    batch_transform: Callable[[dict], dict] | None,
+    batch_size: int,
+    device: torch.device,
+    is_pinned: bool,
 ) -> dict[str, float]:
-    """Seconds per clip to make a batch, its masks included, and on a GPU those to bring it there."""
+    """Seconds per clip to make a batch, its masks included, to bring it to a GPU, and to augment it there."""
     num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # those of a worker
-    seconds = {"collate": [], "transfer": []}
+    rounds = []
     for number in range(NUM_BATCHES):
         # Other positions have other masks to draw
         positions = range(number * batch_size, (number + 1) * batch_size)
-        samples = [
-            {"pixel_values_videos": torch.from_numpy(look.frames), "position": position, "is_padded": False}
-            for position, look in zip(positions, itertools.cycle(looks), strict=False)
-        ]
-        begin = time.perf_counter()
+        samples = [look.sample(position) for position, look in zip(positions, itertools.cycle(looks), strict=False)]
+        torch.set_num_threads(1)  # those of a worker
+        watch = _Stopwatch()
         batch = collator(samples)
-        seconds["collate"].append(time.perf_counter() - begin)
-        if device.type == "cpu":
-            continue
-        # A thread of the main process pins batches while the device computes
-        batch = {
-            name: ids.pin_memory() if is_pinned and isinstance(ids, torch.Tensor) else ids
-            for name, ids in batch.items()
-        }
-        torch.accelerator.synchronize()
-        begin = time.perf_counter()
-        send_to_device(batch, device)
-        torch.accelerator.synchronize()
-        seconds["transfer"].append(time.perf_counter() - begin)
-    torch.set_num_threads(num_threads)
-    return {name: float(np.median(values)) / batch_size for name, values in seconds.items() if values}
+        watch.lap("collate")
+        torch.set_num_threads(num_threads)
+        if device.type != "cpu":
+            # A thread of the main process pins batches while the device computes
+            batch = {
+                name: value.pin_memory() if is_pinned and isinstance(value, torch.Tensor) else value
+                for name, value in batch.items()
+            }
+            _wait_for(device)
+            watch.restart()
+            batch = send_to_device(batch, device)
+            _wait_for(device)
+            watch.lap("transfer")
+        if batch_transform is not None:
+            watch.restart()
+            batch_transform(batch)
+            _wait_for(device)
+            watch.lap("augment")
+        rounds.append(watch.seconds)
+    return {step: float(np.median([seconds[step] for seconds in rounds])) / batch_size for step in rounds[0]}
+
+
+def _wait_for(device: torch.device):
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
 
 
 def clips_per_second(

@@ -8,9 +8,11 @@ with `AutoModel.from_pretrained`), its video processor, checkpoints, `stages.jso
 `bad_videos.jsonl`.
 """
 
+import atexit
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -185,8 +187,11 @@ def build(arguments: list[str]):
     except ValueError as error:
         raise ValueError(f"train_data: {error}") from error
     readout = readout_args.load()
-    report = None if data_args.rehearse else str(output / BAD_VIDEOS)
-    bad_videos = BadVideos(report, len(videos), data_args.max_bad_fraction)
+    report = output / BAD_VIDEOS
+    if data_args.rehearse:  # which leaves nothing behind, but whose data workers report to it too
+        report = Path(tempfile.mkdtemp()) / BAD_VIDEOS
+        atexit.register(shutil.rmtree, report.parent)
+    bad_videos = BadVideos(str(report), len(videos), data_args.max_bad_fraction)
     clips_per_step = (
         training_args.per_device_train_batch_size
         * training_args.gradient_accumulation_steps
@@ -276,8 +281,7 @@ def main(arguments: list[str]):
         else:
             save_processor(trainer.model.config, trainer.train_dataset, trainer.args.output_dir)
         if bad_videos.count():
-            place = f"; see {bad_videos.path}" if bad_videos.path else ""
-            print(f"{bad_videos.summary()}{place}")
+            print(bad_videos.summary() + ("" if rehearse else f"; see {bad_videos.path}"))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
 """The look at the data of a run: what it shows is what the run sees, and its advice follows from what it measures."""
 
-import importlib
 import json
 import shutil
-import sys
-from pathlib import Path
 
+import inspect_data
+import inspect_data_advice
+import inspect_data_plots
+import inspect_data_steps
 import matplotlib.image
 import numpy as np
 import pytest
@@ -15,20 +16,6 @@ import yaml
 from layerlock_hf import LayerLockViTConfig
 from layerlock_hf.data import Augmentation, BadVideos, ClipTransform, PretrainingClips, load_videos
 from layerlock_hf.data.procedural import write_procedural_dataset
-
-
-SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
-PARTS = ("inspect_data", "inspect_data_steps", "inspect_data_advice", "inspect_data_plots", "pretrain")
-
-
-@pytest.fixture(scope="module")
-def programs():
-    """scripts/inspect_data.py and its parts, by name."""
-    sys.path.insert(0, str(SCRIPTS))
-    yield {name: importlib.import_module(name) for name in PARTS}
-    sys.path.remove(str(SCRIPTS))
-    for name in PARTS:
-        del sys.modules[name]
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +29,7 @@ def videos(tmp_path_factory):
 
 
 @pytest.fixture
-def inspect(programs, videos, tiny_sizes, tmp_path):
+def inspect(videos, tiny_sizes, tmp_path):
     """Run the program on a recipe with some settings changed."""
 
     def inspect(*flags, **changes):
@@ -60,17 +47,20 @@ def inspect(programs, videos, tiny_sizes, tmp_path):
         }
         recipe = tmp_path / "recipe.yaml"
         recipe.write_text(yaml.safe_dump(settings))
-        programs["inspect_data"].main(["--config", str(recipe), "--seconds", "0.1", *map(str, flags)])
+        inspect_data.main(["--config", str(recipe), "--seconds", "0.1", *map(str, flags)])
 
     return inspect
 
 
-def test_it_shows_clips_measures_them_and_leaves_a_run_alone(inspect, tmp_path, capfd):
+@pytest.mark.parametrize("changes", [{}, {"augment_on_device": True, "clips_per_video": 2}], ids=repr)
+def test_it_shows_clips_measures_them_and_leaves_a_run_alone(inspect, tmp_path, capfd, changes):
     report = tmp_path / "out" / "bad_videos.jsonl"
     report.parent.mkdir()
     report.write_text(json.dumps({"path": "before", "reason": "of a run", "used": False}) + "\n")
     before = report.read_bytes()
-    inspect("--output_dir", tmp_path / "out", "--num_clips", 3, "--step_seconds", 0.01, dataloader_num_workers=1)
+    inspect(
+        "--output_dir", tmp_path / "out", "--num_clips", 3, "--step_seconds", 0.01, dataloader_num_workers=1, **changes
+    )
     printed = capfd.readouterr().out
     assert report.read_bytes() == before
     assert sorted(path.name for path in report.parent.iterdir()) == ["bad_videos.jsonl", "clips.png", "times.png"]
@@ -80,6 +70,7 @@ def test_it_shows_clips_measures_them_and_leaves_a_run_alone(inspect, tmp_path, 
     for step in ("fetch", "decode", "transform", "hand over", "collate"):
         assert f"\n{step.rjust(9)}  " in printed
     assert "transfer" not in printed, "there is no GPU"
+    assert ("augment, beside the model" in printed) == bool(changes)
     assert "that a worker spends on a clip on average" in printed
     assert "clips/s by 1 worker\n" in printed
     assert "The model takes 200.0 clips/s" in printed
@@ -109,27 +100,35 @@ def test_no_video_at_all(inspect, videos, tmp_path):
 
 
 @pytest.mark.parametrize("decode_timeout", [0, 20])
-@pytest.mark.parametrize("options", [{}, {"crop_scale": (0.3, 1.0), "jitter_strength": 1.0}], ids=repr)
-def test_what_it_shows_is_what_the_run_sees(programs, videos, options, decode_timeout):
-    clips = PretrainingClips(load_videos(str(videos)), 5, 4, 3, 12, seed=7, decode_timeout=0, **options)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"clips_per_video": 2, "frame_rate": 5.0}, {"augment_on_device": True}],
+    ids=repr,
+)
+def test_what_it_shows_is_what_the_run_sees(videos, options, decode_timeout):
+    transform = ClipTransform(12, crop_scale=(0.3, 1.0), jitter_strength=1.0)
+    clips = PretrainingClips(load_videos(str(videos)), 10, 4, 3, transform, seed=7, decode_timeout=0, **options)
     report = BadVideos(None, 5)
-    looks = programs["inspect_data_steps"].look_at_clips(
-        clips, ClipTransform(12, **options), decode_timeout, 10, report
-    )
-    assert len(looks) == 4 and report.count() == 1
-    assert len({look.name for look in looks}) == 4
+    looks = inspect_data_steps.look_at_clips(clips, decode_timeout, 10, report)
+    assert len(looks) == len({look.name for look in looks}) == 4 and report.count() == 1
     for look in looks:
         sample = clips[look.position]
-        assert np.array_equal(look.frames, sample["pixel_values_videos"])
-        assert sample["is_padded"] and len(look.indices) == 3, "a clip spans 10 frames, of which there are 8"
+        assert look.sample(look.position).keys() == sample.keys()
+        if "augment_on_device" in options:
+            assert torch.equal(torch.from_numpy(look.frames), sample["crop"])
+            assert look.augmentation == sample["augmentation"]
+        else:
+            assert np.array_equal(look.clip(12, 4), sample["pixel_values_videos"])
+        assert look.clip(12, 4).shape == (4, 3, 12, 12)
+        assert sample["is_padded"] and len(look.indices) < 4, "a clip spans 10 frames, of which there are 8"
         assert ("hand over" in look.seconds) == (decode_timeout > 0)
-        assert (look.facts.height, look.facts.width, look.num_frames) == (16, 16, 8)
+        assert (look.facts.height, look.facts.width) == (16, 16)
 
 
-def test_hidden_patches_are_covered(programs, tiny_sizes):
+def test_hidden_patches_are_covered(tiny_sizes):
     config = LayerLockViTConfig.from_preset("tiny", **tiny_sizes)  # a grid of (2, 4, 4)
     frames = np.full((4, 3, 16, 16), 200, np.uint8)
-    shaded = programs["inspect_data_plots"]._shade(frames, torch.tensor([0, 21]), torch.tensor([0, 1, 31]), config)
+    shaded = inspect_data_plots._shade(frames, torch.tensor([0, 21]), torch.tensor([0, 1, 31]), config)
     assert (shaded[:2, :, :4, :4] == 200).all(), "the first patch is seen in the first two frames"
     assert (shaded[2:, :, 4:8, 4:8] == 200).all(), "patch 21 is (1, 1, 1)"
     covered = np.array(shaded != 200).any(axis=1)
@@ -139,30 +138,42 @@ def test_hidden_patches_are_covered(programs, tiny_sizes):
     assert len(set(shaded[0, :, 0, 8])) == 1, "patch 2 is not"
 
 
-def measured_of(programs, seconds, **changes):
+def measured_of(seconds, **changes):
     """Measurements of one clip of a typical video."""
-    steps = programs["inspect_data_steps"]
-    facts = steps.Facts(height=1080, width=1920, codec="h264", frame_rate=30.0, keyframe_interval=250.0)
+    facts = inspect_data_steps.Facts(height=1080, width=1920, codec="h264", frame_rate=30.0, keyframe_interval=250.0)
     drawn = Augmentation((0, 0, 940, 940), False, None)
-    look = steps.Look("a.mp4", 0, np.zeros((16, 3, 224, 224), np.uint8), list(range(16)), 300, facts, drawn, None)
-    look.seconds = {"fetch": 1e-3, "decode": 1e-3, "transform": 1e-3, "hand over": 1e-3} | seconds
+    look = inspect_data_steps.Look(
+        name="a.mp4",
+        position=0,
+        frames=np.zeros((16, 3, 224, 224), np.uint8),
+        is_crop=False,
+        indices=list(range(16)),
+        num_frames=300,
+        frame_rate=30.0,
+        facts=facts,
+        augmentation=drawn,
+        note=None,
+        seconds={"fetch": 1e-3, "decode": 1e-3, "transform": 1e-3, "hand over": 1e-3} | seconds,
+    )
     settings = {
         "rates": {1: 30.0, 4: 110.0},
         "num_workers": 4,
         "num_cores": 16,
         "load": 0.0,
         "has_gpu": True,
+        "image_size": 224,
         "span": 31,
         "shortest_side": 258,
+        "clips_per_video": 1,
         "clips_per_step": 32,
     }
-    return programs["inspect_data_advice"].Measured([look], {"collate": 1e-3}, **{**settings, **changes})
+    return inspect_data_advice.Measured([look], {"collate": 1e-3}, **{**settings, **changes})
 
 
 @pytest.mark.parametrize(
     "seconds, expected",
     [
-        ({"fetch": 16e-3}, ["fetch: 80% of the 20.0 ms", "copy of the videos"]),
+        ({"fetch": 16e-3}, ["fetch: 80% of the 20.0 ms", "copy of the videos on a local disk"]),
         (
             {"decode": 16e-3},
             ["decode: 80%", "1920x1080", "17.5 times", "every 250 frames", "--short_side 258 --gop 16"],
@@ -172,18 +183,18 @@ def measured_of(programs, seconds, **changes):
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
-def test_advice_follows_from_the_slowest_step(programs, seconds, expected):
-    told = " ".join(programs["inspect_data_advice"].advice(measured_of(programs, seconds)))
+def test_advice_follows_from_the_slowest_step(seconds, expected):
+    told = " ".join(inspect_data_advice.advice(measured_of(seconds)))
     for words in expected:
         assert words in told
     assert ("clips_per_video" in told) == ("decode" in seconds)
 
 
-def test_nothing_is_gained_by_preparing_small_videos_again(programs):
-    measured = measured_of(programs, {"decode": 16e-3})
+def test_nothing_is_gained_by_preparing_small_videos_again():
+    measured = measured_of({"decode": 16e-3})
     facts = measured.looks[0].facts
     facts.height, facts.width, facts.keyframe_interval = 256, 340, 12.0
-    told = " ".join(programs["inspect_data_advice"].advice(measured))
+    told = " ".join(inspect_data_advice.advice(measured))
     assert "340x256 (h264) with a keyframe every 12 frames" in told and "--short_side" not in told
 
 
@@ -192,7 +203,7 @@ def test_nothing_is_gained_by_preparing_small_videos_again(programs):
     [
         ({}, "4 workers on 16 cores: 110.0 clips/s, 3.7 times one worker's 30.0. With dataloader_num_workers 16"),
         ({"num_cores": 4}, "all cores are in use"),
-        ({"rates": {1: 30.0, 4: 45.0}}, "they hold each other up"),
+        ({"rates": {1: 30.0, 4: 45.0}}, "less than independent workers would make"),
         ({"num_workers": 0, "rates": {0: 25.0, 1: 30.0}}, "Without workers"),
         ({"num_workers": 1, "rates": {1: 30.0}}, "1 worker on 16 cores: 30.0 clips/s. With"),
         ({"load": 12.0}, "load average 12.0"),
@@ -206,12 +217,14 @@ def test_nothing_is_gained_by_preparing_small_videos_again(programs):
     ],
     ids=repr,
 )
-def test_advice_about_workers(programs, changes, expected):
-    assert expected in " ".join(programs["inspect_data_advice"].advice(measured_of(programs, {}, **changes)))
+def test_advice_about_workers(changes, expected):
+    assert expected in " ".join(inspect_data_advice.advice(measured_of({}, **changes)))
 
 
-def test_advice_about_the_transfer(programs):
-    measured = measured_of(programs, {})
-    measured.per_clip["transfer"] = 20e-3
-    told = " ".join(programs["inspect_data_advice"].advice(measured))
-    assert "Transfer to the GPU: 20.00 ms per clip, at most 50 clips/s, less than the workers make" in told
+def test_advice_about_the_main_process():
+    measured = measured_of({})
+    measured.per_clip |= {"transfer": 15e-3, "augment": 5e-3}
+    told = " ".join(inspect_data_advice.advice(measured))
+    assert (
+        "transfer and augment, beside the model: 20.00 ms per clip, at most 50 clips/s, less than the workers" in told
+    )

@@ -349,12 +349,20 @@ def test_resuming_under_other_stages_loses_nothing(run, finished):
     assert contents(finished) == before
 
 
-def test_rehearsal_prints_a_row_per_stage_and_writes_nothing(run, finished, videos, tmp_path, capsys):
+@pytest.mark.parametrize("num_workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_rehearsal_prints_a_row_per_stage_and_writes_nothing(run, finished, videos, tmp_path, capsys, num_workers):
     before = contents(finished)
     (tmp_path / "000000.mp4").write_bytes((videos / "000000.mp4").read_bytes())
     (tmp_path / "broken.mp4").write_bytes(b"this is no video" * 100)
     capsys.readouterr()
-    run(finished, "--rehearse", "true", train_data=str(tmp_path), max_bad_fraction=1)
+    run(
+        finished,
+        "--rehearse",
+        "true",
+        train_data=str(tmp_path),
+        max_bad_fraction=1,
+        dataloader_num_workers=num_workers,
+    )
     table = capsys.readouterr().out.split("peak_memory_gib\n")[1].splitlines()
     assert [line.split()[:3] for line in table[:2]] == [["0", "0", "pixels"], ["2", "2", "layer_2"]]
     assert all(float(line.split()[3]) > 0 for line in table[:2])
