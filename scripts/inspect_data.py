@@ -17,22 +17,19 @@ from pathlib import Path
 
 import numpy as np
 from huggingface_hub.errors import StrictDataclassError
+from pretrain_arguments import parse
+
 from inspect_data_advice import Measured, advice
 from inspect_data_plots import plot_clips, plot_times
 from inspect_data_steps import clips_per_second, look_at_clips, time_batches
-from pretrain import check_output, print_table, read_lines
-from pretrain_arguments import parse
-
 from layerlock_hf import LayerLockViTConfig
 from layerlock_hf.data import (
     BadData,
-    BadVideos,
     BatchAugmentation,
     ClipTransform,
-    PretrainingClips,
     PretrainingCollator,
-    load_videos,
 )
+from pretrain import build_clips, check_output, print_table, read_lines
 
 
 CLIPS, TIMES = "clips.png", "times.png"
@@ -81,37 +78,9 @@ def inspect(arguments: list[str], scratch: Path) -> tuple[Measured, list[dict], 
     check_output(output)
     overrides = {name: value for name, value in vars(model_args).items() if value is not None and name != "preset"}
     config = LayerLockViTConfig.from_preset(model_args.preset, **overrides)
-    try:
-        videos = load_videos(
-            data_args.train_data,
-            data_args.train_split,
-            data_args.video_column,
-            data_args.video_root,
-            streaming=data_args.streaming,
-        )
-    except ValueError as error:
-        raise ValueError(f"train_data: {error}") from error
-    transform = ClipTransform(
-        config.image_size,
-        data_args.resize_factor,
-        crop_scale=None if data_args.crop_scale is None else tuple(data_args.crop_scale),
-        jitter_strength=data_args.jitter_strength,
-    )
-    bad_videos = BadVideos(str(scratch / "bad_videos.jsonl"), len(videos), max_bad_fraction=1.0)
-    clips = PretrainingClips(
-        videos,
-        num_samples=NUM_POSITIONS,
-        num_frames=config.num_frames,
-        frame_stride=data_args.frame_stride,
-        transform=transform,
-        seed=training_args.seed,
-        clips_per_video=data_args.clips_per_video,
-        source_weights=data_args.train_weights,
-        frame_rate=data_args.frame_rate,
-        bad_videos=bad_videos,
-        decode_timeout=data_args.decode_timeout,
-        augment_on_device=data_args.augment_on_device,
-    )
+    data_args.max_bad_fraction = 1.0
+    clips = build_clips(data_args, training_args, config, NUM_POSITIONS, scratch / "bad_videos.jsonl")
+    videos, bad_videos = clips.videos, clips.bad_videos
     batch_transform = BatchAugmentation(config.image_size, config.num_frames) if clips.augment_on_device else None
     collator = PretrainingCollator(config.grid_size, mask_args.build(), training_args.seed)
 
@@ -143,7 +112,7 @@ def inspect(arguments: list[str], scratch: Path) -> tuple[Measured, list[dict], 
         has_gpu=training_args.device.type == "cuda",
         image_size=config.image_size,
         span=(config.num_frames - 1) * data_args.frame_stride + 1,
-        shortest_side=shortest_side(transform),
+        shortest_side=shortest_side(clips.transform),
         clips_per_video=data_args.clips_per_video,
         clips_per_step=batch_size * training_args.gradient_accumulation_steps,
         step_seconds=own.step_seconds,

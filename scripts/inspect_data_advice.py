@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+
 from inspect_data_steps import MAIN_STEPS, MAX_PACKETS, WORKER_STEPS, Look
 
 

@@ -1,5 +1,6 @@
 """The two pictures of inspect_data.py: clips with their masks, and the times of the steps."""
 
+import math
 import os
 import textwrap
 from pathlib import Path
@@ -7,9 +8,9 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import torch
+
 from inspect_data_advice import Measured
 from inspect_data_steps import WORKER_STEPS, Look
-
 from layerlock_hf import LayerLockViTConfig
 from layerlock_hf.data import PretrainingCollator
 
@@ -66,14 +67,13 @@ def plot_clips(looks: list[Look], collator: PretrainingCollator, config: LayerLo
 
 
 def _caption(look: Look, num_frames: int, inches: float) -> str:
-    first, last = look.indices[0], look.indices[-1]
-    rate = look.frame_rate
-    seconds = f", {first / rate:.1f} to {last / rate:.1f} s" if rate else ""
+    num_shown, (first, last) = len(look.timestamps), (look.timestamps[0], look.timestamps[-1])
+    when = "" if math.isnan(first) else f" from {first:.1f} to {last:.1f} s"
     changes = [f"{look.facts.width}x{look.facts.height}", "crop {3}x{2}".format(*look.augmentation.box)]
     changes += ["flipped"] if look.augmentation.is_flipped else []
     changes += ["recoloured"] if look.augmentation.color is not None else []
-    changes += [f"last frame repeated after {len(look.indices)}"] if len(look.indices) < num_frames else []
-    told = f"frames {first} to {last} of {look.num_frames}{seconds}; {', '.join(changes)}"
+    changes += [f"last frame repeated after {num_shown}"] if num_shown < num_frames else []
+    told = f"{num_shown} of {look.num_frames} frames{when}; {', '.join(changes)}"
     return f"{_short(look.name, int(inches * 15))}\n{textwrap.shorten(told, int(inches * 17), placeholder=' ...')}"
 
 

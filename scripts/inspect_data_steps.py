@@ -21,7 +21,6 @@ from layerlock_hf.data import (
     Isolated,
     PretrainingClips,
     PretrainingCollator,
-    generator_for,
     read_clip,
     repeat_last_frame,
 )
@@ -63,9 +62,8 @@ class Look:
         position: of the clip in the run.
         frames: uint8, the clip (T, C, S, S), or the crop (T', C, h, w) that it is made of on the device.
         is_crop: which of the two.
-        indices: the frames' numbers in the video, fewer than T where the last one is repeated.
+        timestamps: of the frames in seconds, fewer than T where the last one is repeated; NaN where not known.
         num_frames: of the video.
-        frame_rate: of these numbers per second, None where it is not known.
         facts: about the file.
         augmentation: what was drawn.
         note: what is wrong with the video, None for a healthy one.
@@ -76,9 +74,8 @@ class Look:
     position: int
     frames: np.ndarray
     is_crop: bool
-    indices: list[int]
+    timestamps: list[float]
     num_frames: int
-    frame_rate: float | None
     facts: Facts
     augmentation: Augmentation
     note: str | None
@@ -144,25 +141,20 @@ def look_at_clips(clips: PretrainingClips, decode_timeout: float, num_clips: int
 def _look_at(clips: PretrainingClips, index: int, source: str | bytes | None, position: int) -> Look:
     """The clip of the video in row `index` as `PretrainingClips` makes it, in the same steps."""
     watch = _Stopwatch()
-    generator = generator_for("clip", clips.seed, position, 0)
     row = clips.videos[index]
     source = fetch(row) if source is None else source
     watch.lap("fetch")
 
-    fraction = float(torch.rand((), generator=generator))
-    span = (clips.num_frames - 1) * clips.frame_stride + 1
-    chosen = []
+    drawn = []
 
-    def choose(available: int) -> list[int]:
-        start = int(fraction * max(1, available - span + 1))
-        chosen[:] = list(range(start, available, clips.frame_stride))[: clips.num_frames]
-        return list(chosen)
+    def crop(*shape: float) -> tuple[int, int, int, int]:
+        drawn[:] = [clips.draw(position, *shape)]
+        return drawn[0].box
 
-    clip = read_clip(source, choose, frame_rate=clips.frame_rate, device=clips.device)
+    clip = read_clip(source, clips.window(position), crop=crop, frame_rate=clips.frame_rate, device=clips.device)
     watch.lap("decode")
 
-    augmentation = clips.transform.draw(*clip.frames.shape[-2:], generator)
-    frames = augmentation.crop(clip.frames)
+    augmentation, frames = drawn[0], clip.frames
     if not clips.augment_on_device:
         frames = augmentation.finish(frames, clips.transform.image_size)
         frames = repeat_last_frame(frames, clips.num_frames)
@@ -179,9 +171,8 @@ def _look_at(clips: PretrainingClips, index: int, source: str | bytes | None, po
         position=position,
         frames=frames,
         is_crop=clips.augment_on_device,
-        indices=chosen,
+        timestamps=clip.timestamps.tolist(),
         num_frames=clip.num_frames,
-        frame_rate=clips.frame_rate or facts.frame_rate,
         facts=facts,
         augmentation=augmentation,
         note=note,

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from accelerate import PartialState
 from huggingface_hub.errors import StrictDataclassError
-from pretrain_arguments import parse
+from pretrain_arguments import DataArguments, parse
 from transformers import TrainerCallback, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
@@ -35,7 +35,7 @@ from layerlock_hf.data import (
     PretrainingCollator,
     load_videos,
 )
-from layerlock_hf.training import LayerLockTrainer, load_teacher
+from layerlock_hf.training import LayerLockTrainer, LayerLockTrainingArguments, load_teacher
 from layerlock_hf.training.checkpoints import CheckpointNotWritten
 from layerlock_hf.training.processes import run_and_exit
 from layerlock_hf.training.run_file import CheckpointRefused, target_label
@@ -140,6 +140,65 @@ def print_table(rows: list[dict]):
         print("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)), flush=True)
 
 
+def clips_per_step(training_args: LayerLockTrainingArguments) -> int:
+    """The clips of an optimizer step over all processes."""
+    per_process = training_args.per_device_train_batch_size * training_args.gradient_accumulation_steps
+    return per_process * training_args.world_size
+
+
+def build_clips(
+    data_args: DataArguments,
+    training_args: LayerLockTrainingArguments,
+    config: LayerLockViTConfig,
+    num_samples: int,
+    report: Path,
+) -> PretrainingClips:
+    """As many clips as these, as the settings ask; bad videos go to the report."""
+    try:
+        videos = load_videos(
+            data_args.train_data,
+            data_args.train_split,
+            data_args.video_column,
+            data_args.video_root,
+            streaming=data_args.streaming,
+        )
+    except ValueError as error:
+        raise ValueError(f"train_data: {error}") from error
+    bad_videos = BadVideos(str(report), len(videos), data_args.max_bad_fraction)
+    transform = ClipTransform(
+        config.image_size,
+        data_args.resize_factor,
+        crop_scale=None if data_args.crop_scale is None else tuple(data_args.crop_scale),
+        jitter_strength=data_args.jitter_strength,
+    )
+    clips = PretrainingClips(
+        videos,
+        num_samples=num_samples,
+        num_frames=config.num_frames,
+        frame_stride=data_args.frame_stride,
+        transform=transform,
+        seed=training_args.seed,
+        clips_per_video=data_args.clips_per_video,
+        source_weights=data_args.train_weights,
+        frame_rate=data_args.frame_rate,
+        bad_videos=bad_videos,
+        decode_timeout=data_args.decode_timeout,
+        device=data_args.decode_device,
+        augment_on_device=data_args.augment_on_device,
+    )
+    if training_args.per_device_train_batch_size % data_args.clips_per_video:
+        raise ValueError(
+            f"per_device_train_batch_size={training_args.per_device_train_batch_size} is not a multiple of "
+            f"clips_per_video={data_args.clips_per_video}"
+        )
+    if clips.device != "cpu":
+        if training_args.dataloader_num_workers == 0:
+            raise ValueError("decode_device: decoding on the GPU needs dataloader_num_workers of at least 1")
+        # What is forked from a process that uses the GPU cannot use it
+        multiprocessing.set_start_method("forkserver", force=True)
+    return clips
+
+
 def build(arguments: list[str]):
     """Everything a run needs. All of the user's errors surface here, as `ValueError`."""
     model_args, stage_args, data_args, mask_args, readout_args, training_args = parse(arguments)
@@ -176,58 +235,13 @@ def build(arguments: list[str]):
         check_output(output)
     PartialState().wait_for_everyone()
 
-    try:
-        videos = load_videos(
-            data_args.train_data,
-            data_args.train_split,
-            data_args.video_column,
-            data_args.video_root,
-            streaming=data_args.streaming,
-        )
-    except ValueError as error:
-        raise ValueError(f"train_data: {error}") from error
-    readout = readout_args.load()
     report = output / BAD_VIDEOS
     if data_args.rehearse:  # which leaves nothing behind, but whose data workers report to it too
         report = Path(tempfile.mkdtemp()) / BAD_VIDEOS
         atexit.register(shutil.rmtree, report.parent)
-    bad_videos = BadVideos(str(report), len(videos), data_args.max_bad_fraction)
-    clips_per_step = (
-        training_args.per_device_train_batch_size
-        * training_args.gradient_accumulation_steps
-        * training_args.world_size
-    )
-    transform = ClipTransform(
-        config.image_size,
-        data_args.resize_factor,
-        crop_scale=None if data_args.crop_scale is None else tuple(data_args.crop_scale),
-        jitter_strength=data_args.jitter_strength,
-    )
-    clips = PretrainingClips(
-        videos,
-        num_samples=training_args.max_steps * clips_per_step,
-        num_frames=config.num_frames,
-        frame_stride=data_args.frame_stride,
-        transform=transform,
-        seed=training_args.seed,
-        clips_per_video=data_args.clips_per_video,
-        source_weights=data_args.train_weights,
-        frame_rate=data_args.frame_rate,
-        bad_videos=bad_videos,
-        decode_timeout=data_args.decode_timeout,
-        device=data_args.decode_device,
-        augment_on_device=data_args.augment_on_device,
-    )
-    if training_args.per_device_train_batch_size % data_args.clips_per_video:
-        raise ValueError(
-            f"per_device_train_batch_size={training_args.per_device_train_batch_size} is not a multiple of "
-            f"clips_per_video={data_args.clips_per_video}"
-        )
-    if clips.device != "cpu":
-        if training_args.dataloader_num_workers == 0:
-            raise ValueError("decode_device: decoding on the GPU needs dataloader_num_workers of at least 1")
-        # What is forked from a process that uses the GPU cannot use it
-        multiprocessing.set_start_method("forkserver", force=True)
+    num_samples = training_args.max_steps * clips_per_step(training_args)
+    clips = build_clips(data_args, training_args, config, num_samples, report)
+    readout = readout_args.load()
     batch_transform = BatchAugmentation(config.image_size, config.num_frames) if clips.augment_on_device else None
     collator = PretrainingCollator(config.grid_size, masks, training_args.seed)
     # The data set is the whole run in order: shuffled once per epoch by itself
@@ -236,7 +250,7 @@ def build(arguments: list[str]):
     set_seed(training_args.seed)
     model = LayerLockViTForPretraining(config)
     rows = describe_stages(model, stages)
-    reports = Reports(output, rows, bad_videos)
+    reports = Reports(output, rows, clips.bad_videos)
     trainer = LayerLockTrainer(model, training_args, stages, clips, collator, [reports], teacher, batch_transform)
     if readout is not None and not data_args.rehearse:
         readout_args.add_to(trainer, *readout)
@@ -249,14 +263,15 @@ def build(arguments: list[str]):
         parts = ", ".join(f"{name} {count / 1e6:.2f}M" for name, count in model.parameter_breakdown().items() if count)
         print(f"{model.num_parameters() / 1e6:.1f}M parameters: {parts}")
         workers = f"{training_args.dataloader_num_workers} data workers per process"
-        print(f"{len(videos)} videos, decoded by {workers}; {clips_per_step} clips a step")
+        print(f"{len(clips.videos)} videos, decoded by {workers}")
+        print(f"{clips_per_step(training_args)} clips a step")
         print_table(rows)
-    return trainer, bad_videos, checkpoint, data_args.rehearse
+    return trainer, checkpoint, data_args.rehearse
 
 
 def main(arguments: list[str]):
     try:
-        trainer, bad_videos, checkpoint, rehearse = build(arguments)
+        trainer, checkpoint, rehearse = build(arguments)
     except (ValueError, StrictDataclassError) as error:
         raise SystemExit(f"error: {error}") from None
     try:
@@ -280,6 +295,7 @@ def main(arguments: list[str]):
             print_table(rows)
         else:
             save_processor(trainer.model.config, trainer.train_dataset, trainer.args.output_dir)
+        bad_videos = trainer.train_dataset.bad_videos
         if bad_videos.count():
             print(bad_videos.summary() + ("" if rehearse else f"; see {bad_videos.path}"))
 

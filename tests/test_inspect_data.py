@@ -4,15 +4,15 @@ import json
 import shutil
 
 import inspect_data
-import inspect_data_advice
-import inspect_data_plots
-import inspect_data_steps
 import matplotlib.image
 import numpy as np
 import pytest
 import torch
 import yaml
 
+import inspect_data_advice
+import inspect_data_plots
+import inspect_data_steps
 from layerlock_hf import LayerLockViTConfig
 from layerlock_hf.data import Augmentation, BadVideos, ClipTransform, PretrainingClips, load_videos
 from layerlock_hf.data.procedural import write_procedural_dataset
@@ -102,7 +102,7 @@ def test_no_video_at_all(inspect, videos, tmp_path):
 @pytest.mark.parametrize("decode_timeout", [0, 20])
 @pytest.mark.parametrize(
     "options",
-    [{}, {"clips_per_video": 2, "frame_rate": 5.0}, {"augment_on_device": True}],
+    [{}, {"clips_per_video": 2, "frame_rate": 18.0}, {"augment_on_device": True}],
     ids=repr,
 )
 def test_what_it_shows_is_what_the_run_sees(videos, options, decode_timeout):
@@ -120,7 +120,7 @@ def test_what_it_shows_is_what_the_run_sees(videos, options, decode_timeout):
         else:
             assert np.array_equal(look.clip(12, 4), sample["pixel_values_videos"])
         assert look.clip(12, 4).shape == (4, 3, 12, 12)
-        assert sample["is_padded"] and len(look.indices) < 4, "a clip spans 10 frames, of which there are 8"
+        assert sample["is_padded"] and len(look.timestamps) < 4, "a clip spans 10 frames, of which there are 8"
         assert ("hand over" in look.seconds) == (decode_timeout > 0)
         assert (look.facts.height, look.facts.width) == (16, 16)
 
@@ -147,9 +147,8 @@ def measured_of(seconds, **changes):
         position=0,
         frames=np.zeros((16, 3, 224, 224), np.uint8),
         is_crop=False,
-        indices=list(range(16)),
+        timestamps=[index / 30 for index in range(16)],
         num_frames=300,
-        frame_rate=30.0,
         facts=facts,
         augmentation=drawn,
         note=None,

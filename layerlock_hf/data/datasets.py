@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .clips import Clip, Crop, DecodingError
+from .clips import Choose, DecodingError
 from .decoding import read_clip
 from .decoding_torchcodec import torchcodec_decoder
 from .fetching import fetch, is_remote, name_of
@@ -215,14 +215,13 @@ class PretrainingClips(torch.utils.data.Dataset):
     ) -> _Group:
         augmentations = []
 
-        def crop(height: int, width: int, pixel_aspect: float) -> tuple[int, int, int, int]:
-            draws = (self._draws(position, attempt)[1] for position in positions)
-            augmentations[:] = [self.transform.draw(height, width, generator, pixel_aspect) for generator in draws]
+        def crop(*shape: float) -> tuple[int, int, int, int]:
+            augmentations[:] = [self.draw(position, *shape, attempt=attempt) for position in positions]
             return bounding_box(augmentations)
 
-        clip = self._read(
-            fetch(self.videos[index]) if source is None else source, self._draws(first, attempt)[0], crop
-        )
+        source = fetch(self.videos[index]) if source is None else source
+        window = self.window(first, attempt)
+        clip = read_clip(source, window, crop=crop, frame_rate=self.frame_rate, device=self.device)
         kind = "damaged"
         if clip.note is None and clip.num_frames < self.num_frames:
             clip.note = f"has {clip.num_frames} frames, fewer than a clip of {self.num_frames}"
@@ -238,15 +237,14 @@ class PretrainingClips(torch.utils.data.Dataset):
         left_to_do = augmentations if self.augment_on_device else [None] * len(frames)
         return _Group(frames, left_to_do, is_padded, clip.note, kind)
 
-    def _draws(self, position: int, attempt: int) -> tuple[float, torch.Generator]:
-        """Where in the video the window of a position lies, as a fraction, and what its other draws come from.
+    def window(self, first: int, attempt: int = 0) -> Choose:
+        """Which frames of a video the clips of a group show, given how many it has.
 
-        The window of a group is that of its first position.
+        Args:
+            first: the first position of the group.
+            attempt: how many videos before could not be used.
         """
-        generator = generator_for("clip", self.seed, position, attempt)
-        return float(torch.rand((), generator=generator)), generator
-
-    def _read(self, source: str | bytes, fraction: float, crop: Crop) -> Clip:
+        fraction, _ = self._draws(first, attempt)
         span = (self.num_frames - 1) * self.frame_stride + 1
 
         # Draws nothing: a second choice for the same video with another number of frames is as random as the first
@@ -254,7 +252,19 @@ class PretrainingClips(torch.utils.data.Dataset):
             start = int(fraction * max(1, available - span + 1))
             return list(range(start, available, self.frame_stride))[: self.num_frames]
 
-        return read_clip(source, choose, crop=crop, frame_rate=self.frame_rate, device=self.device)
+        return choose
+
+    def draw(
+        self, position: int, height: int, width: int, pixel_aspect: float = 1.0, attempt: int = 0
+    ) -> Augmentation:
+        """How the clip at a position is augmented if its video has frames of this shape."""
+        _, generator = self._draws(position, attempt)
+        return self.transform.draw(height, width, generator, pixel_aspect)
+
+    def _draws(self, position: int, attempt: int) -> tuple[float, torch.Generator]:
+        """Where in the video the window of a position lies, as a fraction, and what its other draws come from."""
+        generator = generator_for("clip", self.seed, position, attempt)
+        return float(torch.rand((), generator=generator)), generator
 
 
 def _sample(frames: torch.Tensor, augmentation: Augmentation | None, position: int, is_padded: bool) -> dict:
