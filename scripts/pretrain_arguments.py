@@ -107,7 +107,7 @@ class ReadoutArguments:
         if trainer.args.process_index == 0:
             cut = trainer.train_dataset
             transform = cut.transform
-            scale = (cut.num_frames, cut.frame_stride, transform.image_size, transform.central_factor)
+            scale = (cut.num_frames, cut.frame_stride, transform.image_size, transform.central_factor, cut.frame_rate)
             try:
                 clips, labels = center_clips(videos, labels, *scale)
             except ValueError as error:

@@ -127,16 +127,17 @@ class ClipTransform:
             generator: source of randomness.
             pixel_aspect: width of a pixel over its height. What is square in the clip is so where pixels are.
         """
-        seen_width = max(1, round(width * pixel_aspect))
-        if self.crop_scale is None:
-            down, right = torch.rand(2, generator=generator).tolist()
-            box = _square(height, seen_width, self.central_factor, down, right)
-        else:
-            box = _window(height, seen_width, self.crop_scale, generator)
-        if seen_width != width:
-            box = _squeezed(box, width / seen_width, width)
+        box = _where_pixels_are_square(
+            height, width, pixel_aspect, lambda *shape: self._draw_box(*shape, generator=generator)
+        )
         is_flipped = bool(torch.rand((), generator=generator) < 0.5)
         return Augmentation(box, is_flipped, _draw_color(self.jitter_strength, generator))
+
+    def _draw_box(self, height: int, width: int, generator: torch.Generator | None) -> tuple[int, int, int, int]:
+        if self.crop_scale is not None:
+            return _window(height, width, self.crop_scale, generator)
+        down, right = torch.rand(2, generator=generator).tolist()
+        return _square(height, width, self.central_factor, down, right)
 
 
 def bounding_box(augmentations: list[Augmentation]) -> tuple[int, int, int, int]:
@@ -146,19 +147,25 @@ def bounding_box(augmentations: list[Augmentation]) -> tuple[int, int, int, int]
     return min(tops), min(lefts), bottom - min(tops), right - min(lefts)
 
 
-def center_crop(frames: torch.Tensor, size: int, resize_factor: float = 1.0) -> torch.Tensor:
+def center_crop(
+    frames: torch.Tensor, size: int, resize_factor: float = 1.0, pixel_aspect: float = 1.0
+) -> torch.Tensor:
     """Resize the shortest side to `resize_factor * size` and take the square at the centre.
 
     Args:
         frames: uint8, shape (T, C, H, W).
         size: side of the result in pixels.
         resize_factor: at least 1; the larger, the smaller the part of the frame that is seen.
+        pixel_aspect: width of a pixel of `frames` over its height.
 
     Returns:
         uint8, shape (T, C, size, size).
     """
     _check_resize_factor(resize_factor)
-    box = _square(*frames.shape[-2:], resize_factor, 0.5, 0.5)
+    height, width = frames.shape[-2:]
+    box = _where_pixels_are_square(
+        height, width, pixel_aspect, lambda *shape: _square(*shape, resize_factor, 0.5, 0.5)
+    )
     still = Augmentation(box, is_flipped=False, color=None)
     return still.finish(still.crop(frames), size)
 
@@ -227,11 +234,12 @@ def _window(
     return (height - rows) // 2, (width - columns) // 2, rows, columns
 
 
-def _squeezed(box: tuple[int, int, int, int], factor: float, width: int) -> tuple[int, int, int, int]:
-    """A box after its columns and those of its frame became fewer, or more, by a factor; `width` are the frame's."""
-    top, left, rows, columns = box
-    columns = min(width, max(1, round(columns * factor)))
-    return top, min(width - columns, round(left * factor)), rows, columns
+def _where_pixels_are_square(height: int, width: int, pixel_aspect: float, choose_box) -> tuple[int, int, int, int]:
+    """The box that is chosen of a frame as a player shows it, in the pixels that the frame is stored in."""
+    shown_width = max(1, round(width * pixel_aspect))
+    top, left, rows, columns = choose_box(height, shown_width)
+    columns = min(width, max(1, round(columns * width / shown_width)))
+    return top, min(width - columns, round(left * width / shown_width)), rows, columns
 
 
 def _draw_color(strength: float, generator: torch.Generator | None) -> ColorChange | None:

@@ -12,7 +12,9 @@ from ..data import (
     DecodingError,
     Isolated,
     center_crop,
+    fetch,
     generator_for,
+    name_of,
     read_clip,
     repeat_last_frame,
 )
@@ -52,10 +54,12 @@ def center_clips(
     frame_stride: int,
     image_size: int,
     resize_factor: float,
+    frame_rate: float | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The middle of every video, decoded once: bytes (B, T, C, H, W), and the labels of those that decode.
 
-    A short video repeats its last frame, as in pretraining; one that does not decode is left out with a warning.
+    A short video repeats its last frame, as in pretraining; one that does not decode is left out with a warning. The
+    arguments are those of `PretrainingClips` and of `center_crop`.
 
     Raises:
         ValueError: if fewer than two remain.
@@ -66,18 +70,18 @@ def center_clips(
         start = max(0, available - span) // 2
         return list(range(start, available, frame_stride))[:num_frames]
 
-    def clip(source: str | bytes):
-        frames = center_crop(read_clip(source, choose).frames, image_size, resize_factor)
+    def clip(row: dict):
+        clip = read_clip(fetch(row), choose, frame_rate=frame_rate)
+        frames = center_crop(clip.frames, image_size, resize_factor, clip.pixel_aspect)
         return repeat_last_frame(frames, num_frames).numpy()
 
     isolated_clip = Isolated(clip, DECODE_TIMEOUT)
     clips, kept = [], []
-    for row, label in zip(videos, labels.tolist(), strict=True):
-        video = row["video"]
+    for index, (row, label) in enumerate(zip(videos, labels.tolist(), strict=True)):
         try:
-            frames = isolated_clip(video["path"] if video["bytes"] is None else video["bytes"])
+            frames = isolated_clip(row)
         except DecodingError as error:
-            logger.warning(f"the readout leaves out {video['path']}: {error}")
+            logger.warning(f"the readout leaves out {name_of(row, index)}: {error}")
             continue
         clips.append(torch.from_numpy(frames))
         kept.append(label)

@@ -249,3 +249,16 @@ def test_wrong_settings(options, culprit):
 def test_center_crop_cannot_exceed_the_frame():
     with pytest.raises(ValueError, match="resize_factor"):
         center_crop(noise(1, 3, 8, 8), 4, 0.9)
+
+
+def test_pixels_that_are_not_square_are_stretched():
+    """A frame of 40 x 40 stored pixels, twice as wide as high, is shown as 40 x 80: its crops are 2 : 1 in pixels."""
+    transform = ClipTransform(8, resize_factor=2.0)
+    boxes = [transform.draw(40, 40, generator_for(seed), pixel_aspect=2.0).box for seed in range(50)]
+    assert {box[2:] for box in boxes} == {(20, 10)}
+    assert min(box[1] for box in boxes) < 3 and max(box[1] for box in boxes) > 27
+    tall = [transform.draw(40, 40, generator_for(seed), pixel_aspect=0.5).box for seed in range(50)]
+    assert {box[2:] for box in tall} == {(10, 20)}
+    ramp = torch.arange(40, dtype=torch.uint8).expand(1, 3, 40, 40)
+    seen = center_crop(ramp, 20, pixel_aspect=2.0)
+    assert seen.min() >= 10 and seen.max() <= 29
