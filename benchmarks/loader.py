@@ -11,6 +11,7 @@ our side reads its shards, the others the same videos as plain files.
 """
 
 import argparse
+import itertools
 import statistics
 import tempfile
 import time
@@ -26,6 +27,8 @@ from layerlock_hf.data import ClipTransform, PretrainingClips, fetch, generator_
 
 
 NUM_FRAMES, STRIDE, SIZE, RESIZE_FACTOR = 16, 2, 224, 1.15
+NUM_ROUNDS = 3  # with workers
+NUM_WARM_UP = 2  # batches per worker
 SPAN = (NUM_FRAMES - 1) * STRIDE + 1
 
 
@@ -116,23 +119,17 @@ def in_turns(loaders: dict, num_videos: int, num_passes: int) -> dict[str, list[
 
 
 def by_workers(loaders: dict, num_videos: int, num_passes: int, num_workers: int) -> dict[str, list[float]]:
-    """Seconds per clip in each pass; the sides take turns."""
+    """Seconds per clip, in as many rounds; the sides take turns. Starting the workers is not counted."""
     seconds = {name: [] for name in loaders}
-    for number in tqdm(range(num_passes), desc="passes by workers"):
-        for name, loader in loaders.items():
-            width = num_videos * (4 if "=4" in name else 1)
-            part = torch.utils.data.Subset(loader, range(number * width, (number + 1) * width))
-            if hasattr(loader, "__getitems__"):
-                part.__getitems__ = lambda at, loader=loader, part=part: loader.__getitems__(
-                    [part.indices[i] for i in at]
-                )
-            batches = torch.utils.data.DataLoader(part, batch_size=4, num_workers=num_workers, collate_fn=len)
-            iterator = iter(batches)
-            num_first = next(iterator)  # starting the workers is not counted
-            start = time.perf_counter()
-            num_clips = sum(iterator)
-            seconds[name].append((time.perf_counter() - start) / num_clips)
-            assert num_first + num_clips == width
+    for name in [name for _ in range(NUM_ROUNDS) for name in tqdm(loaders, desc="by workers")]:
+        batches = torch.utils.data.DataLoader(loaders[name], batch_size=4, num_workers=num_workers, collate_fn=len)
+        iterator = iter(batches)
+        for _ in range(NUM_WARM_UP * num_workers):
+            next(iterator)
+        start = time.perf_counter()
+        num_clips = sum(itertools.islice(iterator, num_videos * num_passes // 4 - NUM_WARM_UP * num_workers))
+        seconds[name].append((time.perf_counter() - start) / num_clips)
+        del iterator
     return seconds
 
 
