@@ -9,6 +9,7 @@ from .probing import VideoFacts, is_on_grid
 
 
 PRESET = "medium"  # of x264
+RGB, UNSPECIFIED = 0, 2  # colour matrices, as ISO/IEC 23091-2 numbers them
 # Degrees counterclockwise -> filters that turn a frame so
 TURNS = {0: [], 90: [("transpose", "cclock")], 180: [("hflip", ""), ("vflip", "")], 270: [("transpose", "clock")]}
 
@@ -98,11 +99,12 @@ def _filtered(
             return
         if graph is None:
             graph = _graph(stream, facts.rotation, height, width)
+        # Unless hidden from it, the graph converts the colours to another matrix
+        colorspace, frame.colorspace = frame.colorspace, UNSPECIFIED
         graph.vpush(frame)
-        result = graph.vpull()
-        if not frame.format.is_rgb:
-            result.colorspace = frame.colorspace  # the graph forgets it
-        yield result
+        frame = graph.vpull()
+        frame.colorspace = colorspace if colorspace != RGB else UNSPECIFIED
+        yield frame
 
 
 def _decoded(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
