@@ -14,16 +14,17 @@ RGB, UNSPECIFIED = 0, 2  # colour matrices, as ISO/IEC 23091-2 numbers them
 TURNS = {0: [], 90: [("transpose", "cclock")], 180: [("hflip", ""), ("vflip", "")], 270: [("transpose", "clock")]}
 
 
-def needs_reencoding(facts: VideoFacts, short_side: int | None, gop: int | None) -> bool:
+def needs_reencoding(facts: VideoFacts, damage: str | None, short_side: int | None, gop: int | None) -> bool:
     """Whether a video is not yet what `reencode` would make of it.
 
-    That is H.264, 4:2:0, upright, with square pixels, no larger than `short_side` and with keyframes no further apart
-    than `gop`. Without both limits none is re-encoded.
+    That is undamaged, H.264, 4:2:0, upright, with square pixels, no larger than `short_side` and with keyframes no
+    further apart than `gop`. Without both limits none is re-encoded.
     """
     if short_side is None and gop is None:
         return False
     return (
-        (facts.codec, facts.rotation, facts.sample_aspect_ratio) != ("h264", 0, 1)
+        damage is not None
+        or (facts.codec, facts.rotation, facts.sample_aspect_ratio) != ("h264", 0, 1)
         or facts.pixel_format not in ("yuv420p", "yuvj420p")
         or short_side is not None
         and min(facts.height, facts.width) > short_side
