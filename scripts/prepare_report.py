@@ -100,6 +100,7 @@ def plot(videos: list[dict], facts: list[dict], path: Path):
         axes.hist(values, bins=bins, color=COLOUR)
         axes.set(title=f"{title} of {len(values)} packed videos", xlabel=unit, ylabel="videos")
         axes.yaxis.get_major_locator().set_params(integer=True)
+        axes.set_axisbelow(True)
         axes.grid(axis="y", alpha=0.3)
     kinds = Counter(video["kind"] for video in videos if video["kind"]).most_common(NUM_NAMES)[::-1]
     axes = panels[1, 1]

@@ -8,7 +8,8 @@ import av
 from .probing import VideoFacts, is_on_grid
 
 
-PRESET = "medium"  # of x264
+# x264's macroblock tree reads memory that it never wrote: the same frames, if narrow, would give different bytes
+ENCODER_OPTIONS = {"preset": "medium", "mbtree": "0"}
 RGB, UNSPECIFIED = 0, 2  # colour matrices, as ISO/IEC 23091-2 numbers them
 # Degrees counterclockwise -> filters that turn a frame so
 TURNS = {0: [], 90: [("transpose", "cclock")], 180: [("hflip", ""), ("vflip", "")], 270: [("transpose", "clock")]}
@@ -74,7 +75,7 @@ def reencode(
         context.time_base = 1 / rate if rate else stream.time_base
         context.thread_count = 1  # with more, the bytes depend on their number
         context.height, context.width, context.pix_fmt = height, width, "yuv420p"
-        context.options = {"crf": str(crf), "preset": PRESET}
+        context.options = {"crf": str(crf), **ENCODER_OPTIONS}
         if gop is not None:
             context.gop_size = gop
         start = None
