@@ -24,7 +24,7 @@ KINDS = {
     "encrypted": "encrypted",
     "unsupported codec": "unsupported codec",
     "only ": "damaged in part",
-    "takes more than": "timeout",
+    "decoding takes more than": "timeout",
     "the process that decodes it dies": "crash",
     "needs more than": "too large",
     "does not fit": "too large",
