@@ -30,10 +30,15 @@ class Journal:
         try:
             fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process alone, and gone with it
         except OSError as error:
+            self._file.close()
             raise ValueError(f"another process works on {path}; wait for its end, or stop it") from error
         lines = self._read()
         if lines:
-            check_identity(str(path), lines[0], identity)
+            try:
+                check_identity(str(path), lines[0], identity)
+            except ValueError:
+                self._file.close()
+                raise
         else:
             self._write(identity)
         for line in lines[1:]:

@@ -113,6 +113,11 @@ class Packing:
             self.job.reencoded(row["index"]).unlink(missing_ok=True)
         self.shard, self.rows = None, []
 
+    def abandon(self):
+        """Let go of the shard that is under way; it is begun anew the next time."""
+        if self.shard is not None:
+            self.shard.abandon()
+
     def _pack(self, index: int):
         job, video = self.job, self.journal.videos[index]
         if stamp(job.paths[index]) != video["stamp"]:

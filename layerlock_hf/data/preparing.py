@@ -4,6 +4,7 @@ A rank takes its slice of the shuffled list and writes its own files, without a 
 is killed at, the same call goes on and ends with the same bytes.
 """
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -88,15 +89,17 @@ def _check_world_size(output: Path, world_size: int):
 
 
 def _run(job: Job, num_workers: int):
-    journal = Journal(job.journal, job.identity)
-    try:
+    with contextlib.ExitStack() as stack:
+        journal = stack.enter_context(contextlib.closing(Journal(job.journal, job.identity)))
         _check_sources(job, journal)
         packing = Packing(job, journal)
+        stack.callback(packing.abandon)
         packing.advance()
         left = [index for index in job.order if index not in journal.videos]
         decoder_name()  # loads it before the processes are forked
         tasks = ((index, job.paths[index], str(job.reencoded(index))) for index in left)
         results = map_in_processes(Examiner(job.arguments), tasks, num_workers)
+        stack.enter_context(contextlib.closing(results))
         counts: dict[str, int] = {}
         with tqdm(total=len(job.order), initial=len(job.order) - len(left), unit="video", disable=None) as bar:
             for index, video in results:
@@ -108,8 +111,6 @@ def _run(job: Job, num_workers: int):
         packing.finish()
         write_report(job, journal)
         write_manifest(job, journal)
-    finally:
-        journal.close()
 
 
 def _check_sources(job: Job, journal: Journal):

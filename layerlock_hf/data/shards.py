@@ -1,5 +1,6 @@
 """Large files of many videos each, written so that one video can be read out of the middle."""
 
+import contextlib
 import io
 import json
 import os
@@ -63,6 +64,10 @@ class TarShard:
         self._tar.close()
         _close(self._file)
 
+    def abandon(self):
+        """Let go of the file, unfinished."""
+        _abandon(self._file)
+
 
 class ParquetShard:
     """A parquet file with a column "video" that `datasets` reads as `Video()`, and "label".
@@ -111,6 +116,12 @@ class ParquetShard:
         self._writer.close()
         _close(self._file)
 
+    def abandon(self):
+        """As `TarShard.abandon`."""
+        with contextlib.suppress(OSError):
+            self._writer.close()
+        _abandon(self._file)
+
 
 SHARDS = {"tar": TarShard, "parquet": ParquetShard}
 
@@ -124,6 +135,11 @@ def place(part: Path, path: Path):
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def _abandon(file: io.BufferedWriter):
+    with contextlib.suppress(OSError):  # the disk may be full, which somebody says already
+        file.close()
 
 
 def _close(file: io.BufferedWriter):

@@ -1,4 +1,6 @@
+import contextlib
 import hashlib
+import itertools
 import json
 import os
 import signal
@@ -225,23 +227,20 @@ def test_a_stopped_run_goes_on(source, tmp_path, monkeypatch, finished, where, i
     num_stops = 0
     while not (tmp_path / "out" / "manifest-00000-of-00001.parquet").exists():
         num_stops += 1
-        calls = 0
+        calls = itertools.count(1)
 
-        def stop(*arguments):
-            nonlocal calls
-            calls += 1
-            if calls == num_stops and is_before:
+        def stop(*arguments, calls=calls, last=num_stops):
+            is_last = next(calls) == last
+            if is_last and is_before:
                 raise Stopped
             method(*arguments)
-            if calls == num_stops and not is_before:
+            if is_last:
                 raise Stopped
 
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, stop)
-            try:
+            with contextlib.suppress(Stopped):
                 prepare(str(source), tmp_path / "out", ARGUMENTS)
-            except Stopped:
-                continue
     assert num_stops > 2
     assert sums(tmp_path / "out") == finished
 
