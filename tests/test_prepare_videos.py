@@ -109,12 +109,12 @@ def test_killed_runs_end_with_the_same_bytes(many_videos, tmp_path):
     while not (tmp_path / "out" / MANIFEST).exists():
         process = start(many_videos, tmp_path / "out")
         wait_for_work(process)
-        time.sleep(delays.uniform(0.05, 0.4))
+        time.sleep(delays.uniform(0.02, 0.2))
         children = process.children(recursive=True) if process.is_running() else []
         process.kill()
         num_kills += process.wait(20) == -signal.SIGKILL
         assert not psutil.wait_procs(children, timeout=10)[1], "processes outlive the run"
-    assert num_kills >= 3
+    assert num_kills >= 2
     assert start(many_videos, tmp_path / "out").wait(120) == 0
     assert sums(tmp_path / "out") == sums(tmp_path / "undisturbed")
 

@@ -1,6 +1,7 @@
 """A function over many tasks in several processes, which end with this one."""
 
 import concurrent.futures
+import contextlib
 import ctypes
 import multiprocessing
 import os
@@ -10,6 +11,8 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 
 
+# Sent to all processes by a terminal or a scheduler
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 TASKS_AHEAD = 4  # per process, so that none waits while results are used
 
 
@@ -29,9 +32,7 @@ def map_in_processes(function: Callable, tasks: Iterable, num_workers: int) -> I
     pending = set()
     try:
         for task in tasks:
-            with warnings.catch_warnings():
-                # From Python 3.12 on, about the threads of this process; see `Isolated`
-                warnings.simplefilter("ignore", DeprecationWarning)
+            with _forking():
                 pending.add(executor.submit(_call, task))
             if len(pending) >= TASKS_AHEAD * num_workers:
                 done, pending = concurrent.futures.wait(pending, return_when=concurrent.futures.FIRST_COMPLETED)
@@ -45,9 +46,23 @@ def map_in_processes(function: Callable, tasks: Iterable, num_workers: int) -> I
         executor.shutdown(cancel_futures=True)
 
 
+@contextlib.contextmanager
+def _forking() -> Iterator[None]:
+    # An exception that a handler raises in a hook of the fork would be lost, and with it the signal
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        with warnings.catch_warnings():
+            # From Python 3.12 on, about the threads of this process; see `Isolated`
+            warnings.simplefilter("ignore", DeprecationWarning)
+            yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
 def _start(function: Callable, parent: int):
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # sent to the whole job by a scheduler
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
         if os.getppid() != parent:
