@@ -11,8 +11,8 @@ from datasets.utils.py_utils import convert_file_size_to_int
 from .decoding import DecodingError
 from .isolation import Isolated
 from .probing import VideoFacts, failure_kind, probe_video
-from .reencoding import needs_reencoding, reencode
 from .shards import MAX_PARQUET_VIDEO, SHARDS
+from .transcoding import needs_transcoding, transcode
 
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -109,11 +109,11 @@ class Examiner:
             return answer | {"status": "short", "reason": f"short: {facts.num_frames} frames"}
         if answer["status"] in LEFT_OUT[arguments.bad]:
             return answer
-        if needs_reencoding(facts, damage, arguments.short_side, arguments.gop):
+        if needs_transcoding(facts, damage, arguments.short_side, arguments.gop):
             if arguments.probe != "all":
                 facts, _ = probe_video(path)
             try:
-                answer["prepared"] = self._reencode(path, target, facts)
+                answer["prepared"] = self._transcode(path, target, facts)
             except (av.FFmpegError, OSError) as error:
                 if error.errno in DISK_FULL:
                     return {"errno": error.errno}
@@ -125,9 +125,9 @@ class Examiner:
             return answer | {"status": "large", "reason": f"does not fit into parquet: {size} bytes; write tar"}
         return answer
 
-    def _reencode(self, path: str, target: str, facts: VideoFacts) -> dict:
+    def _transcode(self, path: str, target: str, facts: VideoFacts) -> dict:
         arguments, part = self.arguments, f"{target}.part"
-        reencode(path, part, facts, arguments.short_side, arguments.gop, arguments.crf)
+        transcode(path, part, facts, arguments.short_side, arguments.gop, arguments.crf)
         new_facts, damage = probe_video(part)
         if damage is not None or new_facts.num_frames != facts.num_frames:
             raise ValueError(f"{new_facts.num_frames} of {facts.num_frames} frames arrive")

@@ -79,7 +79,7 @@ class Job:
         columns |= {fact.name: COLUMN_TYPES[fact.type] for fact in fields(VideoFacts)}
         return pa.schema(columns, metadata={"layerlock_hf": json.dumps(self.identity)})
 
-    def reencoded(self, index: int) -> Path:
+    def transcoded(self, index: int) -> Path:
         """Where a re-encoded video waits for its turn."""
         return self.work / f"{index:09d}.mp4"
 
@@ -110,7 +110,7 @@ class Packing:
         place(self.job.work / self._file_name(number), self.job.output / "data" / self._file_name(number))
         self.journal.add_shard(self.position, self.rows)
         for row in self.rows:
-            self.job.reencoded(row["index"]).unlink(missing_ok=True)
+            self.job.transcoded(row["index"]).unlink(missing_ok=True)
         self.shard, self.rows = None, []
 
     def abandon(self):
@@ -125,7 +125,7 @@ class Packing:
         if video["prepared"] is None:
             path, size, facts = job.paths[index], video["stamp"][0], video["facts"]
         else:
-            path, size, facts = job.reencoded(index), video["prepared"]["size"], video["prepared"]["facts"]
+            path, size, facts = job.transcoded(index), video["prepared"]["size"], video["prepared"]["facts"]
         if self.shard is not None and self.shard.size + size > self.max_size:
             self.finish()
         file_name = self._file_name(len(self.journal.shards))

@@ -97,7 +97,7 @@ def _run(job: Job, num_workers: int):
         packing.advance()
         left = [index for index in job.order if index not in journal.videos]
         decoder_name()  # loads it before the processes are forked
-        tasks = ((index, job.paths[index], str(job.reencoded(index))) for index in left)
+        tasks = ((index, job.paths[index], str(job.transcoded(index))) for index in left)
         results = map_in_processes(Examiner(job.arguments), tasks, num_workers)
         stack.enter_context(contextlib.closing(results))
         counts: dict[str, int] = {}
@@ -124,6 +124,6 @@ def _check_sources(job: Job, journal: Journal):
             raise ValueError(
                 f"{job.names[index]!r} has changed since it was looked at; remove {job.output} to start anew"
             )
-        prepared, work = video["prepared"], stamp(job.reencoded(index))
+        prepared, work = video["prepared"], stamp(job.transcoded(index))
         if position >= done and prepared is not None and (work is None or work[0] != prepared["size"]):
             del journal.videos[index]

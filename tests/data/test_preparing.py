@@ -137,7 +137,7 @@ def test_short_videos_are_left_out(source, tmp_path):
     assert short == {"v0.mp4": "short: 20 frames", "sub/v1.mp4": "short: 21 frames"}
 
 
-def test_reencoded_videos(source, tmp_path):
+def test_transcoded_videos(source, tmp_path):
     prepare(str(source), tmp_path, PrepareArguments(short_side=24, gop=4), num_workers=2)
     rows = manifest_of(tmp_path)
     assert len(rows) == 6
@@ -294,7 +294,7 @@ def test_a_full_disk_keeps_what_is_done(source, tmp_path, monkeypatch, finished)
         def full(*_, **__):
             raise OSError(28, "No space left on device")
 
-        patch.setattr(examining, "reencode", full)
+        patch.setattr(examining, "transcode", full)
         with pytest.raises(OSError, match="No space left"):
             prepare(str(source), tmp_path / "out", ARGUMENTS)
     prepare(str(source), tmp_path / "out", ARGUMENTS)

@@ -15,8 +15,8 @@ RGB, UNSPECIFIED = 0, 2  # colour matrices, as ISO/IEC 23091-2 numbers them
 TURNS = {0: [], 90: [("transpose", "cclock")], 180: [("hflip", ""), ("vflip", "")], 270: [("transpose", "clock")]}
 
 
-def needs_reencoding(facts: VideoFacts, damage: str | None, short_side: int | None, gop: int | None) -> bool:
-    """Whether a video is not yet what `reencode` would make of it.
+def needs_transcoding(facts: VideoFacts, damage: str | None, short_side: int | None, gop: int | None) -> bool:
+    """Whether a video is not yet what `transcode` would make of it.
 
     That is undamaged, H.264, 4:2:0, upright, with square pixels, no larger than `short_side` and with keyframes no
     further apart than `gop`. Without both limits none is re-encoded.
@@ -42,7 +42,7 @@ def target_size(facts: VideoFacts, short_side: int | None) -> tuple[int, int]:
     return max(2, round(height * scale) // 2 * 2), max(2, round(width * scale) // 2 * 2)
 
 
-def reencode(
+def transcode(
     source: str, target: str, facts: VideoFacts, short_side: int | None = None, gop: int | None = None, crf: int = 23
 ) -> None:
     """Write a video as H.264 in an mp4 file whose header comes first, without sound.
