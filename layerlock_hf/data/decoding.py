@@ -19,6 +19,8 @@ HEAD = 4096
 TEXT = b"\t\n\r\f\x1b" + bytes(range(32, 256))
 # These may hold any bytes further on
 PLAYLISTS = (b"#EXTM3U", b"ffconcat")
+ENCRYPTED_TRACK = b"encv"  # the name of an encrypted video track's sample entry (ISO/IEC 23001-7)
+HEADER = 2**20  # bytes at each end of a file that its header is sought in
 
 
 def read_clip(
@@ -54,8 +56,8 @@ def read_clip(
             try:
                 clip = second(file, choose, crop, frame_rate, "cpu")
             except DecodingError:
-                raise error from None
-            clip.note = clip.note or f"only the second decoder, {second.__name__}, reads this file: {error}"
+                raise _explained(error, file) from None
+            clip.note = clip.note or f"read by {second.__name__.removeprefix('read_')} alone: {error}"
             return clip
 
 
@@ -100,3 +102,15 @@ def _check(source: str | bytes):
         raise DecodingError("empty", "empty")
     if head.startswith(PLAYLISTS) or not head.translate(None, delete=TEXT):
         raise DecodingError("text, no video", "text")
+
+
+def _explained(error: DecodingError, file: str | io.BytesIO) -> DecodingError:
+    """A better reason than that nothing decodes, where there is one."""
+    if error.kind not in ("damaged", "unsupported"):
+        return error
+    with open(file, "rb") if isinstance(file, str) else io.BytesIO(file.getvalue()) as stream:
+        head = stream.read(HEADER)
+        stream.seek(-min(HEADER, stream.seek(0, os.SEEK_END)), os.SEEK_END)
+        if ENCRYPTED_TRACK in head + stream.read():
+            return DecodingError("encrypted", "encrypted")
+    return error

@@ -177,3 +177,31 @@ def write_tar():
         return str(path)
 
     return write
+
+
+@pytest.fixture(scope="session")
+def make_video():
+    """A function that writes a video of moving ramps with the times (in frames) and shape it is told."""
+
+    def make(
+        path,
+        times=tuple(range(30)),
+        height=48,
+        width=64,
+        rate=10,
+        gop=8,
+        codec="libx264",
+        pixel_format="yuv420p",
+    ):
+        with av.open(str(path), "w", options={"movflags": "faststart"} if path.suffix == ".mp4" else {}) as container:
+            stream = container.add_stream(codec, rate=rate)
+            stream.height, stream.width, stream.pix_fmt, stream.gop_size = height, width, pixel_format, gop
+            for time in times:
+                image = np.add.outer(np.arange(height), np.arange(width))[..., None] + np.array([8 * time, 0, 60])
+                frame = av.VideoFrame.from_ndarray((image % 256).astype(np.uint8), format="rgb24")
+                frame.pts = time
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+        return path
+
+    return make

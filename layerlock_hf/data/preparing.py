@@ -1,0 +1,129 @@
+"""A tree of videos as shards: every file is probed, the bad are named, the rest is packed, re-encoded where asked for.
+
+A rank takes its slice of the shuffled list and writes its own files, without a word to the others. Whatever moment it
+is killed at, the same call goes on and ends with the same bytes.
+"""
+
+import contextlib
+import json
+import shutil
+from pathlib import Path
+
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from .decoding_torchcodec import torchcodec_decoder
+from .examining import Examiner, PrepareArguments, stamp
+from .journal import Journal, check_identity
+from .packing import Job, Packing, write_manifest, write_report
+from .processes import map_in_processes
+
+
+def prepare(
+    source: str,
+    output: str | Path,
+    arguments: PrepareArguments | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+    num_workers: int = 1,
+) -> bool:
+    """Prepare this rank's share of the videos: shards in `output/data`, a manifest and a report.
+
+    Args:
+        source: a folder of videos, or a list of them as `load_videos` reads.
+        output: the folder to write; what is there already is not done again.
+        arguments: how the videos are prepared.
+        rank: which share is done, from 0 on.
+        world_size: number of shares.
+        num_workers: number of processes that decode.
+
+    Returns:
+        Whether there was anything to do.
+
+    Raises:
+        ValueError: for settings or files that do not fit what is in `output`.
+        OSError: if the disk is full, say; what is done is kept.
+    """
+    arguments = arguments or PrepareArguments()
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank is {rank} of world_size {world_size}; give 0 to {world_size - 1}")
+    if num_workers < 1:
+        raise ValueError(f"num_workers is {num_workers}; give at least 1")
+    output = Path(output).expanduser()
+    _check_world_size(output, world_size)
+    job = Job(source, output, arguments, rank, world_size)
+    for manifest in {job.manifest, *list(output.glob("manifest-*"))[:1]}:  # all ranks do the same
+        if manifest.exists():
+            found = json.loads(pq.read_schema(manifest).metadata[b"layerlock_hf"])
+            check_identity(str(manifest), found, job.identity)
+    is_new = not job.manifest.exists()
+    if is_new:
+        output.mkdir(parents=True, exist_ok=True)
+        job.work.mkdir(exist_ok=True)
+        _run(job, num_workers)
+    # Also what was left when this rank was killed after its last file was written
+    job.journal.unlink(missing_ok=True)
+    shutil.rmtree(job.work, ignore_errors=True)
+    return is_new
+
+
+def missing_ranks(output: str | Path, world_size: int) -> list[int]:
+    """The ranks that are not complete."""
+    names = [f"manifest-{rank:05d}-of-{world_size:05d}.parquet" for rank in range(world_size)]
+    return [rank for rank, name in enumerate(names) if not (Path(output) / name).exists()]
+
+
+def read_report(output: str | Path) -> list[dict]:
+    """What became of every video: name, status, kind and reason of a failure, facts, and whether it is packed."""
+    lines = []
+    for path in sorted(Path(output).glob("report-*.jsonl")):
+        with open(path, encoding="utf-8") as file:
+            lines += map(json.loads, file)
+    return lines
+
+
+def _check_world_size(output: Path, world_size: int):
+    for path in sorted([*output.glob("manifest-*-of-*"), *output.glob("journal-*-of-*")]):
+        if f"-of-{world_size:05d}." not in path.name:
+            raise ValueError(f"{path} is of another world_size than {world_size}; choose another folder")
+
+
+def _run(job: Job, num_workers: int):
+    with contextlib.ExitStack() as stack:
+        journal = stack.enter_context(contextlib.closing(Journal(job.journal, job.identity)))
+        _check_sources(job, journal)
+        packing = Packing(job, journal)
+        stack.callback(packing.abandon)
+        packing.advance()
+        left = [index for index in job.order if index not in journal.videos]
+        torchcodec_decoder()  # loads it before the processes are forked
+        tasks = ((index, job.paths[index], str(job.transcoded(index))) for index in left)
+        results = map_in_processes(Examiner(job.arguments), tasks, num_workers)
+        stack.enter_context(contextlib.closing(results))
+        counts: dict[str, int] = {}
+        with tqdm(total=len(job.order), initial=len(job.order) - len(left), unit="video", disable=None) as bar:
+            for index, video in results:
+                journal.add_video(index, video)
+                packing.advance()
+                counts[video["status"]] = counts.get(video["status"], 0) + 1
+                bar.set_postfix(counts, refresh=False)
+                bar.update()
+        packing.finish()
+        write_report(job, journal)
+        write_manifest(job, journal)
+
+
+def _check_sources(job: Job, journal: Journal):
+    """Refuse sources that are not what was looked at before; forget re-encoded files that are gone."""
+    done = journal.shards[-1]["end"] if journal.shards else 0
+    for position, index in enumerate(job.order):
+        if index not in journal.videos:
+            continue
+        video = journal.videos[index]
+        if stamp(job.paths[index]) != video["stamp"]:
+            raise ValueError(
+                f"{job.names[index]!r} has changed since it was looked at; remove {job.output} to start anew"
+            )
+        prepared, work = video["prepared"], stamp(job.transcoded(index))
+        if position >= done and prepared is not None and (work is None or work[0] != prepared["size"]):
+            del journal.videos[index]

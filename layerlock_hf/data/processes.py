@@ -1,0 +1,75 @@
+"""A function over many tasks in several processes, which end with this one."""
+
+import concurrent.futures
+import contextlib
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+
+
+# Sent to all processes by a terminal or a scheduler
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+TASKS_AHEAD = 4  # per process, so that none waits while results are used
+
+
+def map_in_processes(function: Callable, tasks: Iterable, num_workers: int) -> Iterator:
+    """The results of `function(task)`, in the order in which they come.
+
+    The processes are forked at the first result asked for, and killed when the iterator is closed or this process
+    dies (on Linux). SIGINT and SIGTERM are for this process to answer.
+
+    Raises:
+        concurrent.futures.process.BrokenProcessPool: if a process dies.
+    """
+    others = set(multiprocessing.active_children())
+    executor = concurrent.futures.ProcessPoolExecutor(
+        num_workers, multiprocessing.get_context("fork"), _start, (function, os.getpid())
+    )
+    pending = set()
+    try:
+        for task in tasks:
+            with _forking():
+                pending.add(executor.submit(_call, task))
+            if len(pending) >= TASKS_AHEAD * num_workers:
+                done, pending = concurrent.futures.wait(pending, return_when=concurrent.futures.FIRST_COMPLETED)
+                for future in done:
+                    yield future.result()
+        for future in concurrent.futures.as_completed(pending):
+            yield future.result()
+    finally:
+        for process in set(multiprocessing.active_children()) - others:
+            process.kill()
+        executor.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _forking() -> Iterator[None]:
+    # An exception that a handler raises in a hook of the fork would be lost, and with it the signal
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        with warnings.catch_warnings():
+            # From Python 3.12 on, about the threads of this process; see `Isolated`
+            warnings.simplefilter("ignore", DeprecationWarning)
+            yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _start(function: Callable, parent: int):
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        if os.getppid() != parent:
+            os._exit(0)
+    global _function
+    _function = function
+
+
+def _call(task):
+    return _function(task)

@@ -1,0 +1,80 @@
+"""Look at every file of a tree of videos, and pack the good ones into shards.
+
+python scripts/prepare_videos.py VIDEOS OUT --short_side 320 --gop 16
+
+VIDEOS is a folder, or a list as pretrain.py reads (.csv, .json, .jsonl). OUT receives shards in `data/`, one
+manifest per rank with the place and the facts of every packed video, one report per rank with the fate of every file,
+and at the end `report.md` and `report.png`. The same command goes on where it was killed.
+
+Several machines: give each its --rank of --world_size and the same OUT, which they share. They do not talk to each
+other. In a SLURM array (`sbatch --array=0-31`) both are taken from SLURM_ARRAY_TASK_ID, _MIN and _COUNT.
+"""
+
+import argparse
+import concurrent.futures.process
+import os
+import signal
+import sys
+from pathlib import Path
+
+from prepare_report import write_report
+from transformers import HfArgumentParser
+
+from layerlock_hf.data.examining import DISK_FULL, PrepareArguments
+from layerlock_hf.data.preparing import missing_ranks, prepare, read_report
+
+
+def slurm_array() -> tuple[int, int]:
+    """Rank and world size of this task of a SLURM array, 0 and 1 outside of one."""
+    if "SLURM_ARRAY_TASK_ID" not in os.environ:
+        return 0, 1
+    first = int(os.environ.get("SLURM_ARRAY_TASK_MIN", 0))
+    return int(os.environ["SLURM_ARRAY_TASK_ID"]) - first, int(os.environ["SLURM_ARRAY_TASK_COUNT"])
+
+
+def parse(arguments: list[str] | None) -> tuple[PrepareArguments, argparse.Namespace]:
+    rank, world_size = slurm_array()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    parser = HfArgumentParser(
+        PrepareArguments, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("source", metavar="VIDEOS", help="Folder or list of videos.")
+    parser.add_argument("output", metavar="OUT", type=Path, help="Folder to write, outside of VIDEOS.")
+    parser.add_argument("--num_workers", type=int, default=cores, help="Processes; by default the cores available.")
+    parser.add_argument("--rank", type=int, default=rank, help="Which share to do; by default that of a SLURM array.")
+    parser.add_argument("--world_size", type=int, default=world_size, help="Number of shares; by default as --rank.")
+    return parser.parse_args_into_dataclasses(arguments)
+
+
+def main(arguments: list[str] | None = None):
+    try:
+        settings, where = parse(arguments)
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+        is_new = prepare(where.source, where.output, settings, where.rank, where.world_size, where.num_workers)
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from error
+    except KeyboardInterrupt:
+        raise SystemExit("interrupted; the same command goes on") from None
+    except concurrent.futures.process.BrokenProcessPool as error:
+        raise SystemExit(
+            "error: a process was killed, perhaps for want of memory; the same command goes on"
+        ) from error
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        raise SystemExit(
+            f"error: {error.strerror}: {where.output}; make room, and the same command goes on"
+        ) from error
+    rank = f"rank {where.rank} of {where.world_size}"
+    print(f"{rank} is complete" if is_new else f"{rank} was complete already: nothing is done")
+    missing = missing_ranks(where.output, where.world_size)
+    if missing:
+        print(
+            f"without a report yet: {len(missing)} of {where.world_size} ranks are missing, among them {missing[:8]}"
+        )
+        return
+    print(write_report(read_report(where.output), where.output))
+
+
+if __name__ == "__main__":
+    main()

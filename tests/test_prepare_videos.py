@@ -1,0 +1,131 @@
+"""The program that prepares videos, from its command to the files that it leaves."""
+
+import hashlib
+import importlib.util
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from layerlock_hf.data.procedural import write_procedural_dataset
+
+
+SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
+PROGRAM = SCRIPTS / "prepare_videos.py"
+MANIFEST = "manifest-00000-of-00001.parquet"
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    folder = write_procedural_dataset(
+        tmp_path_factory.mktemp("data"), 4, num_frames=8, image_size=32, progress=False
+    ).with_name("videos")
+    (folder / "empty.mp4").touch()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def many_videos(tmp_path_factory):
+    return write_procedural_dataset(
+        tmp_path_factory.mktemp("data"), 40, num_frames=24, image_size=96, progress=False
+    ).with_name("videos")
+
+
+@pytest.fixture
+def main(monkeypatch):
+    monkeypatch.syspath_prepend(SCRIPTS)
+    previous = signal.getsignal(signal.SIGTERM)
+    spec = importlib.util.spec_from_file_location("prepare_videos", PROGRAM)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    yield module.main
+    signal.signal(signal.SIGTERM, previous)
+
+
+def sums(output):
+    files = [path for path in sorted(output.rglob("*")) if path.is_file()]
+    return {str(path.relative_to(output)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def test_a_run_and_its_report(main, videos, tmp_path, capsys):
+    command = [str(videos), str(tmp_path / "out"), "--num_workers", "1"]
+    main(command)
+    assert "4 of 5 videos are packed" in capsys.readouterr().out
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "| empty | 1 | `empty.mp4`: empty |" in text and "| h264 | 4 |" in text
+    assert (tmp_path / "out" / "report.png").read_bytes().startswith(b"\x89PNG")
+    before = sums(tmp_path / "out")
+    main(command)
+    assert "nothing is done" in capsys.readouterr().out
+    assert sums(tmp_path / "out") == before
+
+
+def test_ranks_of_a_slurm_array(main, videos, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "2")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_MIN", "5")
+    for task, said in (("6", "1 of 2 ranks are missing, among them [0]"), ("5", "4 of 5 videos are packed")):
+        monkeypatch.setenv("SLURM_ARRAY_TASK_ID", task)
+        main([str(videos), str(tmp_path / "out"), "--num_workers", "1"])
+        assert said in capsys.readouterr().out
+
+
+def test_nothing_but_bad_files(main, tmp_path, capsys):
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "empty.mp4").touch()
+    main([str(tmp_path / "videos"), str(tmp_path / "out"), "--num_workers", "1"])
+    assert "0 of 1 videos are packed" in capsys.readouterr().out
+
+
+def test_mistakes_end_with_a_message(main, tmp_path):
+    with pytest.raises(SystemExit, match="error: '.*nowhere' does not exist; give a folder"):
+        main([str(tmp_path / "nowhere"), str(tmp_path / "out")])
+
+
+def start(videos, output):
+    options = ["--num_workers", "2", "--short_side", "48", "--shard_size", "40KB"]
+    environment = {**os.environ, "PYTHONPATH": str(PROGRAM.parents[1])}
+    command = [sys.executable, str(PROGRAM), str(videos), str(output), *options]
+    return psutil.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+
+
+def wait_for_work(process):
+    """Until the processes of a run are there; returns them."""
+    while process.is_running() and not process.children():
+        time.sleep(0.01)
+    return process.children(recursive=True)
+
+
+@pytest.mark.slow
+def test_killed_runs_end_with_the_same_bytes(many_videos, tmp_path):
+    assert start(many_videos, tmp_path / "undisturbed").wait(120) == 0
+    delays = random.Random(0)
+    num_kills = 0
+    while not (tmp_path / "out" / MANIFEST).exists():
+        process = start(many_videos, tmp_path / "out")
+        wait_for_work(process)
+        time.sleep(delays.uniform(0.02, 0.2))
+        children = process.children(recursive=True) if process.is_running() else []
+        process.kill()
+        num_kills += process.wait(20) == -signal.SIGKILL
+        assert not psutil.wait_procs(children, timeout=10)[1], "processes outlive the run"
+    assert num_kills >= 2
+    assert start(many_videos, tmp_path / "out").wait(120) == 0
+    assert sums(tmp_path / "out") == sums(tmp_path / "undisturbed")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_all_processes(many_videos, tmp_path, number):
+    process = start(many_videos, tmp_path / "out")
+    children = wait_for_work(process)
+    for member in [process, *children]:  # as a terminal and a scheduler send it
+        member.send_signal(number)
+    assert process.wait(20) in (1, 128 + signal.SIGTERM)
+    assert not psutil.wait_procs(children, timeout=10)[1]
+    assert not (tmp_path / "out" / MANIFEST).exists()
