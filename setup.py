@@ -29,7 +29,7 @@ setup(
         "huggingface-hub>=1.31,<3",
         "safetensors",
         "torchcodec>=0.12",
-        "av>=14",
+        "av>=17",
         "numpy",
         "pyyaml",
         "tqdm",

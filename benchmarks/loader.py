@@ -5,8 +5,9 @@ python benchmarks/loader.py --videos SOURCE [--min_seconds 5] [--passes 5] [--nu
 All sides make clips of 16 x 224 x 224 at stride 2 (resize, random crop, flip, uint8) of the same videos, with the same
 windows in time, in this process and thread, and take turns video by video; then by a DataLoader with workers. The
 others are (a) PyAV decodes the whole video, which is then indexed; (b) random access by decord (pip install decord;
-left out where it is missing); (c) `datasets.Video` decodes (torchcodec), followed by torch operations. A ratio is that
-of the total times; its range that over the passes. SOURCE may be what scripts/prepare_videos.py made of some videos:
+left out where it is missing); (c) `datasets.Video` decodes (torchcodec), followed by torch operations; (d) torchcodec
+as fast as it goes, without a scan of the file and resizing frames before they become RGB. A ratio is that of the total
+times; its range that over the passes. SOURCE may be what scripts/prepare_videos.py made of some videos:
 our side reads its shards, the others the same videos as plain files.
 """
 
@@ -21,6 +22,8 @@ import av
 import datasets
 import torch
 import torch.nn.functional as F
+from torchcodec.decoders import VideoDecoder
+from torchcodec.transforms import Resize
 from tqdm import tqdm
 
 from layerlock_hf.data import ClipTransform, PretrainingClips, fetch, generator_for, load_videos
@@ -80,7 +83,20 @@ def by_datasets(path, choose):
     return decoder.get_frames_at(choose(len(decoder))).data
 
 
-SCRIPTS = {"PyAV, whole video": whole_by_pyav, "decord": random_access_by_decord, "datasets.Video": by_datasets}
+def resized_by_the_decoder(path, choose):
+    metadata = VideoDecoder(path, seek_mode="approximate").metadata
+    scale = RESIZE_FACTOR * SIZE / min(metadata.height, metadata.width)
+    size = (round(metadata.height * scale), round(metadata.width * scale))
+    decoder = VideoDecoder(path, seek_mode="approximate", transforms=[Resize(size)])
+    return decoder.get_frames_at(choose(len(decoder))).data
+
+
+SCRIPTS = {
+    "PyAV, whole video": whole_by_pyav,
+    "decord": random_access_by_decord,
+    "datasets.Video": by_datasets,
+    "torchcodec, approximate, resizes while it decodes": resized_by_the_decoder,
+}
 
 
 def sides(videos, paths: list[str], num_passes: int) -> dict[str, torch.utils.data.Dataset]:

@@ -92,7 +92,7 @@ def _read_wanted(
             return None
         shown = shown_frames(timeline.pts * float(stream.time_base), frame_rate)
         wanted = timeline.pts[shown[choose(len(shown))]].tolist()
-        frames = _decode_wanted(container, stream, sorted(set(wanted)), timeline.keyframes)
+        frames = _decode_wanted(container, stream, sorted(set(wanted)), timeline)
         if frames is None:
             return None
         clip = _clip(stream, [frames[pts] for pts in wanted], len(shown), crop)
@@ -164,17 +164,20 @@ def _is_hidden(packet: av.Packet, codec: str) -> bool:
 
 
 def _decode_wanted(
-    container: av.container.InputContainer, stream: av.VideoStream, wanted: list[int], keyframes: np.ndarray
+    container: av.container.InputContainer, stream: av.VideoStream, wanted: list[int], timeline: Timeline
 ) -> dict[int, av.VideoFrame] | None:
     """The frames at these ascending times, or None where one is missing."""
     _prepare(container, stream)
+    are_independent = len(timeline.keyframes) >= len(timeline.pts)
+    # Frames between which whole groups of pictures can be passed over are sought one by one
+    groups = np.searchsorted(timeline.keyframes, wanted, side="right")
+    is_far = (np.diff(groups) > 1) & (not are_independent)
+    starts = [0, *(np.flatnonzero(is_far) + 1).tolist(), len(wanted)]
     frames = {}
-    groups = np.searchsorted(keyframes, wanted, side="right").tolist()
-    for group in dict.fromkeys(groups):
-        run = [pts for pts, of in zip(wanted, groups, strict=True) if of == group]
-        start = int(keyframes[group - 1]) if group else run[0]
-        container.seek(start, stream=stream, backward=True)
-        frames.update(_decode_run(container, stream, run))
+    for first, end in zip(starts[:-1], starts[1:], strict=True):
+        keyframe = timeline.keyframes[groups[first] - 1] if groups[first] else wanted[first]
+        container.seek(int(keyframe), stream=stream, backward=True)
+        frames.update(_decode_run(container, stream, wanted[first:end], are_independent))
     return frames if len(frames) == len(wanted) else None
 
 
@@ -188,17 +191,20 @@ def _prepare(container: av.container.InputContainer, stream: av.VideoStream):
 
 
 def _decode_run(
-    container: av.container.InputContainer, stream: av.VideoStream, run: list[int]
+    container: av.container.InputContainer, stream: av.VideoStream, run: list[int], are_independent: bool
 ) -> dict[int, av.VideoFrame]:
     """Those of the frames at these times that decode, from the packet on at which the container stands.
 
-    Frames that are not wanted are not decoded, if no other frame refers to them.
+    Frames that are not wanted are not decoded, if no other frame refers to them (none does if they are independent).
     """
     missing, frames, num_late, last = set(run), {}, 0, -math.inf
     is_skipping = None
     for packet in container.demux(stream):
         if is_skipping is None and packet.size and (packet.pts is None or packet.pts > run[0]):
             break  # it stands behind the first one
+        if are_independent and packet.size and packet.pts not in missing:
+            is_skipping = False
+            continue
         if is_skipping is not (packet.pts not in missing):
             is_skipping = packet.pts not in missing
             stream.codec_context.skip_frame = "NONREF" if is_skipping and packet.size else "DEFAULT"
@@ -332,6 +338,7 @@ def _around(top: int, left: int, rows: int, columns: int, height: int, width: in
 def _rgb_graph(frame: av.VideoFrame, time_base: Fraction, part: tuple[int, int, int, int] | None) -> av.filter.Graph:
     """What `ffmpeg` does to make part of such frames RGB; PyAV's own way differs for 10-bit and interlaced ones."""
     graph = av.filter.Graph()
+    graph.threads = 1  # starting others takes longer than a clip does
     size = f"{frame.width}x{frame.height}"
     nodes = [graph.add("buffer", video_size=size, pix_fmt=frame.format.name, time_base=str(time_base))]
     if part is not None:

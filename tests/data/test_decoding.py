@@ -312,25 +312,22 @@ def test_a_frame_rate_resamples_the_timeline(video, read):
 
 
 def test_few_packets_are_read_and_few_frames_decoded(tmp_path, monkeypatch):
-    """A clip late in a file with an index and a keyframe every 8 frames."""
+    """Of a long file with an index and a keyframe every 8 frames."""
     path = encode(tmp_path / "long.mp4", num_frames=400)
-    container_class = decoding_pyav.av.container.InputContainer
-    num_decoded = []
-    decode = decoding_pyav._decode_run
-
-    def counted(container, stream, run):
-        first = container.demux
-        assert isinstance(container, container_class)
-        frames = decode(container, stream, run)
-        num_decoded.append(len(frames))
-        assert first is not None
-        return frames
-
-    monkeypatch.setattr(decoding_pyav, "_decode_run", counted)
+    runs = []
+    decode_run = decoding_pyav._decode_run
+    monkeypatch.setattr(decoding_pyav, "_decode_run", lambda *args: runs.append(args[2]) or decode_run(*args))
     monkeypatch.setattr(decoding_pyav, "_timeline_of_packets", None)  # would fail if called
-    clip = read_clip(path, lambda num_frames: [300, 301, 302, 390])
+    monkeypatch.setattr(decoding_pyav, "_read_up_to_damage", None)
+    clip = read_clip(path, lambda num_frames: [300, 301, 310, 390])
     assert clip.num_frames == 400
-    assert num_decoded == [3, 1]
+    assert [len(run) for run in runs] == [3, 1], "one seek for neighbouring groups of pictures"
+    assert_decoders_agree(path, lambda num_frames: [300, 301, 310, 390])
+
+
+def test_frames_that_depend_on_none_are_decoded_alone(tmp_path):
+    path = encode(tmp_path / "intra.avi", num_frames=100, codec="ffv1")
+    assert_decoders_agree(path, lambda num_frames: [3, 5, 7, 60])
 
 
 def test_without_torchcodec_one_warning_is_all(broken, without_torchcodec, caplog):
