@@ -45,6 +45,8 @@ from layerlock_hf.training.trainer import LossNotFinite
 logger = logging.get_logger(__name__)
 
 PREEMPTED = 128 + signal.SIGTERM  # exit status: a checkpoint was written, start again to go on
+# How the message begins with which PyTorch tells that a data worker was killed. It has no class for it
+LOST_WORKER = "DataLoader worker"
 STAGES, METRICS, BAD_VIDEOS = REPORTS = ("stages.json", "metrics.jsonl", "bad_videos.jsonl")
 
 
@@ -285,6 +287,14 @@ def main(arguments: list[str]):
         # From a data worker, the message comes last in its traceback
         message = str(error).splitlines()[-1].removeprefix(f"{BadData.__module__}.{BadData.__name__}: ")
         raise SystemExit(f"error: {message}") from None
+    except RuntimeError as error:
+        if not str(error).startswith(LOST_WORKER):
+            raise
+        what = " ".join(str(error).split()).rstrip(".")
+        raise SystemExit(
+            f"error: {what}. Systems kill processes when memory runs out: fewer dataloader_num_workers need less. Go "
+            "on with --resume_from_checkpoint auto"
+        ) from None
     if trainer.was_preempted:
         raise SystemExit(PREEMPTED)
     if not rehearse:

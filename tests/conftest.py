@@ -1,6 +1,13 @@
 """Shared by all tests: no network, one thread per process, seeded, and a config small enough to train on a CPU."""
 
+import http.server
+import io
 import os
+import re
+import tarfile
+import threading
+import time
+from pathlib import Path
 
 
 # Read when huggingface_hub is imported, hence before the imports below. Subprocesses inherit it.
@@ -45,3 +52,97 @@ def tiny_sizes() -> dict[str, int]:
 def tiny_config(tiny_sizes) -> LayerLockViTConfig:
     """The configuration of `tiny_sizes`."""
     return LayerLockViTConfig.from_preset("tiny", **tiny_sizes)
+
+
+class Website:
+    """A web server that knows ranges and listings, and misbehaves on demand.
+
+    Attributes:
+        root: the folder that it serves.
+        url: its address.
+        requests: (method, path, Range) of every request so far.
+        faults: what goes wrong with the next GET requests, first to last: a status, "cut" in the middle, "close"
+            without an answer, "hang" or None.
+        has_ranges: whether it heeds ranges.
+        latency: seconds until it answers.
+    """
+
+    def __init__(self, root, url):
+        self.root, self.url = root, url
+        self.requests, self.faults, self.has_ranges = [], [], True
+        self.latency = 0.0
+
+
+@pytest.fixture
+def website(tmp_path):
+    pytest.importorskip("aiohttp", reason="fsspec needs it for https://")
+    (tmp_path / "website").mkdir()
+    closing = threading.Event()
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        wbufsize = 2**16  # an answer in one piece: TCP waits 40 ms before a second one
+
+        def __init__(self, *arguments):
+            super().__init__(*arguments, directory=str(site.root))
+
+        def do_GET(self):
+            site.requests.append((self.command, self.path, self.headers.get("Range")))
+            fault = site.faults.pop(0) if site.faults and self.command == "GET" else None
+            if fault == "close":
+                self.close_connection = True
+                return None
+            time.sleep(site.latency)
+            if fault == "hang":
+                closing.wait(30)
+            if isinstance(fault, int):
+                return self.send_error(fault)
+            path = Path(self.translate_path(self.path))
+            if not path.is_file():
+                return super().do_GET() if self.command == "GET" else super().do_HEAD()
+            data, status = path.read_bytes(), 200
+            limits = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+            if limits and site.has_ranges:
+                if int(limits[1]) >= len(data):
+                    return self.send_error(416)
+                data, status = data[int(limits[1]) : int(limits[2]) + 1], 206
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(data[: len(data) // 2] if fault == "cut" else data)
+            self.close_connection = fault is not None
+
+        do_HEAD = do_GET
+
+        def log_message(self, *arguments):
+            pass
+
+    class Server(http.server.ThreadingHTTPServer):
+        daemon_threads = True
+        request_queue_size = 64  # a connection beyond waits a second
+
+    with Server(("127.0.0.1", 0), Handler) as server:
+        site = Website(tmp_path / "website", f"http://127.0.0.1:{server.server_port}")
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        yield site
+        closing.set()
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture(scope="session")
+def write_tar():
+    """A function that writes a tar of (name, bytes)."""
+
+    def write(path, members):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tarfile.open(path, "w") as tar:
+            for name, data in members:
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+        return str(path)
+
+    return write

@@ -155,7 +155,7 @@ class PretrainingClips(torch.utils.data.Dataset):
 
     def _samples(self, first: int, positions: list[int], fetched: dict) -> list[dict]:
         """The clips of positions of one group, of the first video that can be used."""
-        failures = []
+        failures, kinds = [], set()
         for attempt, index in enumerate(self._candidates(first)):
             source = fetched[index] if attempt == 0 else self._fetch_remote([index])[index]
             try:
@@ -164,6 +164,7 @@ class PretrainingClips(torch.utils.data.Dataset):
                 name = self._name(index)
                 self.bad_videos.add(name, str(error), used=False, kind=error.kind)
                 failures.append(f"{name} ({error})")
+                kinds.add(error.kind)
                 continue
             if group.note is not None:
                 self.bad_videos.add(self._name(index), group.note, used=True, kind=group.kind)
@@ -171,9 +172,13 @@ class PretrainingClips(torch.utils.data.Dataset):
                 _sample(torch.from_numpy(frames), augmentation, position, group.is_padded)
                 for frames, augmentation, position in zip(group.frames, group.augmentations, positions, strict=True)
             ]
+        if kinds == {"network"}:
+            advice = "Once the network is back, go on from the last checkpoint"
+        else:
+            advice = "Repair or remove the bad videos"
         raise BadData(
-            f"no clip for position {first}: {MAX_ATTEMPTS} videos in a row cannot be decoded, among them "
-            f"{'; '.join(failures[:3])}. Repair or remove the bad videos."
+            f"no clip for position {first}: {MAX_ATTEMPTS} videos in a row cannot be had, among them "
+            f"{'; '.join(failures[:3])}. {advice}."
         )
 
     def _candidates(self, first: int) -> Iterator[int]:

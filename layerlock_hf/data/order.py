@@ -55,6 +55,12 @@ class ClipOrder:
         self._orders: dict[int, tuple[int, torch.Tensor]] = {}
         self._block = (-1, torch.empty(0))
 
+    def __repr__(self) -> str:
+        """What decides the order, besides the seed. A run cannot go on with the next clip if it has changed."""
+        counts = [len(rows) for rows in self._rows]
+        weights = None if len(self._lists) == 1 else self._weights
+        return f"ClipOrder(num_videos={counts}, weights={weights}, clips_per_video={self.clips_per_video})"
+
     def first_of(self, position: int) -> int:
         """The first position of the group that a position belongs to."""
         return position - position % self.clips_per_video

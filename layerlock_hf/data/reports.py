@@ -7,6 +7,9 @@ from collections import Counter
 from typing import BinaryIO
 
 
+NETWORK = "network"  # the kind of what may pass
+
+
 class BadData(RuntimeError):
     """Too many videos cannot be used for the run to go on; the message, of one line, is for the user."""
 
@@ -30,8 +33,10 @@ class BadVideos:
         self._unusable: Counter[str] = Counter()  # by kind
         self._usable: Counter[str] = Counter()
         self._num_read = 0  # bytes of the file
+        self._num_old = 0  # bytes that an earlier attempt at the run wrote
         if path is not None:
             os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+            self._num_old = os.path.getsize(path) if os.path.exists(path) else 0
 
     def add(self, name: str, reason: str, used: bool, kind: str = "damaged") -> None:
         """Report one video, once however often it is met.
@@ -50,9 +55,12 @@ class BadVideos:
         unusable = self._unusable.total()
         if unusable > self.max_bad_fraction * self.num_videos:
             where = f"See {self.path}" if self.path else f"The last one is {name} ({reason})"
+            advice = "repair or remove these videos"
+            if self._unusable[NETWORK] > unusable / 2:
+                advice = "once the network is back, go on from the last checkpoint"
             raise BadData(
-                f"{unusable} of {self.num_videos} videos cannot be decoded ({_listed(self._unusable)}), more than the "
-                f"fraction {self.max_bad_fraction} that is tolerated. {where}; repair or remove these videos."
+                f"{unusable} of {self.num_videos} videos cannot be had ({_listed(self._unusable)}), more than the "
+                f"fraction {self.max_bad_fraction} that is tolerated. {where}; {advice}."
             )
 
     def count(self) -> int:
@@ -89,7 +97,8 @@ class BadVideos:
     def _read_on(self, file: BinaryIO) -> None:
         """Count the whole lines that came since the last time; others may have written them."""
         if file.seek(0, os.SEEK_END) < self._num_read:  # emptied: a new run begins
-            self._names, self._unusable, self._usable, self._num_read = set(), Counter(), Counter(), 0
+            self._names, self._unusable, self._usable = set(), Counter(), Counter()
+            self._num_read = self._num_old = 0
         file.seek(self._num_read)
         for line in file:
             if not line.endswith(b"\n"):
@@ -99,7 +108,9 @@ class BadVideos:
                 entry = json.loads(line)
             except ValueError:  # cut short
                 continue
-            self._count(entry)
+            # The network may be back since
+            if self._num_read > self._num_old or entry.get("kind") != NETWORK:
+                self._count(entry)
 
     def _count(self, entry: dict) -> None:
         if entry["path"] not in self._names:

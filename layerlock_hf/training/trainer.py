@@ -307,6 +307,7 @@ class LayerLockTrainer(SurvivingTrainer):
             "clips_per_step": self.args.train_batch_size
             * self.args.gradient_accumulation_steps
             * self.args.world_size,
+            "order": repr(getattr(self.train_dataset, "order", None)),
             "masks": repr(getattr(self.data_collator, "masks", None)),
             "teacher": self._teacher_digest,
         }

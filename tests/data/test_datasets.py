@@ -134,7 +134,7 @@ def test_too_many_bad_videos_stop_the_run(tmp_path, folder, broken):
     other.write_bytes(b"")
     videos = mixed(tmp_path, broken, str(other), str(folder / "v0.mp4"))
     dataset = clips(videos, bad_videos=BadVideos(str(tmp_path / "bad.jsonl"), len(videos)))
-    with pytest.raises(RuntimeError, match="2 of 3 videos cannot be decoded.*bad.jsonl"):
+    with pytest.raises(RuntimeError, match="2 of 3 videos cannot be had.*bad.jsonl"):
         [dataset[position] for position in range(21)]
 
 

@@ -25,7 +25,8 @@ def launch(
     command += ["--main_process_port", free_port()]
     command += ["--config_file", config] if config else ["--multi_gpu"]
     command += [*options, script, *arguments]
-    environment = {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": f"{ROOT}:{HERE}", "OMP_NUM_THREADS": "1"}
+    path = f"{ROOT}:{ROOT / 'scripts'}:{HERE}"
+    environment = {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     process = psutil.Popen(list(map(str, command)), env={**os.environ, **environment}, **pipes)
     try:
