@@ -12,6 +12,8 @@ from urllib.parse import quote, unquote, urlsplit
 
 import fsspec
 
+from .clips import one_line
+
 
 # Seconds without an answer, or without a byte more of it, until a request is given up
 TIMEOUT = 30.0
@@ -214,6 +216,7 @@ def open_file(name: str, block: int | None = None) -> io.BufferedIOBase | io.Raw
         block: bytes that a request for a part of a file at a URL brings at least; by default what is asked for.
     """
     if not is_url(name):
+        _check_regular(name)
         return _local(lambda: open(name, "rb"))
     file = Ranges(name, size_of(name))
     return file if block is None else io.BufferedReader(file, block)
@@ -279,14 +282,17 @@ async def _client(loop, headers: dict | None = None, **settings):
 
 
 async def _check_answer(response):
-    """Refuse an answer before its body is read. A listing may come without its size."""
-    is_whole = response.method == "GET" and response.status == 200
-    if not is_whole:
+    """Refuse an answer before its body is read. A listing may come without its size, and compressed."""
+    if response.method != "GET" or response.status not in (200, 206):
         return
-    if "Range" in response.request_info.headers:
+    is_whole, is_file = response.status == 200, response.content_type != "text/html"
+    if is_whole and "Range" in response.request_info.headers:
         raise NetworkError("the server ignores ranges: it sends whole files only; use one that serves parts of files")
-    if response.content_length is None and response.content_type != "text/html":
+    if is_whole and is_file and response.content_length is None:
         raise NetworkError("network: the server does not tell the size of the file")
+    # Nobody knows how large it becomes
+    if is_file and response.headers.get("Content-Encoding", "identity") != "identity":
+        raise NetworkError("the server compresses the file on its way; use one that sends files as they are")
     if (response.content_length or 0) > MAX_SIZE:
         raise TooLarge(response.content_length)
 
@@ -332,9 +338,7 @@ def _diagnose(error: Exception) -> tuple[FileError, bool]:
 
 
 def _read_local(path: str, start: int | None, end: int | None) -> bytes:
-    # Pipes and devices might never answer
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise FileError("not a regular file")
+    _check_regular(path)
 
     def attempt() -> bytes:
         with open(path, "rb") as file:
@@ -348,6 +352,12 @@ def _read_local(path: str, start: int | None, end: int | None) -> bytes:
     return _local(attempt)
 
 
+def _check_regular(path: str):
+    # Pipes and devices might never answer
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise FileError("not a regular file")
+
+
 def _local(action: Callable):
     try:
         return action()
@@ -355,8 +365,3 @@ def _local(action: Callable):
         raise MissingFile("no such file") from error
     except OSError as error:
         raise FileError(f"cannot be read: {one_line(error.strerror)}") from error
-
-
-def one_line(error: object) -> str:
-    """A message for a report."""
-    return " ".join(str(error).split())[:200]

@@ -1,3 +1,4 @@
+import gzip
 import http.server
 import io
 import re
@@ -101,11 +102,12 @@ class Website:
         requests: (method, path, Range) of every request so far.
         faults: what goes wrong with the next GET requests, first to last: a status, "cut", "hang" or None.
         has_ranges: whether it heeds ranges.
+        encoding: how it compresses files, whether asked to or not.
     """
 
     def __init__(self, root, url):
         self.root, self.url = root, url
-        self.requests, self.faults, self.has_ranges = [], [], True
+        self.requests, self.faults, self.has_ranges, self.encoding = [], [], True, None
 
 
 @pytest.fixture
@@ -138,6 +140,9 @@ def website(tmp_path):
                     return self.send_error(416)
                 data, status = data[int(limits[1]) : int(limits[2]) + 1], 206
             self.send_response(status)
+            if site.encoding == "gzip":
+                data = gzip.compress(data)
+                self.send_header("Content-Encoding", "gzip")
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
             if self.command == "GET":

@@ -111,6 +111,14 @@ def test_a_file_too_large_for_memory_is_not_read(site, tmp_path, monkeypatch):
         files.read(str(tmp_path / "a.mp4"), 0, 1001)
 
 
+@pytest.mark.parametrize("limits", [(), (100, 3000)])
+def test_what_a_server_compresses_is_not_unpacked(site, limits):
+    """A few of its bytes may become any number."""
+    site.encoding = "gzip"
+    with pytest.raises(FileError, match="compresses the file"):
+        files.read(f"{site.url}/a.mp4", *limits)
+
+
 def test_other_filesystems(tmp_path):
     memory = fsspec.filesystem("memory")
     for name in ("b.mp4", "sub/a.mp4", ".hidden", "sub/.hidden/c.mp4"):
