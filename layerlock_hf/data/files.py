@@ -6,7 +6,7 @@ import os
 import random
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
@@ -142,7 +142,7 @@ def walk(folder: str, is_deep: bool = True) -> list[str]:
         FileError: if they cannot be listed.
     """
     if not is_url(folder):
-        found = sorted(Path(folder).rglob("*") if is_deep else Path(folder).iterdir())
+        found = sorted(_files_below(folder) if is_deep else Path(folder).iterdir())
         return [str(file) for file in found if file.is_file() and not _is_hidden(str(file.relative_to(folder)))]
     limits = {} if is_deep else {"maxdepth": 1}
     base = folder.rstrip("/") + "/"
@@ -154,6 +154,23 @@ def walk(folder: str, is_deep: bool = True) -> list[str]:
     relative = sorted({name.removeprefix(root) for name in names if name.startswith(root)} - {""})
     # Listings of web servers link to themselves in other orders ("?C=N;O=D"), and to other places
     return [root + name for name in relative if not _is_hidden(unquote(name)) and not re.search("[?#]|:/", name)]
+
+
+def _files_below(folder: str) -> Iterator[Path]:
+    """Also what lies in the folders that links lead to, as large sets are laid out, but in none of them twice."""
+    root = os.path.realpath(folder)
+    seen = {root}
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        yield from map(Path(parent).joinpath, names)
+        for name in sorted(folders):
+            path = os.path.join(parent, name)
+            target = os.path.realpath(path)
+            # What a link finds within the root is found without it
+            is_inside = os.path.islink(path) and Path(target).is_relative_to(root)
+            if _is_hidden(name) or is_inside or target in seen:
+                folders.remove(name)
+            else:
+                seen.add(target)
 
 
 def _is_hidden(name: str) -> bool:

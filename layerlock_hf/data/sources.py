@@ -50,8 +50,8 @@ def load_videos(
     Args:
         source: each of them, a local path or an address that fsspec knows (https://, s3://, hf:// ...), of
             - a folder that `scripts/prepare_videos.py` wrote, or one of the manifests in it;
-            - a folder of videos (all its files, also in subfolders, but hidden and side files such as texts and
-              images), of tars, or of parquet files;
+            - a folder of videos (all its files, also in subfolders and those that links lead to, but hidden and side
+              files such as texts and images), of tars, or of parquet files;
             - a .csv, .json, .jsonl or .parquet file with a column path, video or file, relative to the folder of the
               list;
             - a WebDataset tar, uncompressed; or a parquet file with embedded videos, as bytes or {bytes, path};
