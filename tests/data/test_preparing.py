@@ -178,6 +178,19 @@ def test_ranks_share_the_videos(source, tmp_path):
         prepare(str(source), tmp_path, PrepareArguments(**FAST))
 
 
+def test_ranks_that_begin_together_do_the_same(source, tmp_path, monkeypatch):
+    finish = Packing.finish
+
+    def meanwhile(packing):
+        if packing.job.rank == 1:
+            prepare(str(source), tmp_path, PrepareArguments(seed=1), 0, 2)
+        finish(packing)
+
+    monkeypatch.setattr(Packing, "finish", meanwhile)
+    with pytest.raises(ValueError, match="whose seed was 1 and is now 0"):
+        prepare(str(source), tmp_path, PrepareArguments(), 1, 2)
+
+
 def test_more_ranks_than_videos(source, tmp_path):
     prepare(str(source), tmp_path, PrepareArguments(), rank=10, world_size=20)
     assert manifest_of(tmp_path, 10, 20) == []
