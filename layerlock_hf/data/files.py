@@ -300,7 +300,8 @@ async def _client(loop, headers: dict | None = None, **settings):
 
 async def _check_answer(response):
     """Refuse an answer before its body is read. A listing may come without its size, and compressed."""
-    if response.method != "GET" or response.status not in (200, 206):
+    has_content = response.method == "GET" and response.status in (200, 206)
+    if not has_content:
         return
     is_whole, is_file = response.status == 200, response.content_type != "text/html"
     if is_whole and "Range" in response.request_info.headers:
