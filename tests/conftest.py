@@ -1,5 +1,6 @@
 """Shared by all tests: no network, one thread per process, seeded, and a config small enough to train on a CPU."""
 
+import gzip
 import http.server
 import io
 import os
@@ -64,12 +65,13 @@ class Website:
         faults: what goes wrong with the next GET requests, first to last: a status, "cut" in the middle, "close"
             without an answer, "hang" or None.
         has_ranges: whether it heeds ranges.
+        encoding: how it compresses files, whether asked to or not.
         latency: seconds until it answers.
     """
 
     def __init__(self, root, url):
         self.root, self.url = root, url
-        self.requests, self.faults, self.has_ranges = [], [], True
+        self.requests, self.faults, self.has_ranges, self.encoding = [], [], True, None
         self.latency = 0.0
 
 
@@ -107,6 +109,9 @@ def website(tmp_path):
                     return self.send_error(416)
                 data, status = data[int(limits[1]) : int(limits[2]) + 1], 206
             self.send_response(status)
+            if site.encoding == "gzip":
+                data = gzip.compress(data)
+                self.send_header("Content-Encoding", "gzip")
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
             if self.command == "GET":

@@ -66,6 +66,18 @@ def join_all(source: str, folder: str, names: list[str | None]) -> list[str | No
     return joined
 
 
+def label_array(source: str, labels: list) -> pyarrow.Array:
+    """The labels of a list or shard.
+
+    Raises:
+        ValueError: naming the source, if they are of several types, or no number of 64 bits.
+    """
+    try:
+        return pyarrow.array(labels)
+    except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError, OverflowError) as error:
+        raise ValueError(f"{source!r}: its labels are of several types or too large; give numbers or texts") from error
+
+
 def is_text(kind: pyarrow.DataType) -> bool:
     """Whether a column holds texts, such as names of files."""
     return pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)

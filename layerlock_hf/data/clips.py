@@ -84,4 +84,5 @@ def pixel_aspect(ratio) -> float:
 
 
 def one_line(error: object) -> str:
+    """A message for a report."""
     return " ".join(str(error).split())[:200]

@@ -8,7 +8,7 @@ from pathlib import Path
 import av
 from datasets.utils.py_utils import convert_file_size_to_int
 
-from .clips import DecodingError
+from .clips import DecodingError, one_line
 from .isolation import Isolated
 from .probing import VideoFacts, probe_video
 from .shards import MAX_PARQUET_VIDEO, SHARDS
@@ -119,7 +119,7 @@ class Examiner:
                     return {"errno": error.errno}
                 raise DecodingError(f"cannot be re-encoded: {error.strerror}", "re-encoding") from error
             except (RuntimeError, ValueError) as error:
-                raise DecodingError(f"cannot be re-encoded: {error}"[:200], "re-encoding") from error
+                raise DecodingError(f"cannot be re-encoded: {one_line(error)}", "re-encoding") from error
         size = answer["prepared"]["size"] if "prepared" in answer else os.path.getsize(path)
         if arguments.shard_format == "parquet" and size > MAX_PARQUET_VIDEO:
             reason = f"does not fit into parquet: {size} bytes; write tar"

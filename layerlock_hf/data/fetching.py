@@ -3,7 +3,7 @@
 import itertools
 
 from . import files
-from .clips import DecodingError
+from .clips import DecodingError, one_line
 from .indexing import TAR_BLOCK, bytes_leaf, chunk_of, is_header_of, open_parquet
 
 
@@ -102,7 +102,7 @@ def _read_parquet(row: dict) -> bytes:
             batches = parquet.iter_batches(batch_size=1, row_groups=[group], columns=[leaf], use_threads=False)
             value = next(itertools.islice(batches, number, None)).column(0)[0].as_py()
     except ValueError as error:
-        raise files.ChangedFile(f"changed: {files.one_line(error)}") from error
+        raise files.ChangedFile(f"changed: {one_line(error)}") from error
     data = value["bytes"] if isinstance(value, dict) else value
     if data is None:
         raise DecodingError("the row has no video", "missing")

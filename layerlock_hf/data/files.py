@@ -6,11 +6,13 @@ import os
 import random
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
 import fsspec
+
+from .clips import one_line
 
 
 # Seconds without an answer, or without a byte more of it, until a request is given up
@@ -140,7 +142,7 @@ def walk(folder: str, is_deep: bool = True) -> list[str]:
         FileError: if they cannot be listed.
     """
     if not is_url(folder):
-        found = sorted(Path(folder).rglob("*") if is_deep else Path(folder).iterdir())
+        found = sorted(_files_below(folder) if is_deep else Path(folder).iterdir())
         return [str(file) for file in found if file.is_file() and not _is_hidden(str(file.relative_to(folder)))]
     limits = {} if is_deep else {"maxdepth": 1}
     base = folder.rstrip("/") + "/"
@@ -152,6 +154,23 @@ def walk(folder: str, is_deep: bool = True) -> list[str]:
     relative = sorted({name.removeprefix(root) for name in names if name.startswith(root)} - {""})
     # Listings of web servers link to themselves in other orders ("?C=N;O=D"), and to other places
     return [root + name for name in relative if not _is_hidden(unquote(name)) and not re.search("[?#]|:/", name)]
+
+
+def _files_below(folder: str) -> Iterator[Path]:
+    """Also what lies in the folders that links lead to, as large sets are laid out, but in none of them twice."""
+    root = os.path.realpath(folder)
+    seen = {root}
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        yield from map(Path(parent).joinpath, names)
+        for name in sorted(folders):
+            path = os.path.join(parent, name)
+            target = os.path.realpath(path)
+            # What a link finds within the root is found without it
+            is_inside = os.path.islink(path) and Path(target).is_relative_to(root)
+            if _is_hidden(name) or is_inside or target in seen:
+                folders.remove(name)
+            else:
+                seen.add(target)
 
 
 def _is_hidden(name: str) -> bool:
@@ -214,6 +233,7 @@ def open_file(name: str, block: int | None = None) -> io.BufferedIOBase | io.Raw
         block: bytes that a request for a part of a file at a URL brings at least; by default what is asked for.
     """
     if not is_url(name):
+        _check_regular(name)
         return _local(lambda: open(name, "rb"))
     file = Ranges(name, size_of(name))
     return file if block is None else io.BufferedReader(file, block)
@@ -279,14 +299,18 @@ async def _client(loop, headers: dict | None = None, **settings):
 
 
 async def _check_answer(response):
-    """Refuse an answer before its body is read. A listing may come without its size."""
-    is_whole = response.method == "GET" and response.status == 200
-    if not is_whole:
+    """Refuse an answer before its body is read. A listing may come without its size, and compressed."""
+    has_content = response.method == "GET" and response.status in (200, 206)
+    if not has_content:
         return
-    if "Range" in response.request_info.headers:
+    is_whole, is_file = response.status == 200, response.content_type != "text/html"
+    if is_whole and "Range" in response.request_info.headers:
         raise NetworkError("the server ignores ranges: it sends whole files only; use one that serves parts of files")
-    if response.content_length is None and response.content_type != "text/html":
+    if is_whole and is_file and response.content_length is None:
         raise NetworkError("network: the server does not tell the size of the file")
+    # Nobody knows how large it becomes
+    if is_file and response.headers.get("Content-Encoding", "identity") != "identity":
+        raise NetworkError("the server compresses the file on its way; use one that sends files as they are")
     if (response.content_length or 0) > MAX_SIZE:
         raise TooLarge(response.content_length)
 
@@ -332,9 +356,7 @@ def _diagnose(error: Exception) -> tuple[FileError, bool]:
 
 
 def _read_local(path: str, start: int | None, end: int | None) -> bytes:
-    # Pipes and devices might never answer
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise FileError("not a regular file")
+    _check_regular(path)
 
     def attempt() -> bytes:
         with open(path, "rb") as file:
@@ -348,6 +370,12 @@ def _read_local(path: str, start: int | None, end: int | None) -> bytes:
     return _local(attempt)
 
 
+def _check_regular(path: str):
+    # Pipes and devices might never answer
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise FileError("not a regular file")
+
+
 def _local(action: Callable):
     try:
         return action()
@@ -355,8 +383,3 @@ def _local(action: Callable):
         raise MissingFile("no such file") from error
     except OSError as error:
         raise FileError(f"cannot be read: {one_line(error.strerror)}") from error
-
-
-def one_line(error: object) -> str:
-    """A message for a report."""
-    return " ".join(str(error).split())[:200]

@@ -20,7 +20,8 @@ import pyarrow.parquet
 from tqdm import tqdm
 
 from . import files
-from .addresses import DEPTH_COLUMN, LABEL_COLUMN, address_table, combine, is_text, join_all
+from .addresses import DEPTH_COLUMN, LABEL_COLUMN, address_table, combine, is_text, join_all, label_array
+from .clips import one_line
 
 
 PATH_COLUMNS = ("path", "video", "file")
@@ -98,10 +99,7 @@ def index_tar(path: str, wanted: str | None = None) -> pyarrow.Table:
         except tarfile.TarError as error:
             raise ValueError(f"{path!r} is damaged, cut off, or no uncompressed tar: {error}") from error
     found = [labels.get(key) for key in keys]
-    try:
-        label = {} if None in found else {LABEL_COLUMN: pyarrow.array(found)}
-    except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError) as error:
-        raise ValueError(f"{path!r}: its labels are of several types; give integers or texts") from error
+    label = {} if None in found else {LABEL_COLUMN: label_array(path, found)}
     return address_table(pyarrow.repeat(path, len(names)), offset=offsets, size=sizes, name=names, **label)
 
 
@@ -196,7 +194,7 @@ def open_parquet(path: str) -> Iterator[pyarrow.parquet.ParquetFile]:
         with pyarrow.parquet.ParquetFile(source, metadata=metadata, buffer_size=block, pre_buffer=False) as parquet:
             yield parquet
     except (pyarrow.ArrowException, OSError) as error:
-        message = files.one_line(error)
+        message = one_line(error)
         raise ValueError(f"{path!r} is damaged, cut off, or no parquet file: {message}") from error
 
 

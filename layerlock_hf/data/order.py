@@ -43,12 +43,11 @@ class ClipOrder:
         self.clips_per_video = clips_per_video
         self.seed = seed
         self._sources = torch.zeros(num_videos) if sources is None else torch.as_tensor(sources)
-        self._sources = self._sources.to(torch.int16)
+        self._sources = self._sources.to(torch.int32)
         if weights is not None:
             _check_weights(weights, self._sources.bincount().tolist())
         # Rows by source. Without weights one list, which has them all, is gone through
-        num_sources = int(self._sources.max()) + 1
-        self._rows = [(self._sources == source).nonzero().flatten().int() for source in range(num_sources)]
+        self._rows = self._sources.argsort(stable=True).int().split(self._sources.bincount().tolist())
         self._lists = [torch.arange(num_videos, dtype=torch.int32)] if weights is None else self._rows
         self._weights = [1.0] if weights is None else list(weights)
         # The latest ones: an order of (list, epoch) and the lists of a block

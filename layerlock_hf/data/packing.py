@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections import Counter
 from dataclasses import asdict, fields
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from datasets.utils.py_utils import convert_file_size_to_int
 
 from .examining import LEFT_OUT, PrepareArguments, stamp
+from .files import is_url
 from .journal import Journal
 from .probing import VideoFacts
 from .shards import SHARDS, place
@@ -39,13 +41,14 @@ class Job:
         self.label = videos.features.get(LABEL_COLUMN)
         self.labels = list(videos[LABEL_COLUMN]) if self.label is not None else None
         self.paths = [video["path"] if video["bytes"] is None else None for video in videos["video"]]
-        if None in self.paths:
-            raise ValueError(f"{source!r} holds the bytes of videos; only files can be prepared")
+        in_shards = any(videos.data.column(name).null_count < len(videos) for name in ("offset", "row"))
+        if in_shards or any(path is None or is_url(path) for path in self.paths):
+            raise ValueError(f"{source!r} holds videos in shards or at URLs; only local files can be prepared")
         folder = self.root if self.root.is_dir() else self.root.parent
         self.names = [os.path.relpath(path, folder) for path in self.paths]
-        if len(set(self.names)) < len(self.names):
-            twice = next(name for name in self.names if self.names.count(name) > 1)
-            raise ValueError(f"{source!r} names {twice!r} twice; name every file once")
+        (name, count), *_ = Counter(self.names).most_common(1)
+        if count > 1:
+            raise ValueError(f"{source!r} names {name!r} twice; name every file once")
         order = torch.randperm(len(self.names), generator=generator_for("prepare", arguments.seed)).tolist()
         self.order = order[rank::world_size]
         self.work = output / f"work-{self.tag}"

@@ -52,10 +52,7 @@ def prepare(
     output = Path(output).expanduser()
     _check_world_size(output, world_size)
     job = Job(source, output, arguments, rank, world_size)
-    for manifest in {job.manifest, *list(output.glob("manifest-*"))[:1]}:  # all ranks do the same
-        if manifest.exists():
-            found = json.loads(pq.read_schema(manifest).metadata[b"layerlock_hf"])
-            check_identity(str(manifest), found, job.identity)
+    _check_manifests(job)
     is_new = not job.manifest.exists()
     if is_new:
         output.mkdir(parents=True, exist_ok=True)
@@ -88,6 +85,13 @@ def _check_world_size(output: Path, world_size: int):
             raise ValueError(f"{path} is of another world_size than {world_size}; choose another folder")
 
 
+def _check_manifests(job: Job):
+    for manifest in {job.manifest, *list(job.output.glob("manifest-*"))[:1]}:  # all ranks do the same
+        if manifest.exists():
+            found = json.loads(pq.read_schema(manifest).metadata[b"layerlock_hf"])
+            check_identity(str(manifest), found, job.identity)
+
+
 def _run(job: Job, num_workers: int):
     with contextlib.ExitStack() as stack:
         journal = stack.enter_context(contextlib.closing(Journal(job.journal, job.identity)))
@@ -109,6 +113,7 @@ def _run(job: Job, num_workers: int):
                 bar.set_postfix(counts, refresh=False)
                 bar.update()
         packing.finish()
+        _check_manifests(job)  # others may have begun at the same time
         write_report(job, journal)
         write_manifest(job, journal)
 

@@ -20,7 +20,7 @@ from datasets.data_files import SPLIT_KEYWORDS
 from huggingface_hub.constants import HF_HUB_CACHE
 
 from . import files
-from .addresses import DEPTH_COLUMN, LABEL_COLUMN, SCHEMA, address_table, join_all
+from .addresses import DEPTH_COLUMN, LABEL_COLUMN, SCHEMA, address_table, join_all, label_array
 from .indexing import VIDEO_SUFFIXES, forget_footers, index_parquet, index_shards, index_tar, video_column
 from .manifests import index_manifests, manifests_among, manifests_beside
 
@@ -33,6 +33,7 @@ SIDE_FILES = {
 MISTAKEN_FOR_SIDE_FILES = {".gif", ".ts"}
 COMPRESSED_TAR = re.compile(r"\.(tgz|tbz2?|txz|tar\.\w+)$", re.IGNORECASE)
 SOURCE_COLUMN = "source"
+HUB = "hf://"
 
 
 def load_videos(
@@ -49,8 +50,8 @@ def load_videos(
     Args:
         source: each of them, a local path or an address that fsspec knows (https://, s3://, hf:// ...), of
             - a folder that `scripts/prepare_videos.py` wrote, or one of the manifests in it;
-            - a folder of videos (all its files, also in subfolders, but hidden and side files such as texts and
-              images), of tars, or of parquet files;
+            - a folder of videos (all its files, also in subfolders and those that links lead to, but hidden and side
+              files such as texts and images), of tars, or of parquet files;
             - a .csv, .json, .jsonl or .parquet file with a column path, video or file, relative to the folder of the
               list;
             - a WebDataset tar, uncompressed; or a parquet file with embedded videos, as bytes or {bytes, path};
@@ -109,6 +110,10 @@ def _load(source: str, split: str, column: str | None, root: str | None, streami
         raise ValueError(f"{source!r} does not exist; give an existing path or the id of a dataset on the Hub")
     elif streaming:
         names = _of_split(source, _from_hub(datasets.load_dataset_builder, source).config.data_files, split)
+        # Its card may name any file, also of this machine
+        strange = [name for name in names if not name.startswith(HUB)]
+        if strange:
+            raise ValueError(f"{source!r} names {strange[0]!r}, which is not on the Hub; it is not to be trusted")
         dataset = _from_table(_index_files(source, _without_side_files(names) or names, column))
         roots = []
     else:
@@ -224,20 +229,23 @@ def _index_list(path: str, wanted: str | None) -> pyarrow.Table:
         # "-sig": Excel writes a byte order mark
         text = files.read(path).decode("utf-8-sig")
         rows = READERS[files.suffix_of(path)](io.StringIO(text, newline=""))
-    except ValueError as error:  # of JSON or of the encoding
+    except (ValueError, csv.Error) as error:  # of JSON or of the encoding; of CSV
         raise ValueError(f"{path!r} cannot be read: {error}") from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ValueError(f"{path!r} must hold an object for every video")
     if not rows:
         raise ValueError(f"{path!r} lists no videos; give one row per video")
-    column = video_column(path, list(rows[0]), wanted)
+    for number, row in enumerate(rows, start=1):
+        if any(row.get(None, ())):  # where the csv module puts them
+            raise ValueError(f"{path!r}: row {number} has more fields than there are columns; quote what has commas")
+    column = video_column(path, [name for name in rows[0] if name], wanted)
     names = [column, LABEL_COLUMN] if LABEL_COLUMN in rows[0] else [column]
     for number, row in enumerate(rows, start=1):
         for name in names:
             if row.get(name) in (None, "") or name == column and not isinstance(row[name], str):
                 raise ValueError(f"{path!r}: row {number} has no {name}")
     folder = files.folder_of(path)
-    known = {name: [row[name] for row in rows] for name in names[1:]}
+    known = {name: label_array(path, [row[name] for row in rows]) for name in names[1:]}
     depths = [row.get(DEPTH_COLUMN) or None for row in rows]
     if any(depths) and all(isinstance(depth, str | None) for depth in depths):  # else something other than files
         known[DEPTH_COLUMN] = pyarrow.array(join_all(path, folder, depths), pyarrow.string())

@@ -14,6 +14,7 @@ from ..data import (
     center_crop,
     fetch,
     generator_for,
+    is_remote,
     name_of,
     read_clip,
     repeat_last_frame,
@@ -70,8 +71,8 @@ def center_clips(
         start = max(0, available - span) // 2
         return list(range(start, available, frame_stride))[:num_frames]
 
-    def clip(row: dict):
-        clip = read_clip(fetch(row), choose, frame_rate=frame_rate)
+    def clip(row: dict, source: bytes | None):
+        clip = read_clip(fetch(row) if source is None else source, choose, frame_rate=frame_rate)
         frames = center_crop(clip.frames, image_size, resize_factor, clip.pixel_aspect)
         return repeat_last_frame(frames, num_frames).numpy()
 
@@ -79,7 +80,8 @@ def center_clips(
     clips, kept = [], []
     for index, (row, label) in enumerate(zip(videos, labels.tolist(), strict=True)):
         try:
-            frames = isolated_clip(row)
+            # A network has limits of time of its own
+            frames = isolated_clip(row, fetch(row) if is_remote(row) else None)
         except DecodingError as error:
             logger.warning(f"the readout leaves out {name_of(row, index)}: {error}")
             continue

@@ -2,6 +2,7 @@
 
 import gc
 import multiprocessing
+import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -111,6 +112,14 @@ def test_a_file_too_large_for_memory_is_not_read(site, tmp_path, monkeypatch):
         files.read(str(tmp_path / "a.mp4"), 0, 1001)
 
 
+@pytest.mark.parametrize("limits", [(), (100, 3000)])
+def test_what_a_server_compresses_is_not_unpacked(site, limits):
+    """A few of its bytes may become any number."""
+    site.encoding = "gzip"
+    with pytest.raises(FileError, match="compresses the file"):
+        files.read(f"{site.url}/a.mp4", *limits)
+
+
 def test_other_filesystems(tmp_path):
     memory = fsspec.filesystem("memory")
     for name in ("b.mp4", "sub/a.mp4", ".hidden", "sub/.hidden/c.mp4"):
@@ -132,6 +141,20 @@ def test_local_files(tmp_path):
         files.read(str(tmp_path / "a.mp4"), 0, 10)
     with pytest.raises(FileError, match="not a regular file"):
         files.read(str(tmp_path))
+
+
+def test_a_local_folder_is_walked_through_links_but_never_twice(tmp_path):
+    for name in ("root/b/x.mp4", "root/a.mp4", "root/.hidden/y.mp4", "disk/z.mp4", "disk/deep/z.mp4"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    root = tmp_path / "root"
+    links = {"a": root / "b", "b/loop": root, "c": tmp_path / "disk", "d": tmp_path / "disk", "e.mp4": root / "a.mp4"}
+    for name, target in links.items():
+        (root / name).symlink_to(target)
+    (tmp_path / "disk" / "loop").symlink_to(tmp_path / "disk")
+    (tmp_path / "disk" / "lost").symlink_to(tmp_path / "nowhere")
+    found = [os.path.relpath(name, root) for name in files.walk(str(root))]
+    assert found == ["a.mp4", "b/x.mp4", "c/deep/z.mp4", "c/z.mp4", "e.mp4"]
 
 
 def test_listings(site):

@@ -1,5 +1,6 @@
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 
@@ -28,6 +29,23 @@ def test_one_source_keeps_the_order_of_earlier_versions():
 def test_without_weights_sources_are_one():
     plain, mixture = ClipOrder(12, seed=1), ClipOrder(12, SOURCES, seed=1)
     assert videos_of(plain, range(40)) == videos_of(mixture, range(40))
+
+
+def test_no_count_falls_and_none_strays_whatever_the_weights():
+    random = np.random.default_rng(0)
+    for _ in range(200):
+        weights = 10 ** random.uniform(-9, 9, random.integers(2, 8))
+        order = ClipOrder(len(weights), range(len(weights)), weights.tolist())
+        start = int(random.integers(2 ** random.integers(1, 40)))
+        counts = np.array([order._quotas(group) for group in range(start, start + 100)])
+        groups = np.arange(start, start + 100)
+        assert np.array_equal(counts.sum(axis=1), groups) and np.diff(counts, axis=0).min() >= 0
+        assert np.abs(counts - np.outer(groups, weights / weights.sum())).max() <= len(weights) + 1e-3
+
+
+def test_sources_may_be_many():
+    order = ClipOrder(40_000, range(40_000))
+    assert order.replacement(0, 1) == order.video_at(0)  # the only one of its source
 
 
 def test_an_order_does_not_depend_on_what_was_asked_before():

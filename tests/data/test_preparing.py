@@ -178,6 +178,19 @@ def test_ranks_share_the_videos(source, tmp_path):
         prepare(str(source), tmp_path, PrepareArguments(**FAST))
 
 
+def test_ranks_that_begin_together_do_the_same(source, tmp_path, monkeypatch):
+    finish = Packing.finish
+
+    def meanwhile(packing):
+        if packing.job.rank == 1:
+            prepare(str(source), tmp_path, PrepareArguments(seed=1), 0, 2)
+        finish(packing)
+
+    monkeypatch.setattr(Packing, "finish", meanwhile)
+    with pytest.raises(ValueError, match="whose seed was 1 and is now 0"):
+        prepare(str(source), tmp_path, PrepareArguments(), 1, 2)
+
+
 def test_more_ranks_than_videos(source, tmp_path):
     prepare(str(source), tmp_path, PrepareArguments(), rank=10, world_size=20)
     assert manifest_of(tmp_path, 10, 20) == []
@@ -317,7 +330,7 @@ def test_settings_are_checked(settings, message):
         PrepareArguments(**settings)
 
 
-def test_sources_are_checked(source, tmp_path):
+def test_sources_are_checked(source, tmp_path, write_tar):
     with pytest.raises(ValueError, match="does not exist"):
         prepare(str(tmp_path / "nowhere"), tmp_path / "out")
     with pytest.raises(ValueError, match="lies within"):
@@ -326,5 +339,11 @@ def test_sources_are_checked(source, tmp_path):
     twice.write_text(f"path\n{source}/v0.mp4\n{source}/v0.mp4\n")
     with pytest.raises(ValueError, match="twice; name every file once"):
         prepare(str(twice), tmp_path / "out")
+    twice.write_text("path\nhttp://127.0.0.1:9/a.mp4\n")
+    with pytest.raises(ValueError, match="in shards or at URLs"):
+        prepare(str(twice), tmp_path / "out")
+    write_tar(tmp_path / "tars" / "a.tar", [("a.mp4", b"video")])
+    with pytest.raises(ValueError, match="in shards or at URLs"):
+        prepare(str(tmp_path / "tars"), tmp_path / "out")
     with pytest.raises(ValueError, match="rank is 2 of world_size 2"):
         prepare(str(source), tmp_path / "out", rank=2, world_size=2)

@@ -1,10 +1,11 @@
 import json
+import os
 from pathlib import Path
 
 import datasets
 import pytest
 
-from layerlock_hf.data import count_per_source, fetch, is_remote, load_videos, name_of
+from layerlock_hf.data import count_per_source, fetch, is_remote, load_videos, name_of, sources
 from layerlock_hf.data.addresses import SCHEMA
 from layerlock_hf.data.indexing import VIDEO_SUFFIXES
 
@@ -94,6 +95,10 @@ def test_errors_name_the_culprit(tmp_path, folder):
         ("a.jsonl", '"a.mp4"\n', "must hold an object for every video"),
         ("a.json", '{"path": "a.mp4"}', "must hold an object for every video"),
         ("a.jsonl", "{", "a.jsonl' cannot be read"),
+        ("a.csv", f"path\n{'x' * 200000}\n", "a.csv' cannot be read: field larger"),
+        ("a.csv", "path,label\na,1.mp4,2\n", "row 1 has more fields"),
+        ("a.jsonl", '{"path": "a", "label": "x"}\n{"path": "b", "label": 1}\n', "a.jsonl': its labels are of several"),
+        ("a.jsonl", '{"path": "a", "label": 1}\n{"path": "b", "label": "x"}\n', "a.jsonl': its labels are of several"),
     ],
 )
 def test_malformed_lists_are_named(tmp_path, name, text, message):
@@ -103,9 +108,16 @@ def test_malformed_lists_are_named(tmp_path, name, text, message):
 
 
 def test_lists_as_spreadsheets_write_them(tmp_path):
-    (tmp_path / "LIST.CSV").write_text("\ufeffpath, label\na.mp4, x\n", encoding="utf-8")
+    (tmp_path / "LIST.CSV").write_text("\ufeffpath, label\na.mp4, x,,\n", encoding="utf-8")
     (row,) = load_videos(str(tmp_path / "LIST.CSV"))
     assert row["video"]["path"].endswith("a.mp4") and row["label"] == "x"
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tar", "parquet"])
+def test_a_pipe_is_no_list(tmp_path, suffix):
+    os.mkfifo(tmp_path / f"a.{suffix}")
+    with pytest.raises(ValueError, match="not a regular file"):
+        load_videos(str(tmp_path / f"a.{suffix}"))
 
 
 @pytest.fixture
@@ -136,9 +148,10 @@ def test_names_may_be_confined_to_a_folder(tmp_path, outside):
         # The user's own list may name what it likes
         assert len(load_videos(str(root / "list.jsonl"))) == 2
         assert len(load_videos(str(root / "list.jsonl"), video_root=str(tmp_path))) == 2
-    with pytest.raises(ValueError, match="row 2 names .*link.mp4"):
-        load_videos(str(root), video_root=str(root))
-    (root / "link.mp4").unlink()
+    for name in ("folder/private.mp4", "link.mp4"):
+        with pytest.raises(ValueError, match=f"names .*{name}.*, which does not lie in"):
+            load_videos(str(root), video_root=str(root))
+        (root / name.split("/")[0]).unlink()
     assert names(load_videos(str(root), video_root=str(root))) == ["inside.mp4"]
 
 
@@ -330,12 +343,21 @@ def test_streaming_from_the_hub(tmp_path, monkeypatch, write_tar, kind):
     (tmp_path / "hub" / "README.md").write_text("---\nlicense: mit\n---\n")
     build = datasets.load_dataset_builder
     monkeypatch.setattr(datasets, "load_dataset_builder", lambda source: build(str(tmp_path / "hub")))
+    monkeypatch.setattr(sources, "HUB", str(tmp_path / "hub"))
     for split in ("train", "test"):
         (row,) = load_videos("somebody/videos", split, streaming=True)
         found = fetch(row)
         assert (found if isinstance(found, bytes) else Path(found).read_bytes()) == split.encode()
     with pytest.raises(ValueError, match="no split 'validation'"):
         load_videos("somebody/videos", "validation", streaming=True)
+
+
+def test_streaming_reads_nothing_of_this_machine(tmp_path, monkeypatch, video):
+    (tmp_path / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files: {video}\n---\n")
+    build = datasets.load_dataset_builder
+    monkeypatch.setattr(datasets, "load_dataset_builder", lambda source: build(str(tmp_path)))
+    with pytest.raises(ValueError, match="'somebody/videos' names '/.*v0.mp4', which is not on the Hub"):
+        load_videos("somebody/videos", streaming=True)
 
 
 def test_streaming_what_is_not_there():

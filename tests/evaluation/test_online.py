@@ -15,7 +15,15 @@ from transformers import set_seed
 
 from layerlock_hf.data import load_videos, read_clip
 from layerlock_hf.data.procedural import write_procedural_dataset
-from layerlock_hf.evaluation import OnlineReadout, center_clips, encode, knn_accuracy, labelled_videos, mean_features
+from layerlock_hf.evaluation import (
+    OnlineReadout,
+    center_clips,
+    encode,
+    knn_accuracy,
+    labelled_videos,
+    mean_features,
+    online,
+)
 from layerlock_hf.models import LayerLockViTForPretraining
 from layerlock_hf.training import FreezeSchedule, LayerLockTrainer, LayerLockTrainingArguments, locked, mae
 
@@ -170,6 +178,20 @@ def test_center_clips(data, tmp_path, caplog):
     assert "broken.mp4" in caplog.text
     with pytest.raises(ValueError, match="only 1 of 2 videos can be decoded"):
         center_clips(rows[:2], torch.tensor([5, 6]), 3, 2, 16, 1.0)
+
+
+def test_decoding_has_its_time_however_long_the_network_takes(data, monkeypatch):
+    fetched = []  # a child process would append to a copy
+
+    def download(row):
+        fetched.append(row["video"]["path"])
+        return Path(fetched[-1]).read_bytes()
+
+    monkeypatch.setattr(online, "fetch", download)
+    monkeypatch.setattr(online, "is_remote", lambda row: True)
+    videos = load_videos(str(data)).select(range(2))
+    center_clips(videos, torch.arange(2), 3, 2, 16, 1.0)
+    assert fetched == [video["path"] for video in videos["video"]]
 
 
 RECIPE = """
