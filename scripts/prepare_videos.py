@@ -20,8 +20,8 @@ from pathlib import Path
 from prepare_report import write_report
 from transformers import HfArgumentParser
 
-from layerlock_hf.data.examining import DISK_FULL, PrepareArguments
-from layerlock_hf.data.preparing import missing_ranks, prepare, read_report
+from layerlock_hf.data.preparing import PrepareArguments, missing_ranks, prepare, read_report
+from layerlock_hf.data.preparing.examining import DISK_FULL
 
 
 def slurm_array() -> tuple[int, int]:

@@ -22,8 +22,6 @@ SCHEMA = pyarrow.schema(
         "column": pyarrow.string(),
         # Within any shard: what the video was called, for reports
         "name": pyarrow.string(),
-        # A fact of prepared videos, else unknown
-        "has_constant_frame_rate": pyarrow.bool_(),
     }
 )
 

@@ -17,6 +17,11 @@ MANIFEST = re.compile(r"manifest-(\d{5})-of-(\d{5})\.parquet")
 VIDEO_COLUMN = "video"
 
 
+def manifest_name(rank: int, count: int) -> str:
+    """The name of what one of so many processes writes."""
+    return f"manifest-{rank:05}-of-{count:05}.parquet"
+
+
 def manifests_among(paths: list[str]) -> list[str]:
     """Those of these files that are manifests."""
     return [path for path in paths if MANIFEST.fullmatch(path.rpartition("/")[2])]
@@ -26,7 +31,7 @@ def manifests_beside(path: str) -> list[str]:
     """The manifests of all processes that wrote the one at this path or URL, which may have none of them yet."""
     folder, _, name = path.rpartition("/")
     count = int(MANIFEST.fullmatch(name)[2])
-    return [f"{folder}/manifest-{rank:05}-of-{count:05}.parquet" for rank in range(count)]
+    return [f"{folder}/{manifest_name(rank, count)}" for rank in range(count)]
 
 
 def index_manifests(source: str, paths: list[str]) -> pyarrow.Table:

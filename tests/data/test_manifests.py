@@ -24,7 +24,6 @@ def prepare(write_tar):
             "label": ["walk", "run", "walk"],
             "depth": ["depth/a.npz", None, None],
             "num_frames": [30, 40, 50],
-            "has_constant_frame_rate": [True, False, None],
         }
         columns = {name: values for name, values in (columns | changes).items() if values is not None}
         name = f"manifest-{rank:05}-of-{num_ranks:05}.parquet"
@@ -49,7 +48,7 @@ def test_a_prepared_folder(website, prepare, where):
     row = videos[4]
     assert row["video"] == {"path": f"{base}/data/train-00001-00000.tar", "bytes": None}
     assert name_of(row, 4) == f"{base}/data/train-00001-00000.tar/sub/11.mp4"
-    assert (row["label"], row["has_constant_frame_rate"], row["depth"]) == ("run", False, None)
+    assert (row["label"], row["depth"]) == ("run", None)
     assert videos[0]["depth"] == f"{base}/depth/a.npz"
 
 

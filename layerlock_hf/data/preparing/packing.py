@@ -14,13 +14,14 @@ import pyarrow.parquet as pq
 import torch
 from datasets.utils.py_utils import convert_file_size_to_int
 
+from ..files import is_url
+from ..manifests import manifest_name
+from ..sources import LABEL_COLUMN, load_videos
+from ..transforms import generator_for
 from .examining import LEFT_OUT, PrepareArguments, stamp
-from .files import is_url
 from .journal import Journal
 from .probing import VideoFacts
 from .shards import SHARDS, place
-from .sources import LABEL_COLUMN, load_videos
-from .transforms import generator_for
 
 
 COLUMN_TYPES = {int: pa.int64(), float: pa.float64(), str: pa.string(), bool: pa.bool_()}
@@ -52,7 +53,7 @@ class Job:
         order = torch.randperm(len(self.names), generator=generator_for("prepare", arguments.seed)).tolist()
         self.order = order[rank::world_size]
         self.work = output / f"work-{self.tag}"
-        self.manifest = output / f"manifest-{self.tag}.parquet"
+        self.manifest = output / manifest_name(rank, world_size)
         self.report = output / f"report-{self.tag}.jsonl"
         self.journal = output / f"journal-{self.tag}.jsonl"
 

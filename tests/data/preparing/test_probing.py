@@ -4,7 +4,7 @@ import av
 import pytest
 
 from layerlock_hf.data import DecodingError
-from layerlock_hf.data.probing import probe_video
+from layerlock_hf.data.preparing.probing import probe_video
 
 
 MAX_BYTES = 150_000  # of the larger files there are no kinds of their own

@@ -5,8 +5,8 @@ from fractions import Fraction
 
 import av
 
-from .clips import DecodingError, one_line
-from .decoding import read_clip
+from ..clips import DecodingError, one_line
+from ..decoding import read_clip
 
 
 NUM_ENDS = 8  # frames at each end that `decode_all=False` decodes

@@ -12,11 +12,12 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from .decoding_torchcodec import torchcodec_decoder
+from ..decoding_torchcodec import torchcodec_decoder
+from ..manifests import manifest_name
 from .examining import Examiner, PrepareArguments, stamp
 from .journal import Journal, check_identity
+from .mapping import map_in_processes
 from .packing import Job, Packing, write_manifest, write_report
-from .processes import map_in_processes
 
 
 def prepare(
@@ -66,8 +67,7 @@ def prepare(
 
 def missing_ranks(output: str | Path, world_size: int) -> list[int]:
     """The ranks that are not complete."""
-    names = [f"manifest-{rank:05d}-of-{world_size:05d}.parquet" for rank in range(world_size)]
-    return [rank for rank, name in enumerate(names) if not (Path(output) / name).exists()]
+    return [rank for rank in range(world_size) if not (Path(output) / manifest_name(rank, world_size)).exists()]
 
 
 def read_report(output: str | Path) -> list[dict]:

@@ -8,8 +8,8 @@ from pathlib import Path
 import av
 from datasets.utils.py_utils import convert_file_size_to_int
 
-from .clips import DecodingError, one_line
-from .isolation import Isolated
+from ..clips import DecodingError, one_line
+from ..isolation import Isolated
 from .probing import VideoFacts, probe_video
 from .shards import MAX_PARQUET_VIDEO, SHARDS
 from .transcoding import needs_transcoding, transcode

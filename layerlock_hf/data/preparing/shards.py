@@ -11,7 +11,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .sources import LABEL_COLUMN
+from ..sources import LABEL_COLUMN
 
 
 # Bytes of videos: what one ranged read of a parquet file fetches

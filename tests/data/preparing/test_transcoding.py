@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from layerlock_hf.data import read_clip
-from layerlock_hf.data.probing import probe_video
-from layerlock_hf.data.transcoding import needs_transcoding, target_size, transcode
+from layerlock_hf.data.preparing.probing import probe_video
+from layerlock_hf.data.preparing.transcoding import needs_transcoding, target_size, transcode
 
 
 def frames_of(path):

@@ -11,11 +11,9 @@ import datasets
 import pyarrow.parquet as pq
 import pytest
 
-from layerlock_hf.data import examining
-from layerlock_hf.data.examining import PrepareArguments
-from layerlock_hf.data.journal import Journal
-from layerlock_hf.data.packing import Packing
-from layerlock_hf.data.preparing import missing_ranks, prepare, read_report
+from layerlock_hf.data.preparing import PrepareArguments, examining, missing_ranks, prepare, ranks, read_report
+from layerlock_hf.data.preparing.journal import Journal
+from layerlock_hf.data.preparing.packing import Packing
 
 
 BAD = {"empty.mp4": "empty", "text.mp4": "text", "rotten.mp4": "damaged"}
@@ -93,7 +91,7 @@ def test_parquet_shards_are_videos_to_the_datasets_library(source, tmp_path):
 
 
 def test_row_groups_are_small(tmp_path, monkeypatch, source):
-    monkeypatch.setattr("layerlock_hf.data.shards.ROW_GROUP_SIZE", 4000)
+    monkeypatch.setattr("layerlock_hf.data.preparing.shards.ROW_GROUP_SIZE", 4000)
     prepare(str(source), tmp_path, PrepareArguments(shard_format="parquet", timeout=20))
     rows = manifest_of(tmp_path)
     assert len({row["path"] for row in rows}) == 1
@@ -288,7 +286,7 @@ def test_changed_sources_and_settings_are_refused(tmp_path, make_video, monkeypa
     for index in range(3):
         make_video(folder / f"{index}.mp4", times=range(5))
     with monkeypatch.context() as patch:
-        patch.setattr("layerlock_hf.data.preparing.write_report", lambda *_: (_ for _ in ()).throw(Stopped()))
+        patch.setattr(ranks, "write_report", lambda *_: (_ for _ in ()).throw(Stopped()))
         with pytest.raises(Stopped):
             prepare(str(folder), output)
     with pytest.raises(ValueError, match="whose crf was 23 and is now 30"):
