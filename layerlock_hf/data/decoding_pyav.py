@@ -20,8 +20,12 @@ av.logging.set_level(av.logging.PANIC)
 
 # Packets after that of a frame until a decoder gives the frame; the most that a codec allows is 16
 MAX_DELAY = 32
+# What `_orientation` gives for turns anticlockwise
+QUARTER_TURNS = [(False, 1, 1), (True, -1, 1), (False, -1, -1), (True, 1, -1)]
 # Pixels; a multiple of the steps in which all formats store chroma
 MARGIN = 8
+# Of a frame with its entry in a file; a header that claims more frames than have room is wrong
+MIN_BYTES = 8
 # By the names of FFmpeg's decoders
 HIDES_FRAMES = {"vp8", "vp9", "libvpx", "libvpx-vp9"}
 
@@ -165,10 +169,13 @@ def _timeline_of_packets(container: av.container.InputContainer, stream: av.Vide
     if not pts or None in pts or len(set(pts)) < len(pts):
         return None
     keyframes = [packet.pts for packet in packets if packet.is_keyframe and packet.pts is not None]
-    # The header of a truncated file still knows how many frames there were; that of AVI counts ticks, and a frame may
-    # be shown for several
-    num_there = max(pts) + 1 if container.format.name == "avi" else len(packets)
-    return Timeline(np.sort(pts), np.sort(keyframes), max(0, stream.frames - num_there))
+    # The header of a truncated file still knows how many frames there were
+    num_lost = max(0, stream.frames - len(packets))
+    if container.format.name == "avi":  # it counts ticks, for several of which a frame may be shown
+        num_lost = max(0, stream.frames - (packets[-1].dts or 0) - 1)
+    if stream.frames * MIN_BYTES > container.size:  # as of a file that was written to a pipe
+        num_lost = 0
+    return Timeline(np.sort(pts), np.sort(keyframes), num_lost)
 
 
 def _is_hidden(packet: av.Packet, codec: str) -> bool:
@@ -258,7 +265,7 @@ def _read_in_order(file: str | io.BytesIO, choose: Choose, crop: Crop | None, fr
                 break
         if len(frames) < len(kept):
             return None
-        seconds = _seconds(times, stream)[wanted]
+        seconds = _seconds(times[wanted[0] :], stream)[np.array(wanted) - wanted[0]]
         return _clip(stream, [frames[index] for index in wanted], seconds, len(shown), crop)
 
 
@@ -383,8 +390,14 @@ def _clip(
 
 
 def _orientation(frame: av.VideoFrame) -> tuple[bool, int, int]:
-    """Whether rows and columns are to be swapped, then the steps, 1 or -1, at which to read rows and columns."""
-    matrix = frame.side_data.get("DISPLAYMATRIX")
+    """Whether rows and columns are to be swapped, then the steps, 1 or -1, at which to read rows and columns.
+
+    A frame may be mirrored, too, which `frame.rotation` does not tell.
+    """
+    try:
+        matrix = frame.side_data.get("DISPLAYMATRIX")
+    except ValueError:  # PyAV refuses all side data for one of a kind that it does not know, such as EXIF
+        return QUARTER_TURNS[round(frame.rotation / 90) % 4]
     if matrix is None:
         return False, 1, 1
     # A pixel at (x, y) is shown at (a x + c y, b x + d y): ISO/IEC 14496-12, sec. 6.2.2
