@@ -1,8 +1,9 @@
 """Reading chosen frames with PyAV, which lets us choose what is decoded packet by packet."""
 
+import contextlib
 import io
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -19,8 +20,12 @@ av.logging.set_level(av.logging.PANIC)
 
 # Packets after that of a frame until a decoder gives the frame; the most that a codec allows is 16
 MAX_DELAY = 32
+# What `_orientation` gives for turns anticlockwise
+QUARTER_TURNS = [(False, 1, 1), (True, -1, 1), (False, -1, -1), (True, 1, -1)]
 # Pixels; a multiple of the steps in which all formats store chroma
 MARGIN = 8
+# Of a frame with its entry in a file; a header that claims more frames than have room is wrong
+MIN_BYTES = 8
 # By the names of FFmpeg's decoders
 HIDES_FRAMES = {"vp8", "vp9", "libvpx", "libvpx-vp9"}
 
@@ -35,15 +40,23 @@ def read_pyav(
     """
     try:
         return (
-            _read_wanted(file, True, choose, crop, frame_rate)
-            or _read_wanted(file, False, choose, crop, frame_rate)
-            or _read_in_order(file, choose, crop)
+            _if_readable(_read_wanted, file, True, choose, crop, frame_rate)
+            or _if_readable(_read_wanted, file, False, choose, crop, frame_rate)
+            or _if_readable(_read_in_order, file, choose, crop, frame_rate)
             or _read_up_to_damage(file, choose, crop, frame_rate)
         )
     except av.FFmpegError as error:
         raise DecodingError(one_line(error.strerror or error)) from error
     except (RuntimeError, ValueError, MemoryError) as error:
         raise DecodingError(f"{type(error).__name__}: {one_line(error)}") from error
+
+
+def _if_readable(read: Callable[..., Clip | None], *arguments) -> Clip | None:
+    """What `read` gives; None if the file cannot be read on somewhere, or not be sought in."""
+    try:
+        return read(*arguments)
+    except av.FFmpegError:
+        return None
 
 
 @dataclass
@@ -77,8 +90,15 @@ def video_stream(container: av.container.InputContainer) -> av.VideoStream:
 
 
 def _open(file: str | io.BytesIO) -> av.container.InputContainer:
-    # The whitelist keeps a playlist inside a file from opening network connections
-    return av.open(file, options={"protocol_whitelist": "file"})
+    """
+    Raises:
+        DecodingError: where FFmpeg finds no format that it knows.
+    """
+    try:
+        # The whitelist keeps a playlist inside a file from opening network connections
+        return av.open(file, options={"protocol_whitelist": "file"})
+    except av.FFmpegError as error:
+        raise DecodingError(one_line(error.strerror or error)) from error
 
 
 def _read_wanted(
@@ -87,6 +107,8 @@ def _read_wanted(
     """The clip, from the packets that it needs; None where some are missing or damaged."""
     with _open(file) as container:
         stream = video_stream(container)
+        if stream.codec_context.pix_fmt == "pal8":  # only the first packet may bring the palette: seeking loses it
+            return None
         timeline = _timeline(container, stream, trusts_index)
         if timeline is None:
             return None
@@ -95,7 +117,8 @@ def _read_wanted(
         frames = _decode_wanted(container, stream, sorted(set(wanted)), timeline)
         if frames is None:
             return None
-        clip = _clip(stream, [frames[pts] for pts in wanted], len(shown), crop)
+        seconds = np.array(wanted) * float(stream.time_base)
+        clip = _clip(stream, [frames[pts] for pts in wanted], seconds, len(shown), crop)
     if timeline.num_lost:
         num_frames = len(timeline.pts)
         clip.note = f"only {num_frames} of {num_frames + timeline.num_lost} frames decode"
@@ -147,7 +170,12 @@ def _timeline_of_packets(container: av.container.InputContainer, stream: av.Vide
         return None
     keyframes = [packet.pts for packet in packets if packet.is_keyframe and packet.pts is not None]
     # The header of a truncated file still knows how many frames there were
-    return Timeline(np.sort(pts), np.sort(keyframes), max(0, stream.frames - len(packets)))
+    num_lost = max(0, stream.frames - len(packets))
+    if container.format.name == "avi":  # it counts ticks, for several of which a frame may be shown
+        num_lost = max(0, stream.frames - (packets[-1].dts or 0) - 1)
+    if stream.frames * MIN_BYTES > container.size:  # as of a file that was written to a pipe
+        num_lost = 0
+    return Timeline(np.sort(pts), np.sort(keyframes), num_lost)
 
 
 def _is_hidden(packet: av.Packet, codec: str) -> bool:
@@ -225,42 +253,80 @@ def _decode_run(
     return frames
 
 
-def _read_in_order(file: str | io.BytesIO, choose: Choose, crop: Crop | None) -> Clip | None:
+def _read_in_order(file: str | io.BytesIO, choose: Choose, crop: Crop | None, frame_rate: float | None) -> Clip | None:
     """The clip from a file without times: its frames are counted; None where some are missing or damaged."""
     with _open(file) as container:
         stream = video_stream(container)
         num_frames = sum(1 for packet in container.demux(stream) if packet.size and not packet.is_discard)
-        wanted = choose(num_frames) if num_frames else []
-        kept, frames = set(wanted), {}
+        if not num_frames:
+            return None
+        shown = shown_frames(_counted_seconds(num_frames, stream, frame_rate), frame_rate)
+        wanted = shown[choose(len(shown))].tolist()
+        kept, frames, times = set(wanted), {}, []
         for index, frame in enumerate(Decoding(file)):
+            times.append((frame.pts, frame.dts))
             if index in kept:
                 frames[index] = frame
-            if len(frames) == len(kept):
+            if index == wanted[-1] + MAX_DELAY:  # as many more as show whether the times are right
                 break
-        if not wanted or len(frames) < len(kept):
+        if len(frames) < len(kept):
             return None
-        return _clip(stream, [frames[index] for index in wanted], num_frames, crop)
+        seconds = _seconds(times[wanted[0] :], stream)[np.array(wanted) - wanted[0]]
+        return _clip(stream, [frames[index] for index in wanted], seconds, len(shown), crop)
 
 
 def _read_up_to_damage(file: str | io.BytesIO, choose: Choose, crop: Crop | None, frame_rate: float | None) -> Clip:
     """The clip from all frames that decode one after the other, before the first damage."""
     decoding = Decoding(file)
-    pts = [frame.pts for frame in decoding]
-    if not pts:
+    times = [(frame.pts, frame.dts) for frame in decoding]
+    if not times:
         raise DecodingError("no frame can be decoded")
-    is_timed = None not in pts and all(np.diff(pts) > 0)
+    num_frames = len(times)
     with _open(file) as container:
         stream = video_stream(container)
-        seconds = np.array(pts) * float(stream.time_base) if is_timed else np.arange(len(pts))
-        shown = shown_frames(seconds, frame_rate if is_timed else None)
+        seconds = _seconds(times, stream)
+        is_timed = np.all(np.diff(seconds) > 0) and not np.isnan(seconds[0])
+        shown = shown_frames(seconds if is_timed else _counted_seconds(num_frames, stream, frame_rate), frame_rate)
         wanted = shown[choose(len(shown))].tolist()
         kept = set(wanted)
         frames = {index: frame for index, frame in enumerate(Decoding(file)) if index in kept}
-        clip = _clip(stream, [frames[index] for index in wanted], len(shown), crop)
+        clip = _clip(stream, [frames[index] for index in wanted], seconds[wanted], len(shown), crop)
         if decoding.is_damaged:
-            claimed = max(stream.frames, sum(1 for packet in container.demux(stream) if packet.size))
-            clip.note = f"only {len(pts)} of {claimed} frames decode"
+            claimed = max(stream.frames, _num_packets(container, stream))
+            is_short = claimed > num_frames
+            clip.note = f"only {num_frames} of {claimed} frames decode" if is_short else "cannot be read to its end"
     return clip
+
+
+def _counted_seconds(num_frames: int, stream: av.VideoStream, frame_rate: float | None) -> np.ndarray:
+    """When frames without times appear, by the rate of the file, or where it has none by the one asked for."""
+    return np.arange(num_frames) / float(stream.average_rate or frame_rate or 1)
+
+
+def _num_packets(container: av.container.InputContainer, stream: av.VideoStream) -> int:
+    """Of the part of a file that can be read."""
+    count = 0
+    with contextlib.suppress(av.FFmpegError):
+        for packet in container.demux(stream):
+            count += packet.size > 0
+    return count
+
+
+def _seconds(times: list[tuple[int | None, int | None]], stream: av.VideoStream) -> np.ndarray:
+    """When the decoded frames of a file are shown, shape (N,), from the `pts` and `dts` of each.
+
+    Where the first are wrong, as in AVI, it is when the decoder gives the frames, as for `ffmpeg`, else NaN.
+    """
+    given = [dts for _, dts in times]
+    num_given = given.index(None) if None in given else len(given)
+    num_left = len(given) - num_given  # in the decoder at the end of the file: they follow in usual steps
+    if num_given > 1 and num_left <= MAX_DELAY:
+        step = float(np.median(np.diff(given[:num_given])))
+        given[num_given:] = [given[num_given - 1] + step * (1 + index) for index in range(num_left)]
+    for ticks in ([pts for pts, _ in times], given):
+        if None not in ticks and np.all(np.diff(ticks) >= 0):
+            return np.array(ticks) * float(stream.time_base)
+    return np.full(len(times), math.nan)
 
 
 class Decoding:
@@ -278,7 +344,7 @@ class Decoding:
         with _open(self.file) as container:
             stream = video_stream(container)
             started = False
-            for packet in container.demux(stream):
+            for packet in self._packets(container, stream):
                 try:
                     frames = packet.decode()
                 except av.FFmpegError:
@@ -286,27 +352,37 @@ class Decoding:
                     # skipped
                     if not started:
                         continue
-                    # Frames after the damage refer to missing ones; those still in the decoder precede it
                     self.is_damaged = True
-                    yield from stream.decode(None)
-                    return
+                    break
                 started = started or bool(frames)
                 yield from frames
+            if self.is_damaged:
+                # Frames after the damage refer to missing ones; those still in the decoder precede it
+                with contextlib.suppress(av.FFmpegError):
+                    yield from stream.decode(None)
+
+    def _packets(self, container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.Packet]:
+        try:
+            yield from container.demux(stream)
+        except av.FFmpegError:  # of the container
+            self.is_damaged = True
 
 
-def _clip(stream: av.VideoStream, frames: list[av.VideoFrame], num_frames: int, crop: Crop | None) -> Clip:
+def _clip(
+    stream: av.VideoStream, frames: list[av.VideoFrame], seconds: np.ndarray, num_frames: int, crop: Crop | None
+) -> Clip:
     first = frames[0]
     shape = (first.format.name, first.height, first.width)
     if any((frame.format.name, frame.height, frame.width) != shape for frame in frames):
         raise DecodingError("the size of the frames changes within the clip", "unsupported")
-    quarters = round(first.rotation / 90)
-    height, width = (first.width, first.height) if quarters % 2 else (first.height, first.width)
+    orientation = lies_on_side, _, _ = _orientation(first)
+    height, width = (first.width, first.height) if lies_on_side else (first.height, first.width)
     aspect = pixel_aspect(stream.sample_aspect_ratio)
-    aspect = 1 / aspect if quarters % 2 else aspect
+    aspect = 1 / aspect if lies_on_side else aspect
     top, left, rows, columns = crop(height, width, aspect) if crop else (0, 0, height, width)
     pixels = np.empty((len(frames), rows, columns, 3), np.uint8)
     part = None
-    if quarters % 4 == 0 and first.height % 2 == 0 and first.width % 2 == 0:
+    if orientation == (False, 1, 1) and first.height % 2 == 0 and first.width % 2 == 0:
         part = _around(top, left, rows, columns, height, width)
         top, left = top - part[0], left - part[1]
     graph = _rgb_graph(first, stream.time_base, part)
@@ -315,16 +391,30 @@ def _clip(stream: av.VideoStream, frames: list[av.VideoFrame], num_frames: int, 
         rgb = graph.pull()
         plane = rgb.planes[0]
         image = np.ndarray((rgb.height, rgb.width, 3), np.uint8, plane, strides=(plane.line_size, 3, 1))
-        pixels[index] = np.rot90(image, quarters)[top : top + rows, left : left + columns]
-    return Clip(torch.from_numpy(pixels).permute(0, 3, 1, 2), _timestamps(frames, stream), num_frames, aspect)
+        pixels[index] = _upright(image, *orientation)[top : top + rows, left : left + columns]
+    return Clip(torch.from_numpy(pixels).permute(0, 3, 1, 2), torch.from_numpy(seconds), num_frames, aspect)
 
 
-def _timestamps(frames: list[av.VideoFrame], stream: av.VideoStream) -> torch.Tensor:
-    """Seconds (T,); where the times of showing are wrong, those at which the decoder gives the frames, else NaN."""
-    for times in ([frame.pts for frame in frames], [frame.dts for frame in frames]):
-        if None not in times and all(np.diff(times) >= 0):
-            return torch.tensor(times, dtype=torch.float64) * float(stream.time_base)
-    return torch.full((len(frames),), math.nan, dtype=torch.float64)
+def _orientation(frame: av.VideoFrame) -> tuple[bool, int, int]:
+    """Whether rows and columns are to be swapped, then the steps, 1 or -1, at which to read rows and columns.
+
+    A frame may be mirrored, too, which `frame.rotation` does not tell.
+    """
+    try:
+        matrix = frame.side_data.get("DISPLAYMATRIX")
+    except ValueError:  # PyAV refuses all side data for one of a kind that it does not know, such as EXIF
+        return QUARTER_TURNS[round(frame.rotation / 90) % 4]
+    if matrix is None:
+        return False, 1, 1
+    # A pixel at (x, y) is shown at (a x + c y, b x + d y): ISO/IEC 14496-12, sec. 6.2.2
+    a, b, _, c, d = np.frombuffer(matrix, np.int32, count=5).tolist()
+    lies_on_side = abs(b) + abs(c) > abs(a) + abs(d)
+    across, down = (c, b) if lies_on_side else (a, d)
+    return lies_on_side, -1 if down < 0 else 1, -1 if across < 0 else 1
+
+
+def _upright(image: np.ndarray, lies_on_side: bool, row_step: int, column_step: int) -> np.ndarray:
+    return (image.swapaxes(0, 1) if lies_on_side else image)[::row_step, ::column_step]
 
 
 def _around(top: int, left: int, rows: int, columns: int, height: int, width: int) -> tuple[int, int, int, int]:
