@@ -14,6 +14,7 @@ import torch
 from datasets.utils.py_utils import convert_file_size_to_int
 
 from .examining import LEFT_OUT, PrepareArguments, stamp
+from .files import is_url
 from .journal import Journal
 from .probing import VideoFacts
 from .shards import SHARDS, place
@@ -30,6 +31,8 @@ class Job:
     def __init__(self, source: str, output: Path, arguments: PrepareArguments, rank: int, world_size: int):
         self.output, self.arguments = output, arguments
         self.rank, self.world_size = rank, world_size
+        if is_url(source):
+            raise ValueError(f"{source!r} is an address; only local files can be prepared: download them first")
         self.root = Path(source).expanduser().absolute()
         if not self.root.exists():
             raise ValueError(f"{source!r} does not exist; give a folder of videos, or a list of them")
@@ -41,6 +44,9 @@ class Job:
         self.paths = [video["path"] if video["bytes"] is None else None for video in videos["video"]]
         if None in self.paths:
             raise ValueError(f"{source!r} holds the bytes of videos; only files can be prepared")
+        remote = next(filter(is_url, self.paths), None)
+        if remote is not None:
+            raise ValueError(f"{source!r} names {remote!r}; only local files can be prepared: download them first")
         folder = self.root if self.root.is_dir() else self.root.parent
         self.names = [os.path.relpath(path, folder) for path in self.paths]
         if len(set(self.names)) < len(self.names):
