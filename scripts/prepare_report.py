@@ -91,24 +91,33 @@ def plot(videos: list[dict], facts: list[dict], path: Path):
     figure, panels = plt.subplots(2, 2, figsize=(14, 9), layout="constrained")
     for axes, (title, unit, quantity, is_logarithmic) in zip(panels.flat, QUANTITIES, strict=False):
         values = np.array([quantity(fact) for fact in facts])
+        axes.set_title(f"{title} of {len(values)} packed videos")
+        if not len(values):
+            axes.set_axis_off()
+            continue
         bins = NUM_BINS
-        if is_logarithmic and len(values):
+        if is_logarithmic:
             # A little wider, so that a single value has a bin too
             bins = np.geomspace(values.min() / 1.05, values.max() * 1.05, NUM_BINS + 1)
             axes.set_xscale("log")
             axes.xaxis.set_major_formatter("{x:g}")
         axes.hist(values, bins=bins, color=COLOUR)
-        axes.set(title=f"{title} of {len(values)} packed videos", xlabel=unit, ylabel="videos")
+        axes.set(xlabel=unit, ylabel="videos")
         axes.yaxis.get_major_locator().set_params(integer=True)
         axes.set_axisbelow(True)
         axes.grid(axis="y", alpha=0.3)
     kinds = Counter(video["kind"] for video in videos if video["kind"]).most_common(NUM_NAMES)[::-1]
     axes = panels[1, 1]
-    bars = axes.barh([kind for kind, _ in kinds], [number for _, number in kinds], color=BAD_COLOUR)
-    axes.bar_label(bars, padding=3)
-    axes.set(title=f"what is wrong with {sum(number for _, number in kinds)} of {len(videos)} files", xlabel="files")
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.margins(x=0.1)
+    if kinds:
+        bars = axes.barh([kind for kind, _ in kinds], [number for _, number in kinds], color=BAD_COLOUR)
+        axes.bar_label(bars, padding=3)
+        number = sum(number for _, number in kinds)
+        axes.set(title=f"what is wrong with {number} of {len(videos)} files", xlabel="files")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.margins(x=0.1)
+    else:
+        axes.set_title(f"nothing is wrong with {len(videos)} files")
+        axes.set_axis_off()
     part = path.with_suffix(".part")
     figure.savefig(part, dpi=90, format="png")
     plt.close(figure)

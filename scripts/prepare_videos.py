@@ -43,7 +43,10 @@ def parse(arguments: list[str] | None) -> tuple[PrepareArguments, argparse.Names
     parser.add_argument("--num_workers", type=int, default=cores, help="Processes; by default the cores available.")
     parser.add_argument("--rank", type=int, default=rank, help="Which share to do; by default that of a SLURM array.")
     parser.add_argument("--world_size", type=int, default=world_size, help="Number of shares; by default as --rank.")
-    return parser.parse_args_into_dataclasses(arguments)
+    settings, where, unknown = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
+    if unknown:
+        raise ValueError(f"{unknown[0]}: unknown setting; --help lists them")
+    return settings, where
 
 
 def main(arguments: list[str] | None = None):
@@ -60,10 +63,11 @@ def main(arguments: list[str] | None = None):
             "error: a process was killed, perhaps for want of memory; the same command goes on"
         ) from error
     except OSError as error:
-        if error.errno not in DISK_FULL:
-            raise
+        reason = error.strerror or error
+        if error.errno in DISK_FULL:
+            raise SystemExit(f"error: {reason}: {where.output}; make room, and the same command goes on") from error
         raise SystemExit(
-            f"error: {error.strerror}: {where.output}; make room, and the same command goes on"
+            f"error: {reason}: {error.filename or where.output}; VIDEOS must be readable and OUT a folder to write in"
         ) from error
     rank = f"rank {where.rank} of {where.world_size}"
     print(f"{rank} is complete" if is_new else f"{rank} was complete already: nothing is done")

@@ -85,6 +85,23 @@ def test_nothing_but_bad_files(main, tmp_path, capsys):
 def test_mistakes_end_with_a_message(main, tmp_path):
     with pytest.raises(SystemExit, match="error: '.*nowhere' does not exist; give a folder"):
         main([str(tmp_path / "nowhere"), str(tmp_path / "out")])
+    with pytest.raises(SystemExit, match="error: --short_sid: unknown setting"):
+        main([str(tmp_path), str(tmp_path / "out"), "--short_sid", "64"])
+
+
+@pytest.mark.parametrize("below", ["", "sub"])
+def test_an_output_that_is_no_folder_ends_with_a_message(main, videos, tmp_path, below):
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit, match="error: .*/file.*; VIDEOS must be readable and OUT a folder"):
+        main([str(videos), str(tmp_path / "file" / below), "--num_workers", "1"])
+
+
+def test_only_local_files_are_prepared(main, tmp_path):
+    with pytest.raises(SystemExit, match="error: 'http://host/videos/' is an address; only local files"):
+        main(["http://host/videos/", str(tmp_path / "out")])
+    (tmp_path / "list.csv").write_text("path\nhttp://host/a.mp4\n")
+    with pytest.raises(SystemExit, match="list.csv' names 'http://host/a.mp4'; only local files"):
+        main([str(tmp_path / "list.csv"), str(tmp_path / "out")])
 
 
 def start(videos, output):

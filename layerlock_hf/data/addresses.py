@@ -60,7 +60,7 @@ def join_all(source: str, folder: str, names: list[str | None]) -> list[str | No
         try:
             joined.append(None if name is None else files.join(folder, name))
         except ValueError as error:
-            raise ValueError(f"{source!r}: row {number} names {error}") from error
+            raise ValueError(f"{source!r}: row {number}: {error}") from error
     return joined
 
 

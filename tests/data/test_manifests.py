@@ -124,7 +124,7 @@ def test_a_parquet_file_that_is_no_manifest(tmp_path, prepare, changes):
 def test_a_manifest_at_a_url_names_what_lies_beside_it_alone(website, prepare, name):
     for column in ("path", "depth"):
         prepare(website.root, 0, **{column: [name] * 3})
-        with pytest.raises(ValueError, match="row 1 names .*does not lie under"):
+        with pytest.raises(ValueError, match="row 1: .*does not lie under"):
             load_videos(website.url)
 
 

@@ -306,7 +306,7 @@ def test_a_list_at_a_url(website, suffix):
     videos = load("b.mp4")
     assert fetch(videos[0]) == b"video" and [int(row["label"]) for row in videos] == [1, 2]
     for name in ("../a.mp4", "/etc/passwd", "file:///etc/passwd", "http://127.0.0.1:9/a.mp4"):
-        with pytest.raises(ValueError, match=f"list.{suffix}': row 2 names .* does not lie under"):
+        with pytest.raises(ValueError, match=f"list.{suffix}': row 2: .* does not lie under"):
             load(name)
 
 

@@ -33,6 +33,8 @@ class Job:
     def __init__(self, source: str, output: Path, arguments: PrepareArguments, rank: int, world_size: int):
         self.output, self.arguments = output, arguments
         self.rank, self.world_size = rank, world_size
+        if is_url(source):
+            raise ValueError(f"{source!r} is an address; only local files can be prepared: download them first")
         self.root = Path(source).expanduser().absolute()
         if not self.root.exists():
             raise ValueError(f"{source!r} does not exist; give a folder of videos, or a list of them")
@@ -43,8 +45,11 @@ class Job:
         self.labels = list(videos[LABEL_COLUMN]) if self.label is not None else None
         self.paths = [video["path"] if video["bytes"] is None else None for video in videos["video"]]
         in_shards = any(videos.data.column(name).null_count < len(videos) for name in ("offset", "row"))
-        if in_shards or any(path is None or is_url(path) for path in self.paths):
-            raise ValueError(f"{source!r} holds videos in shards or at URLs; only local files can be prepared")
+        if in_shards or None in self.paths:
+            raise ValueError(f"{source!r} holds videos within other files; only files of their own can be prepared")
+        remote = next(filter(is_url, self.paths), None)
+        if remote is not None:
+            raise ValueError(f"{source!r} names {remote!r}; only local files can be prepared: download them first")
         folder = self.root if self.root.is_dir() else self.root.parent
         self.names = [os.path.relpath(path, folder) for path in self.paths]
         (name, count), *_ = Counter(self.names).most_common(1)
