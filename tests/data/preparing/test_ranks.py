@@ -338,10 +338,10 @@ def test_sources_are_checked(source, tmp_path, write_tar):
     with pytest.raises(ValueError, match="twice; name every file once"):
         prepare(str(twice), tmp_path / "out")
     twice.write_text("path\nhttp://127.0.0.1:9/a.mp4\n")
-    with pytest.raises(ValueError, match="within other files"):
+    with pytest.raises(ValueError, match="only local files can be prepared"):
         prepare(str(twice), tmp_path / "out")
     write_tar(tmp_path / "tars" / "a.tar", [("a.mp4", b"video")])
-    with pytest.raises(ValueError, match="only local files can be prepared"):
+    with pytest.raises(ValueError, match="within other files"):
         prepare(str(tmp_path / "tars"), tmp_path / "out")
     with pytest.raises(ValueError, match="rank is 2 of world_size 2"):
         prepare(str(source), tmp_path / "out", rank=2, world_size=2)
