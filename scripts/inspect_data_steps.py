@@ -17,6 +17,7 @@ from accelerate.utils import send_to_device
 from layerlock_hf.data import (
     Augmentation,
     BadVideos,
+    Crop,
     DecodingError,
     Isolated,
     PretrainingClips,
@@ -147,11 +148,11 @@ def _look_at(clips: PretrainingClips, index: int, source: str | bytes | None, po
 
     drawn = []
 
-    def crop(*shape: float) -> tuple[int, int, int, int]:
+    def box(*shape: float) -> tuple[int, int, int, int]:
         drawn[:] = [clips.draw(position, *shape)]
         return drawn[0].box
 
-    clip = read_clip(source, clips.window(position), crop=crop, frame_rate=clips.frame_rate, device=clips.device)
+    clip = read_clip(source, clips.window(position), crop=Crop(box), frame_rate=clips.frame_rate, device=clips.device)
     watch.lap("decode")
 
     augmentation, frames = drawn[0], clip.frames

@@ -1,7 +1,7 @@
 """The data of pretraining: lists of videos, decoding, clips, masks, batches and the report of bad videos."""
 
 from .batch_augmentation import BatchAugmentation
-from .clips import Clip, DecodingError
+from .clips import Clip, Crop, DecodingError
 from .collating import PretrainingCollator
 from .datasets import DECODE_TIMEOUT, PretrainingClips
 from .decoding import read_clip
@@ -20,6 +20,7 @@ __all__ = [
     "BatchAugmentation",
     "Clip",
     "ClipTransform",
+    "Crop",
     "DECODE_TIMEOUT",
     "DecodingError",
     "Isolated",

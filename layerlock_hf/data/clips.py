@@ -44,8 +44,21 @@ class Clip:
 
 # From the number of frames of a video to the ascending indices of those to read
 Choose = Callable[[int], list[int]]
-# From height and width of a frame in pixels, and the aspect of a pixel, to the top, left, height and width to keep
-Crop = Callable[[int, int, float], tuple[int, int, int, int]]
+
+
+@dataclass(frozen=True)
+class Crop:
+    """What is kept of the frames of a clip.
+
+    Attributes:
+        box: from height and width of a frame in pixels, and the aspect of a pixel, to the top, left, height and width
+            that are kept.
+        image_size: side of the square that this is resized to, as by `transforms.resize`; by default it is not.
+    """
+
+    box: Callable[[int, int, float], tuple[int, int, int, int]]
+    image_size: int | None = None
+
 
 # Average over usual interval between frames, up to which the rate is constant but for some that were dropped
 MAX_GAPS = 1.1

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .clips import Choose, DecodingError
+from .clips import Choose, Crop, DecodingError
 from .decoding import read_clip
 from .decoding_torchcodec import torchcodec_decoder
 from .fetching import fetch, is_remote, name_of
@@ -220,11 +220,13 @@ class PretrainingClips(torch.utils.data.Dataset):
     ) -> _Group:
         augmentations = []
 
-        def crop(*shape: float) -> tuple[int, int, int, int]:
+        def box(*shape: float) -> tuple[int, int, int, int]:
             augmentations[:] = [self.draw(position, *shape, attempt=attempt) for position in positions]
             return bounding_box(augmentations)
 
         source = fetch(self.videos[index]) if source is None else source
+        is_resized = len(positions) == 1 and not self.augment_on_device
+        crop = Crop(box, self.transform.image_size if is_resized else None)
         window = self.window(first, attempt)
         clip = read_clip(source, window, crop=crop, frame_rate=self.frame_rate, device=self.device)
         kind = "damaged"
@@ -234,7 +236,7 @@ class PretrainingClips(torch.utils.data.Dataset):
         top, left, _, _ = bounding_box(augmentations)
         frames = []
         for augmentation in augmentations:
-            part = augmentation.crop(clip.frames, top, left)
+            part = clip.frames if is_resized else augmentation.crop(clip.frames, top, left)
             if not self.augment_on_device:
                 part = repeat_last_frame(augmentation.finish(part, self.transform.image_size), self.num_frames)
             frames.append(part.contiguous().numpy())

@@ -41,7 +41,7 @@ def read_clip(
     Args:
         source: path or bytes.
         choose: gives ascending indices for a number of frames.
-        crop: gives the part of the frames to keep; by default all.
+        crop: what is kept of the frames; by default all.
         frame_rate: frames per second of the timeline, in place of the average.
         device: "cpu", or "cuda" to decode by NVDEC. The frames come back to the CPU.
 

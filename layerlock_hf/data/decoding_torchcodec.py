@@ -9,6 +9,7 @@ import numpy as np
 
 from .clips import Choose, Clip, Crop, DecodingError, one_line, pixel_aspect, shown_frames
 from .decoding_pyav import timeline_seconds
+from .transforms import resize
 
 
 logger = logging.getLogger(__name__)
@@ -41,8 +42,9 @@ def read_torchcodec(
     if (decoder.metadata.height, decoder.metadata.width) != tuple(frames.shape[-2:]):
         aspect = 1 / aspect  # lies on its side
     if crop is not None:
-        top, left, height, width = crop(*frames.shape[-2:], aspect)
+        top, left, height, width = crop.box(*frames.shape[-2:], aspect)
         frames = frames[..., top : top + height, left : left + width]
+        frames = frames if crop.image_size is None else resize(frames, crop.image_size)
     return Clip(frames.cpu(), batch.pts_seconds.cpu(), len(shown), aspect)
 
 

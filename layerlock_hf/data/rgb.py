@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from .clips import Clip, Crop, DecodingError, pixel_aspect
+from .transforms import resize
 
 
 # What `orientation_of` gives for turns anticlockwise
@@ -32,20 +33,26 @@ def to_clip(
     height, width = (first.width, first.height) if lies_on_side else (first.height, first.width)
     aspect = pixel_aspect(stream.sample_aspect_ratio)
     aspect = 1 / aspect if lies_on_side else aspect
-    top, left, rows, columns = crop(height, width, aspect) if crop else (0, 0, height, width)
-    pixels = np.empty((len(frames), rows, columns, 3), np.uint8)
+    top, left, rows, columns = crop.box(height, width, aspect) if crop else (0, 0, height, width)
     part = None
     if orientation == (False, 1, 1) and first.height % 2 == 0 and first.width % 2 == 0:
         part = _around(top, left, rows, columns, height, width)
         top, left = top - part[0], left - part[1]
     graph = _rgb_graph(first, stream.time_base, part)
+    if crop is None or crop.image_size is None:  # pixel by pixel, as frames are stored and resized fastest
+        pixels = torch.empty(len(frames), rows, columns, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
+    else:
+        pixels = torch.empty(len(frames), 3, crop.image_size, crop.image_size, dtype=torch.uint8)
     for index, frame in enumerate(frames):
         graph.push(frame)
         rgb = graph.pull()
         plane = rgb.planes[0]
         image = np.ndarray((rgb.height, rgb.width, 3), np.uint8, plane, strides=(plane.line_size, 3, 1))
-        pixels[index] = _upright(image, *orientation)[top : top + rows, left : left + columns]
-    return Clip(torch.from_numpy(pixels).permute(0, 3, 1, 2), torch.from_numpy(seconds), num_frames, aspect)
+        image = _upright(image, *orientation)[top : top + rows, left : left + columns]
+        kept = torch.from_numpy(image if min(image.strides) > 0 else image.copy()).permute(2, 0, 1)
+        # One by one, frames stay in the cache
+        pixels[index] = kept if crop is None or crop.image_size is None else resize(kept[None], crop.image_size)[0]
+    return Clip(pixels, torch.from_numpy(seconds), num_frames, aspect)
 
 
 def orientation_of(frame: av.VideoFrame) -> tuple[bool, int, int]:

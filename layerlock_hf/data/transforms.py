@@ -172,6 +172,8 @@ def center_crop(
 
 def resize(frames: torch.Tensor, size: int) -> torch.Tensor:
     """Bring uint8 frames to a square, on whatever device they lie: (T, C, H, W) to (T, C, size, size)."""
+    if frames.shape[-2:] == (size, size):
+        return frames
     if frames.device.type == "cpu":
         return _interpolate(frames, size)
     # CPUs alone resize bytes, rounding once per direction. The other differs by 1 in up to a fifth of the pixels.

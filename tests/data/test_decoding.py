@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from layerlock_hf.data import DecodingError, decoding, decoding_pyav, decoding_torchcodec, read_clip
+from layerlock_hf.data import Crop, DecodingError, decoding, decoding_pyav, decoding_torchcodec, read_clip
 from layerlock_hf.data.decoding_pyav import read_pyav
 from layerlock_hf.data.decoding_torchcodec import read_torchcodec
+from layerlock_hf.data.transforms import resize
 
 from .conftest import encode
 
@@ -242,14 +243,16 @@ def test_frames_of_changing_size_are_a_decoding_error(tmp_path):
 def test_a_crop_keeps_a_part(video):
     asked = []
 
-    def crop(height, width, aspect):
+    def box(height, width, aspect):
         asked.append((height, width, aspect))
         return 4, 6, 20, 30
 
     whole = read_clip(video, middle).frames
     for read in READERS:
-        assert torch.equal(read(video, middle, crop).frames, whole[..., 4:24, 6:36])
-    assert asked == [(48, 64, 1.0)] * 3
+        assert torch.equal(read(video, middle, Crop(box)).frames, whole[..., 4:24, 6:36])
+        resized = read(video, middle, Crop(box, image_size=16)).frames
+        assert torch.equal(resized, resize(whole[..., 4:24, 6:36], 16))
+    assert asked == [(48, 64, 1.0)] * 6
 
 
 @pytest.mark.slow
@@ -259,11 +262,12 @@ def test_a_crop_of_odd_videos_is_part_of_the_whole(shared):
     for path in paths:
         boxes = []
 
-        def crop(height, width, aspect, boxes=boxes):
+        def box(height, width, aspect, boxes=boxes):
             boxes.append((height // 3, width // 5, height - height // 3, width // 2))
             return boxes[0]
 
-        part, whole = (read_clip(path, lambda count: list(range(0, min(count, 9), 4)), how) for how in (crop, None))
+        ways = (Crop(box), None)
+        part, whole = (read_clip(path, lambda count: list(range(0, min(count, 9), 4)), crop) for crop in ways)
         top, left, height, width = boxes[0]
         assert torch.equal(part.frames, whole.frames[..., top : top + height, left : left + width]), path
 

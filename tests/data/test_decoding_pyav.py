@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from layerlock_hf.data import decoding_pyav, read_clip
+from layerlock_hf.data import Crop, decoding_pyav, read_clip
 
 
 def middle(num_frames):
@@ -66,7 +66,7 @@ def test_frames_are_turned_and_mirrored_as_the_file_asks(images, tmp_path, matri
     a, b, c, d = (value << 16 for value in matrix)
     data = data[:place] + struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30) + data[place + 36 :]
     assert torch.equal(read_clip(data, middle).frames, turned(upright.frames))
-    crop = read_clip(data, middle, lambda height, width, aspect: (5, 6, 20, 30))
+    crop = read_clip(data, middle, Crop(lambda height, width, aspect: (5, 6, 20, 30)))
     assert torch.equal(crop.frames, turned(upright.frames)[..., 5:25, 6:36])
 
 
