@@ -3,7 +3,7 @@
 python benchmarks/loader.py --videos SOURCE [--min_seconds 5] [--passes 5] [--num_workers 2]
 
 All sides make clips of 16 x 224 x 224 at stride 2 (resize, random crop, flip, uint8) of the same videos, with the same
-windows in time, in this process and thread, and take turns video by video; then by a DataLoader with workers. The
+windows in time, on one core, and take turns video by video; then by a DataLoader with workers. The
 others are (a) PyAV decodes the whole video, which is then indexed; (b) random access by decord (pip install decord;
 left out where it is missing); (c) `datasets.Video` decodes (torchcodec), followed by torch operations; (d) torchcodec
 as fast as it goes, without a scan of the file and resizing frames before they become RGB. A ratio is that of the total
@@ -13,6 +13,7 @@ our side reads its shards, the others the same videos as plain files.
 
 import argparse
 import itertools
+import os
 import statistics
 import tempfile
 import time
@@ -118,7 +119,9 @@ def sides(videos, paths: list[str], num_passes: int) -> dict[str, torch.utils.da
 
 
 def in_turns(loaders: dict, num_videos: int, num_passes: int) -> dict[str, list[float]]:
-    """Seconds per clip of each side in each pass; video by video, in an order that changes."""
+    """Seconds per clip of each side in each pass, on one core; video by video, in an order that changes."""
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
     seconds = {name: [0.0] * num_passes for name in loaders}
     for position in tqdm(range(num_videos * num_passes), desc="videos"):
         names = list(loaders)
@@ -131,6 +134,7 @@ def in_turns(loaders: dict, num_videos: int, num_passes: int) -> dict[str, list[
                 loaders[name][position]
             taken = (time.perf_counter() - start) / (4 if "=4" in name else 1)
             seconds[name][position // num_videos] += taken / num_videos
+    os.sched_setaffinity(0, cores)
     return seconds
 
 
@@ -187,7 +191,7 @@ def main(source: str, min_seconds: float, num_passes: int, num_workers: int):
         videos, paths = videos.select(kept), [paths[index] for index in kept]
         print(f"{len(paths)} videos of {source} of at least {min_seconds:g} seconds, {num_passes} passes")
         loaders = sides(videos, paths, num_passes)
-        report("One process", in_turns(loaders, len(paths), num_passes))
+        report("One core", in_turns(loaders, len(paths), num_passes))
         report(f"{num_workers} workers", by_workers(loaders, len(paths), num_passes, num_workers))
 
 
