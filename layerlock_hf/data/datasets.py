@@ -110,6 +110,7 @@ class PretrainingClips(torch.utils.data.Dataset):
         self.augment_on_device = augment_on_device
         sources = videos.with_format("torch")["source"][:] if "source" in videos.column_names else None
         self.order = ClipOrder(len(videos), sources, source_weights, clips_per_video, seed)
+        torchcodec_decoder()  # loaded here once, and not by every child within its first decode_timeout
         self._make = Isolated(self._make_group, decode_timeout) if decode_timeout else self._make_group
         self._lost: dict[int, tuple[str, str]] = {}  # reason and kind
         self._home = os.getpid()
