@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 
@@ -48,21 +49,30 @@ def map_in_processes(function: Callable, tasks: Iterable, num_workers: int) -> I
 
 @contextlib.contextmanager
 def _forking() -> Iterator[None]:
-    # An exception that a handler raises in a hook of the fork would be lost, and with it the signal
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    """Answer signals afterwards: an exception that a handler raises in a hook of the fork is lost, and the signal too.
+
+    Blocking them would not do, because any other thread may take them for the main one.
+    """
+    if threading.current_thread() is not threading.main_thread():  # which alone runs handlers
+        yield
+        return
+    caught = []
+    handlers = {number: signal.signal(number, lambda number, _: caught.append(number)) for number in SIGNALS}
     try:
         with warnings.catch_warnings():
             # From Python 3.12 on, about the threads of this process; see `Isolated`
             warnings.simplefilter("ignore", DeprecationWarning)
             yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for number in caught:
+            signal.raise_signal(number)
 
 
 def _start(function: Callable, parent: int):
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
         if os.getppid() != parent:
