@@ -39,6 +39,17 @@ class DecoderLost(DecodingError):
     """A video hangs or crashes what decodes it; trying again would cost as much again."""
 
 
+def end_with(parent: int):
+    """On Linux: have the system kill this process when its parent dies, even in the middle of a call into C.
+
+    What it inherited, such as ports, goes with it.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        if os.getppid() != parent:
+            os._exit(0)
+
+
 class Isolated:
     """A function that is called in a child process, forked at the first call and again after a death.
 
@@ -122,10 +133,7 @@ class Isolated:
             warnings.simplefilter("ignore", DeprecationWarning)
             owner, child = os.getpid(), os.fork()
         if child == 0:
-            if sys.platform == "linux":  # also in the middle of a call; what it inherited, such as ports, goes with it
-                ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-                if os.getppid() != owner:
-                    os._exit(0)
+            end_with(owner)
             ours.close()
             _serve(theirs, shared, self.function, self.timeout)
         theirs.close()

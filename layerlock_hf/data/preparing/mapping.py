@@ -2,14 +2,14 @@
 
 import concurrent.futures
 import contextlib
-import ctypes
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+
+from ..isolation import end_with
 
 
 # Sent to all processes by a terminal or a scheduler
@@ -73,10 +73,7 @@ def _forking() -> Iterator[None]:
 def _start(function: Callable, parent: int):
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-        if os.getppid() != parent:
-            os._exit(0)
+    end_with(parent)
     global _function
     _function = function
 
