@@ -25,6 +25,7 @@ from layerlock_hf.data import (
     read_clip,
     repeat_last_frame,
 )
+from layerlock_hf.data.decoding_pyav import open_video
 from layerlock_hf.data.fetching import fetch, is_remote, name_of
 
 
@@ -185,8 +186,7 @@ def _facts(source: str | bytes) -> Facts:
     """From the first packets, before any damage."""
     file = io.BytesIO(source) if isinstance(source, bytes) else os.path.abspath(source)
     are_keyframes = []
-    # As for decoding: no file may have this one read other files over a network
-    with av.open(file, options={"protocol_whitelist": "file"}) as container:
+    with open_video(file) as container:
         stream = container.streams.best("video")
         with contextlib.suppress(av.FFmpegError):
             packets = (packet for packet in container.demux(stream) if packet.size)

@@ -83,14 +83,22 @@ def video_stream(container: av.container.InputContainer) -> av.VideoStream:
     return stream
 
 
+def open_video(file: str | io.BytesIO) -> av.container.InputContainer:
+    """A file, which FFmpeg may read and nothing else: not what a playlist inside it names at a URL.
+
+    Raises:
+        av.FFmpegError: where FFmpeg finds no format that it knows.
+    """
+    return av.open(file, options={"protocol_whitelist": "file"})
+
+
 def _open(file: str | io.BytesIO) -> av.container.InputContainer:
     """
     Raises:
         DecodingError: where FFmpeg finds no format that it knows.
     """
     try:
-        # The whitelist keeps a playlist inside a file from opening network connections
-        return av.open(file, options={"protocol_whitelist": "file"})
+        return open_video(file)
     except av.FFmpegError as error:
         raise DecodingError(one_line(error.strerror or error)) from error
 

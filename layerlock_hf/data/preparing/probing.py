@@ -7,6 +7,7 @@ import av
 
 from ..clips import DecodingError, one_line
 from ..decoding import read_clip
+from ..decoding_pyav import open_video
 
 
 NUM_ENDS = 8  # frames at each end that `decode_all=False` decodes
@@ -99,7 +100,7 @@ class _Scan:
 
 
 def _scan(path: str, decode_all: bool) -> _Scan:
-    with av.open(path, options={"protocol_whitelist": "file"}) as container:
+    with open_video(path) as container:
         stream = container.streams.best("video")
         stream.thread_type = "NONE"  # so that an error shows where it is
         stored, shown, first = [], [], None

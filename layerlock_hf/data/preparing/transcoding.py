@@ -5,6 +5,7 @@ from fractions import Fraction
 
 import av
 
+from ..decoding_pyav import Decoding, open_video
 from .probing import VideoFacts, is_on_grid
 
 
@@ -64,11 +65,10 @@ def transcode(
     """
     height, width = target_size(facts, short_side)
     with (
-        av.open(source, options={"protocol_whitelist": "file"}) as container,
+        open_video(source) as container,
         av.open(target, "w", format="mp4", options={"movflags": "faststart"}) as output,
     ):
         stream = container.streams.best("video")
-        stream.thread_type = "NONE"
         rate = _constant_rate(source)
         encoder = output.add_stream("libx264", rate=rate or Fraction(facts.fps).limit_denominator(1001))
         context = encoder.codec_context
@@ -79,7 +79,7 @@ def transcode(
         if gop is not None:
             context.gop_size = gop
         start = None
-        for index, frame in enumerate(_filtered(container, stream, facts, height, width)):
+        for index, frame in enumerate(_filtered(source, stream, facts, height, width)):
             if start is None:
                 start = frame.pts
                 for name in ("color_range", "colorspace", "color_primaries", "color_trc"):
@@ -92,11 +92,11 @@ def transcode(
 
 
 def _filtered(
-    container, stream: av.VideoStream, facts: VideoFacts, height: int, width: int
+    source: str, stream: av.VideoStream, facts: VideoFacts, height: int, width: int
 ) -> Iterator[av.VideoFrame]:
     """The frames before the damage, turned upright and scaled."""
     graph = None
-    for index, frame in enumerate(_decoded(container, stream)):
+    for index, frame in enumerate(Decoding(source)):
         if index == facts.num_frames:
             return
         if graph is None:
@@ -107,22 +107,6 @@ def _filtered(
         frame = graph.vpull()
         frame.colorspace = colorspace if colorspace != RGB else UNSPECIFIED
         yield frame
-
-
-def _decoded(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
-    started = False
-    for packet in container.demux(stream):
-        try:
-            frames = packet.decode()
-        except av.FFmpegError:
-            # As when probing: what precedes the first frame is skipped, and the damage ends the video
-            frames = stream.decode(None) if started else []
-            yield from frames
-            if started:
-                return
-            continue
-        started = started or bool(frames)
-        yield from frames
 
 
 def _graph(stream: av.VideoStream, rotation: int, height: int, width: int) -> av.filter.Graph:
@@ -142,7 +126,7 @@ def _graph(stream: av.VideoStream, rotation: int, height: int, width: int) -> av
 
 def _constant_rate(source: str) -> Fraction | None:
     """The frame rate that the header states, if the frames keep to it."""
-    with av.open(source, options={"protocol_whitelist": "file"}) as container:
+    with open_video(source) as container:
         stream = container.streams.best("video")
         rate = stream.average_rate or stream.guessed_rate
         packets = [packet for packet in container.demux(stream) if packet.size and not packet.is_discard]
