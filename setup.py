@@ -9,7 +9,7 @@ VERSION = re.search(r'^__version__ = "([^"]+)"', (ROOT / "layerlock_hf" / "__ini
 README = ROOT / "README.md"
 
 TRAIN = ["tensorboard", "matplotlib"]
-DEV = [*TRAIN, "pytest", "pytest-xdist", "ruff", "codespell", "pre-commit", "psutil"]
+DEV = [*TRAIN, "pytest", "pytest-timeout", "pytest-xdist", "ruff", "codespell", "pre-commit", "psutil"]
 
 setup(
     name="layerlock_hf",
