@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 from huggingface_hub.errors import StrictDataclassError
-from pretrain_arguments import parse
 
+from cores import count_cores
 from inspect_data_advice import Measured, advice
 from inspect_data_plots import plot_clips, plot_times
 from inspect_data_steps import clips_per_second, look_at_clips, time_batches
@@ -30,6 +30,7 @@ from layerlock_hf.data import (
     PretrainingCollator,
 )
 from pretrain import build_clips, check_output, print_table, read_lines
+from pretrain_arguments import parse
 
 
 CLIPS, TIMES = "clips.png", "times.png"
@@ -107,7 +108,7 @@ def inspect(arguments: list[str], scratch: Path) -> tuple[Measured, list[dict], 
             for place, number in enumerate(sorted({1, num_workers}), start=1)
         },
         num_workers=num_workers,
-        num_cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        num_cores=count_cores(),
         load=load,
         has_gpu=training_args.device.type == "cuda",
         image_size=config.image_size,

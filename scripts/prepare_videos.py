@@ -17,11 +17,12 @@ import signal
 import sys
 from pathlib import Path
 
-from prepare_report import write_report
 from transformers import HfArgumentParser
 
+from cores import count_cores
 from layerlock_hf.data.preparing import PrepareArguments, missing_ranks, prepare, read_report
 from layerlock_hf.data.preparing.examining import DISK_FULL
+from prepare_report import write_report
 
 
 def slurm_array() -> tuple[int, int]:
@@ -34,13 +35,14 @@ def slurm_array() -> tuple[int, int]:
 
 def parse(arguments: list[str] | None) -> tuple[PrepareArguments, argparse.Namespace]:
     rank, world_size = slurm_array()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     parser = HfArgumentParser(
         PrepareArguments, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("source", metavar="VIDEOS", help="Folder or list of videos.")
     parser.add_argument("output", metavar="OUT", type=Path, help="Folder to write, outside of VIDEOS.")
-    parser.add_argument("--num_workers", type=int, default=cores, help="Processes; by default the cores available.")
+    parser.add_argument(
+        "--num_workers", type=int, default=count_cores(), help="Processes; by default the cores available."
+    )
     parser.add_argument("--rank", type=int, default=rank, help="Which share to do; by default that of a SLURM array.")
     parser.add_argument("--world_size", type=int, default=world_size, help="Number of shares; by default as --rank.")
     settings, where, unknown = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)

@@ -20,7 +20,6 @@ from pathlib import Path
 
 from accelerate import PartialState
 from huggingface_hub.errors import StrictDataclassError
-from pretrain_arguments import DataArguments, parse
 from transformers import TrainerCallback, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
@@ -40,6 +39,7 @@ from layerlock_hf.training.checkpoints import CheckpointNotWritten
 from layerlock_hf.training.processes import run_and_exit
 from layerlock_hf.training.run_file import CheckpointRefused, target_label
 from layerlock_hf.training.trainer import LossNotFinite
+from pretrain_arguments import DataArguments, parse
 
 
 logger = logging.get_logger(__name__)

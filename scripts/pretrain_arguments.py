@@ -5,19 +5,17 @@ import os
 import types
 import typing
 from dataclasses import dataclass, field, make_dataclass
-from pathlib import Path
 
 from transformers import HfArgumentParser
 from transformers.integrations import is_tensorboard_available
 
+from cores import count_cores
 from layerlock_hf.data import DECODE_TIMEOUT, MaskArguments, load_videos
 from layerlock_hf.evaluation import OnlineReadout, center_clips, labelled_videos
 from layerlock_hf.models.configuration_layerlock import architecture_fields
 from layerlock_hf.training import LayerLockTrainer, LayerLockTrainingArguments, StageArguments, load_recipe
 
 
-# Microseconds of processor time per period that a container may use (cgroup v2)
-CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 # By default: each holds two batches that are ready, and decodes in a process of its own
 MAX_DATA_WORKERS = 16
 
@@ -134,11 +132,7 @@ ModelArguments = make_dataclass(
 
 def default_data_workers() -> int:
     """A data worker for every core that this process may use, but one for the process itself."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    if CPU_QUOTA.is_file():
-        quota, period = CPU_QUOTA.read_text().split()
-        cores = cores if quota == "max" else min(cores, int(quota) // int(period))
-    per_process = cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    per_process = count_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     return max(1, min(per_process - 1, MAX_DATA_WORKERS))
 
 

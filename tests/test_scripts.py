@@ -7,12 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pretrain_arguments
 import pytest
 import torch
 import yaml
 from transformers import AutoModel
 
+import cores
+import pretrain_arguments
 from layerlock_hf import LayerLockViTConfig, LayerLockViTModel
 from layerlock_hf.data.procedural import write_procedural_dataset
 from layerlock_hf.training import load_recipe
@@ -416,13 +417,13 @@ def test_a_mixture_of_groups(run, videos, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "cores, quota, processes, expected",
+    "num_cores, quota, processes, expected",
     [(2, "max", 1, 1), (1, "max", 1, 1), (8, "max", 1, 7), (64, "max", 8, 7), (64, "max", 1, 16), (64, "4", 1, 3)],
 )
-def test_data_workers_fill_the_cores_by_default(program, monkeypatch, tmp_path, cores, quota, processes, expected):
+def test_data_workers_fill_the_cores_by_default(program, monkeypatch, tmp_path, num_cores, quota, processes, expected):
     (tmp_path / "cpu.max").write_text(f"{quota if quota == 'max' else int(quota) * 100_000} 100000\n")
-    monkeypatch.setattr(pretrain_arguments, "CPU_QUOTA", tmp_path / "cpu.max")
-    monkeypatch.setattr(pretrain_arguments.os, "sched_getaffinity", lambda process: set(range(cores)))
+    monkeypatch.setattr(cores, "CPU_QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setattr(cores.os, "sched_getaffinity", lambda process: set(range(num_cores)))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
     assert pretrain_arguments.default_data_workers() == expected
     flags = ["--train_data", "videos", "--output_dir", str(tmp_path), "--use_cpu", "true"]
