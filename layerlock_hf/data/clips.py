@@ -33,6 +33,7 @@ class Clip:
         num_frames: number of frames of the video, on the timeline they were chosen from.
         pixel_aspect: width of a pixel over its height; a player stretches the frames accordingly.
         note: None for a healthy video, else what is wrong with it.
+        is_partial: whether what follows these frames is damaged.
     """
 
     frames: torch.Tensor
@@ -40,6 +41,7 @@ class Clip:
     num_frames: int
     pixel_aspect: float = 1.0
     note: str | None = None
+    is_partial: bool = False
 
 
 # From the number of frames of a video to the ascending indices of those to read

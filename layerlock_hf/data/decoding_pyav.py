@@ -92,6 +92,14 @@ def open_video(file: str | io.BytesIO) -> av.container.InputContainer:
     return av.open(file, options={"protocol_whitelist": "file"})
 
 
+def read_packets(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.Packet | None]:
+    """The packets of a stream, then None if the rest of the file cannot be read."""
+    try:
+        yield from container.demux(stream)
+    except av.FFmpegError:
+        yield None
+
+
 def _open(file: str | io.BytesIO) -> av.container.InputContainer:
     """
     Raises:
@@ -124,6 +132,7 @@ def _read_wanted(
     if timeline.num_lost:
         num_frames = len(timeline.pts)
         clip.note = f"only {num_frames} of {num_frames + timeline.num_lost} frames decode"
+        clip.is_partial = True
     return clip
 
 
@@ -297,6 +306,7 @@ def _read_up_to_damage(file: str | io.BytesIO, choose: Choose, crop: Crop | None
             claimed = max(stream.frames, _num_packets(container, stream))
             is_short = claimed > num_frames
             clip.note = f"only {num_frames} of {claimed} frames decode" if is_short else "cannot be read to its end"
+            clip.is_partial = True
     return clip
 
 
@@ -307,11 +317,7 @@ def _counted_seconds(num_frames: int, stream: av.VideoStream, frame_rate: float 
 
 def _num_packets(container: av.container.InputContainer, stream: av.VideoStream) -> int:
     """Of the part of a file that can be read."""
-    count = 0
-    with contextlib.suppress(av.FFmpegError):
-        for packet in container.demux(stream):
-            count += packet.size > 0
-    return count
+    return sum(packet.size > 0 for packet in read_packets(container, stream) if packet is not None)
 
 
 def _seconds(times: list[tuple[int | None, int | None]], stream: av.VideoStream) -> np.ndarray:
@@ -346,7 +352,10 @@ class Decoding:
         with _open(self.file) as container:
             stream = video_stream(container)
             started = False
-            for packet in self._packets(container, stream):
+            for packet in read_packets(container, stream):
+                if packet is None:
+                    self.is_damaged = True
+                    break
                 try:
                     frames = packet.decode()
                 except av.FFmpegError:
@@ -362,9 +371,3 @@ class Decoding:
                 # Frames after the damage refer to missing ones; those still in the decoder precede it
                 with contextlib.suppress(av.FFmpegError):
                     yield from stream.decode(None)
-
-    def _packets(self, container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.Packet]:
-        try:
-            yield from container.demux(stream)
-        except av.FFmpegError:  # of the container
-            self.is_damaged = True

@@ -7,7 +7,7 @@ import av
 
 from ..clips import DecodingError, one_line
 from ..decoding import read_clip
-from ..decoding_pyav import open_video
+from ..decoding_pyav import open_video, read_packets
 
 
 NUM_ENDS = 8  # frames at each end that `decode_all=False` decodes
@@ -55,7 +55,7 @@ def probe_video(path: str, decode_all: bool = True) -> tuple[VideoFacts, str | N
             and the number of frames is that of the stored packets.
 
     Returns:
-        The facts, and what is wrong with a video that decodes in part, which begins with "only", or None.
+        The facts, and what is wrong with a video that decodes in part, or None.
 
     Raises:
         DecodingError: when nothing can be decoded.
@@ -65,14 +65,13 @@ def probe_video(path: str, decode_all: bool = True) -> tuple[VideoFacts, str | N
         scan = _scan(path, decode_all)
     except (av.FFmpegError, RuntimeError, ValueError) as error:
         raise DecodingError(one_line(error)) from error
-    is_partial = clip.note is not None and clip.note.startswith("only ")
     if decode_all:
         num_frames = scan.num_frames
     else:
-        num_frames = clip.num_frames if is_partial else len(scan.timestamps) or clip.num_frames
+        num_frames = clip.num_frames if clip.is_partial else len(scan.timestamps) or clip.num_frames
     if num_frames == 0:
         raise DecodingError("no frame can be decoded")
-    damage = scan.damage or (clip.note if is_partial else None)
+    damage = scan.damage or (clip.note if clip.is_partial else None)
     return _facts(scan, num_frames, tuple(clip.frames.shape[-2:]), damage is None), damage
 
 
@@ -105,14 +104,15 @@ def _scan(path: str, decode_all: bool) -> _Scan:
         stream.thread_type = "NONE"  # so that an error shows where it is
         stored, shown, first = [], [], None
         num_packets = num_corrupt = num_lost = 0
-        for packet in container.demux(stream):
-            num_packets += packet.dts is not None or packet.size > 0
-            if packet.size and not packet.is_discard:
-                stored.append((packet.pts, packet.is_keyframe))
+        for packet in read_packets(container, stream):
+            if packet is not None:
+                num_packets += packet.dts is not None or packet.size > 0
+                if packet.size and not packet.is_discard:
+                    stored.append((packet.pts, packet.is_keyframe))
             if first is not None and (not decode_all or num_lost):
                 continue
             try:
-                frames = packet.decode()
+                frames = stream.decode(packet)
             except av.FFmpegError:
                 # What precedes the first frame may be the rest of a group of pictures that starts elsewhere
                 if shown:
@@ -133,6 +133,8 @@ def _scan(path: str, decode_all: bool) -> _Scan:
             damage = f"only {len(timestamps)} of {max(stream.frames, len(stored))} frames decode"
         elif num_corrupt:
             damage = f"only {len(shown) - num_corrupt} of {len(shown)} frames decode without damage"
+        elif packet is None:
+            damage = "cannot be read to its end"
         return _Scan(
             timestamps=[] if None in timestamps else sorted(timestamps),
             time_base=stream.time_base,

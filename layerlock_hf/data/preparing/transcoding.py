@@ -5,15 +5,14 @@ from fractions import Fraction
 
 import av
 
-from ..decoding_pyav import Decoding, open_video
+from ..decoding_pyav import Decoding, open_video, read_packets
+from ..rgb import orientation_of
 from .probing import VideoFacts, is_on_grid
 
 
 # x264's macroblock tree reads memory that it never wrote: the same frames, if narrow, would give different bytes
 ENCODER_OPTIONS = {"preset": "medium", "mbtree": "0"}
 RGB, UNSPECIFIED = 0, 2  # colour matrices, as ISO/IEC 23091-2 numbers them
-# Degrees counterclockwise -> filters that turn a frame so
-TURNS = {0: [], 90: [("transpose", "cclock")], 180: [("hflip", ""), ("vflip", "")], 270: [("transpose", "clock")]}
 
 
 def needs_transcoding(facts: VideoFacts, damage: str | None, short_side: int | None, gop: int | None) -> bool:
@@ -100,7 +99,7 @@ def _filtered(
         if index == facts.num_frames:
             return
         if graph is None:
-            graph = _graph(stream, facts.rotation, height, width)
+            graph = _graph(stream, orientation_of(frame), height, width)
         # Unless hidden from it, the graph converts the colours to another matrix
         colorspace, frame.colorspace = frame.colorspace, UNSPECIFIED
         graph.vpush(frame)
@@ -109,12 +108,15 @@ def _filtered(
         yield frame
 
 
-def _graph(stream: av.VideoStream, rotation: int, height: int, width: int) -> av.filter.Graph:
+def _graph(stream: av.VideoStream, orientation: tuple[bool, int, int], height: int, width: int) -> av.filter.Graph:
     graph = av.filter.Graph()
     graph.threads = 1
+    lies_on_side, row_step, column_step = orientation
+    turns = [("transpose", "cclock_flip")] * lies_on_side  # swaps rows and columns
+    turns += [("vflip", "")] * (row_step < 0) + [("hflip", "")] * (column_step < 0)
     chain = [
         graph.add_buffer(template=stream),
-        *(graph.add(name, arguments) for name, arguments in TURNS[rotation]),
+        *(graph.add(name, arguments) for name, arguments in turns),
         graph.add("scale", f"{width}:{height}:flags=bicubic:out_range=tv"),
         graph.add("format", "yuv420p"),
         graph.add("setsar", "1"),
@@ -129,7 +131,9 @@ def _constant_rate(source: str) -> Fraction | None:
     with open_video(source) as container:
         stream = container.streams.best("video")
         rate = stream.average_rate or stream.guessed_rate
-        packets = [packet for packet in container.demux(stream) if packet.size and not packet.is_discard]
+        packets = [
+            packet for packet in read_packets(container, stream) if packet and packet.size and not packet.is_discard
+        ]
         timestamps = [packet.pts for packet in packets]
     if rate is None or not timestamps or None in timestamps:
         return None

@@ -5,6 +5,7 @@ import pytest
 
 from layerlock_hf.data import DecodingError
 from layerlock_hf.data.preparing.probing import probe_video
+from layerlock_hf.data.preparing.transcoding import transcode
 
 
 MAX_BYTES = 150_000  # of the larger files there are no kinds of their own
@@ -52,6 +53,22 @@ def test_damage_in_the_middle_is_found_by_decoding_all(tmp_path, make_video):
     assert 8 <= facts.num_frames <= 18
     assert damage == f"only {facts.num_frames} of 30 frames decode"
     assert probe_video(str(path), decode_all=False)[1] is None
+
+
+@pytest.mark.parametrize("decode_all", [True, False])
+def test_what_precedes_garbage_in_a_container_counts(tmp_path, video, decode_all):
+    path = tmp_path / "a.nut"
+    with av.open(video) as source, av.open(str(path), "w", format="nut") as container:
+        stream = container.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                container.mux(packet)
+    path.write_bytes(path.read_bytes() + bytes(100_000))
+    facts, damage = probe_video(str(path), decode_all)
+    assert (facts.num_frames, damage) == (30, "cannot be read to its end")
+    transcode(str(path), str(tmp_path / "whole.mp4"), facts)
+    assert probe_video(str(tmp_path / "whole.mp4"))[0].num_frames == 30
 
 
 def test_a_variable_frame_rate(tmp_path, make_video):

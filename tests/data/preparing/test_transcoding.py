@@ -60,11 +60,15 @@ def test_times_that_matroska_rounds_are_exact_again(tmp_path, make_video):
     assert probe_video(str(target))[0].has_constant_frame_rate
 
 
-@pytest.mark.parametrize("rotation", [90, 180, 270])
-def test_frames_are_turned_upright(tmp_path, path, rotation):
+@pytest.mark.parametrize(
+    "rotation, rows",
+    [(90, "0-+0"), (180, "-00-"), (270, "0+-0"), (180, "-00+"), (0, "+00-"), (270, "0++0"), (90, "0--0")],
+    ids=["90", "180", "270", "mirrored", "upside down", "transposed", "transversed"],
+)
+def test_frames_are_shown_upright(tmp_path, path, rotation, rows):
     # What a phone writes: the matrix of the track's header (ISO/IEC 14496-12, 8.3.2), in 16.16 and 2.30 fixed point
-    one, minus = 0x00010000, 0xFFFF0000
-    rows = {90: (0, minus, one, 0), 180: (minus, 0, 0, minus), 270: (0, one, minus, 0)}[rotation]
+    one = 0x00010000
+    rows = [{"+": one, "-": 0xFFFF0000, "0": 0}[sign] for sign in rows]
 
     def matrix(a, b, c, d):
         return b"".join(value.to_bytes(4, "big") for value in (a, b, 0, c, d, 0, 0, 0, 0x40000000))
@@ -75,7 +79,7 @@ def test_frames_are_turned_upright(tmp_path, path, rotation):
     turned.write_bytes(content[:start] + content[start:].replace(matrix(one, 0, 0, one), matrix(*rows), 1))
     facts, _ = probe_video(str(turned))
     assert facts.rotation == rotation
-    assert needs_transcoding(facts, None, None, 300)
+    assert needs_transcoding(facts, None, None, 300) == (rotation != 0)
     target = tmp_path / "target.mp4"
     transcode(str(turned), str(target), facts, crf=1)
     assert probe_video(str(target))[0].rotation == 0
