@@ -9,7 +9,7 @@ from .fetching import fetch, is_remote, name_of
 from .isolation import Isolated
 from .masking import MASKS, MaskArguments, MultiBlockMasks, RandomMask, TubeMask
 from .reports import BadData, BadVideos
-from .sources import count_per_source, load_videos
+from .sources import load_videos
 from .transforms import RESIZE_FACTOR, Augmentation, ClipTransform, center_crop, generator_for, repeat_last_frame
 
 
@@ -33,7 +33,6 @@ __all__ = [
     "RandomMask",
     "TubeMask",
     "center_crop",
-    "count_per_source",
     "fetch",
     "generator_for",
     "is_remote",

@@ -13,7 +13,6 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 import datasets
-import numpy as np
 import pyarrow
 import pyarrow.compute
 from datasets.data_files import SPLIT_KEYWORDS
@@ -87,11 +86,6 @@ def load_videos(
             raise ValueError(f"{one!r} holds no videos; give a folder, list or dataset that does")
         loaded.append(dataset)
     return _mix(loaded)
-
-
-def count_per_source(videos: datasets.Dataset) -> list[int]:
-    """The number of videos of each source of `load_videos`, in order."""
-    return np.bincount(videos.with_format("numpy")[SOURCE_COLUMN][:]).tolist()
 
 
 def _load(source: str, split: str, column: str | None, root: str | None, streaming: bool) -> datasets.Dataset:
