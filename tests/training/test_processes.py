@@ -53,6 +53,7 @@ def test_nodes_that_share_no_folder_are_refused(tmp_path):
     assert os.listdir(tmp_path / "0") == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "code, status, said",
     [("pass", 0, ""), ("sys.exit(143)", 143, ""), ("sys.exit('error: no')", 1, "error: no\n"), ("1 / 0", 1, "Zero")],

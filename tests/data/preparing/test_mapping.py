@@ -1,6 +1,8 @@
 import subprocess
 import sys
 
+import pytest
+
 
 PROGRAM = """
 import os, signal
@@ -14,6 +16,7 @@ except KeyboardInterrupt:
 """
 
 
+@pytest.mark.slow
 def test_a_signal_during_a_fork_is_answered_after_it():
     run = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=60, check=False)
     assert run.stdout == "interrupted\n", run.stderr
