@@ -63,20 +63,57 @@ class AttentionReadout(nn.Module):
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """(B, t, S, D) -> (B, Q, O)"""
-        batch_size, from_frames = features.shape[:2]
-        weights = cubic_weights(from_frames, self.num_frames, features.device).to(features.dtype)
+        return self.read(self.normalize(features))
+
+    def normalize(self, features: torch.Tensor) -> torch.Tensor:
+        """Resized in time, each token of mean 0 and variance 1, (B, t, S, D) -> (B, R, S, D).
+
+        Involves no parameter: readouts of one configuration share it.
+        """
+        weights = cubic_weights(features.shape[1], self.num_frames, features.device).to(features.dtype)
         features = torch.einsum("rt,btsd->brsd", weights, features)
-        features = (self.norm1(features) + self.temporal_embeddings).flatten(1, 2)
+        return F.layer_norm(features, self.norm1.normalized_shape, eps=self.norm1.eps)
+
+    def read(self, normalized: torch.Tensor) -> torch.Tensor:
+        """What follows `normalize`: (B, R, S, D) -> (B, Q, O)"""
+        num_pairs = self.queries.shape[1] * self.num_heads
+        # The same attention in another order of products: what the keys and values of all tokens would cost, queries
+        # cost that are as many as features
+        attend = self._attend_folded if num_pairs < self.key.out_features else self._attend
+        attended = attend(normalized)
+        states = self.queries.to(attended.dtype) + self.out(attended)
+        states = states + self.down(self.activation(self.up(self.norm2(states))))
+        return self.head(states)
+
+    def _attend(self, normalized: torch.Tensor) -> torch.Tensor:
+        """Keys and values of every token: (B, R, S, D) -> (B, Q, C)"""
+        tokens = (normalized * self.norm1.weight + self.norm1.bias + self.temporal_embeddings).flatten(1, 2)
 
         def split(states):
             return states.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
 
-        key, value = split(self.key(features)), split(self.value(features))
-        queries = self.queries.to(key.dtype).expand(batch_size, -1, -1)
-        attended = F.scaled_dot_product_attention(split(queries), key, value).transpose(1, 2)
-        states = queries + self.out(attended.flatten(2))
-        states = states + self.down(self.activation(self.up(self.norm2(states))))
-        return self.head(states)
+        key, value = split(self.key(tokens)), split(self.value(tokens))
+        queries = split(self.queries.to(key.dtype).expand(len(key), -1, -1))
+        return F.scaled_dot_product_attention(queries, key, value).transpose(1, 2).flatten(2)
+
+    def _attend_folded(self, normalized: torch.Tensor) -> torch.Tensor:
+        """Tokens weighted first and projected then: (B, R, S, D) -> (B, Q, C)
+
+        A score is query . key(token) = (query key) . token + query . bias, and the sum of weighted values is the value
+        of the weighted sum of tokens.
+        """
+        key, value = (layer.weight.unflatten(0, (self.num_heads, -1)) for layer in (self.key, self.value))
+        queries = self.queries[0].unflatten(1, (self.num_heads, -1))
+        offsets = self.norm1.bias + self.temporal_embeddings.squeeze(1)  # of the tokens of a step of time, (R, D)
+        queries = queries / queries.shape[2] ** 0.5
+        directions = torch.einsum("qhc,hcd->qhd", queries, key).flatten(0, 1)
+        biases = torch.einsum("qhc,hc->qh", queries, self.key.bias.unflatten(0, (self.num_heads, -1))).flatten()
+        scores = torch.einsum("brsd,pd->bprs", normalized, (directions * self.norm1.weight).to(normalized.dtype))
+        scores = scores.float() + (directions @ offsets.T + biases.unsqueeze(1)).unsqueeze(-1)
+        weights = scores.flatten(2).softmax(dim=-1).unflatten(2, scores.shape[2:])
+        tokens = torch.einsum("bprs,brsd->bpd", weights.to(normalized.dtype), normalized) * self.norm1.weight
+        tokens = (tokens + weights.sum(dim=3).to(tokens.dtype) @ offsets).unflatten(1, (-1, self.num_heads))
+        return torch.einsum("bqhd,hcd->bqhc", tokens, value).flatten(2) + self.value.bias
 
 
 class LayerLockViTForReadout(LayerLockViTPreTrainedModel):
