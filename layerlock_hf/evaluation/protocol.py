@@ -1,0 +1,89 @@
+"""The protocol of a sweep of readouts: which ones, on how many clips, at what learning rates."""
+
+import math
+from dataclasses import dataclass, field
+
+from ..models import readout_depth_from_fraction
+
+
+@dataclass
+class SweepArguments:
+    """The protocol of LayerLock, sec. A.4. Batches are those of all processes together."""
+
+    learning_rates: list[float] = field(
+        default_factory=lambda: [1e-4, 3e-4, 1e-3], metadata={"help": "Highest learning rates to try."}
+    )
+    depth_fractions: list[float] = field(
+        default_factory=lambda: [0.25, 0.5, 0.75, 0.85, 0.95, 1.0],
+        metadata={"help": "Depths to try, as fractions of the layers in the convention of the 4DS code."},
+    )
+    num_examples: int = field(default=1_280_000, metadata={"help": "Clips that every readout is trained on."})
+    batch_size: int = field(default=32, metadata={"help": "Clips of an optimizer step, over all processes."})
+    micro_batch_size: int | None = field(
+        default=None, metadata={"help": "Clips that a process encodes at once; by default its share of a batch."}
+    )
+    warmup_steps: int = field(default=1000, metadata={"help": "Steps of linear warm-up."})
+    final_learning_rate: float = field(default=1e-7, metadata={"help": "Where the cosine ends."})
+    weight_decay: float = field(
+        default=1e-4, metadata={"help": "Of AdamW, on all parameters. The paper states none; this is optax's default."}
+    )
+    max_parallel_readouts: int | None = field(
+        default=None,
+        metadata={"help": "Readouts trained at once, which bounds the memory; the others follow in further passes."},
+    )
+    seed: int = field(default=0, metadata={"help": "Of the readouts' weights and of the clips."})
+    bf16: bool = field(default=False, metadata={"help": "Compute in bfloat16; weights stay float32."})
+    logging_steps: int = field(default=50, metadata={"help": "Steps between lines of metrics.jsonl."})
+    eval_steps: int | None = field(
+        default=None, metadata={"help": "Steps between evaluations; by default there is one, at the end."}
+    )
+    save_steps: int = field(default=1000, metadata={"help": "Steps between checkpoints, from which a run goes on."})
+    num_workers: int = field(default=0, metadata={"help": "Data workers of each process."})
+
+    def __post_init__(self):
+        for name in ("num_examples", "batch_size", "logging_steps", "save_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; give at least 1")
+        for name in ("micro_batch_size", "max_parallel_readouts", "eval_steps"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; give at least 1")
+        if not self.learning_rates or not all(rate > 0 for rate in self.learning_rates):
+            raise ValueError(f"learning_rates is {self.learning_rates}; give positive numbers")
+        if not self.depth_fractions:
+            raise ValueError("depth_fractions is empty; give at least one")
+        if self.num_examples % self.batch_size:
+            raise ValueError(f"num_examples={self.num_examples} is not a multiple of batch_size={self.batch_size}")
+
+    @property
+    def num_steps(self) -> int:
+        return self.num_examples // self.batch_size
+
+    def learning_rate_at(self, step: int, highest: float) -> float:
+        """Of step `step`, counted from 0."""
+        if step < self.warmup_steps:
+            return highest * (step + 1) / self.warmup_steps
+        progress = (step - self.warmup_steps) / max(1, self.num_steps - self.warmup_steps)
+        return self.final_learning_rate + (highest - self.final_learning_rate) * (1 + math.cos(math.pi * progress)) / 2
+
+
+@dataclass(frozen=True)
+class Member:
+    """A readout of the sweep: where it reads, and how fast it learns."""
+
+    depth: int
+    depth_fraction: float
+    learning_rate: float
+
+    @property
+    def name(self) -> str:
+        return f"depth-{self.depth:02d}_lr-{self.learning_rate:g}"
+
+
+def sweep_members(args: SweepArguments, num_layers: int) -> list[Member]:
+    """All pairs of depth and learning rate. In shallow encoders fractions share a depth, which is then read once.
+
+    Raises:
+        ValueError: if there is no such depth.
+    """
+    fractions = {readout_depth_from_fraction(num_layers, fraction): fraction for fraction in args.depth_fractions}
+    return [Member(depth, fractions[depth], rate) for depth in sorted(fractions) for rate in args.learning_rates]

@@ -1,0 +1,319 @@
+"""Many readouts trained together: every batch passes the frozen encoder once, for all depths and learning rates."""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from .protocol import Member, SweepArguments
+
+
+METRICS, PROGRESS, READOUTS = "metrics.jsonl", "progress.pt", "readouts"
+
+
+class _Batches:
+    """The positions that one process encodes at a time, from an optimizer step on."""
+
+    def __init__(self, args: SweepArguments, state: PartialState, first_step: int = 0):
+        self.first_step, self.num_steps, self.batch_size = first_step, args.num_steps, args.batch_size
+        self.rank, self.num_processes = state.process_index, state.num_processes
+        self.size = args.micro_batch_size or max(1, args.batch_size // state.num_processes)
+        self.num_per_step = args.batch_size // (self.size * state.num_processes)
+        if self.num_per_step * self.size * state.num_processes != args.batch_size:
+            raise ValueError(
+                f"batch_size={args.batch_size} does not fall into parts of micro_batch_size={self.size} for "
+                f"{state.num_processes} processes"
+            )
+
+    def __len__(self) -> int:
+        return (self.num_steps - self.first_step) * self.num_per_step
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in range(self.first_step, self.num_steps):
+            for number in range(self.num_per_step):
+                start = step * self.batch_size + (number * self.num_processes + self.rank) * self.size
+                yield list(range(start, start + self.size))
+
+
+class _Round:
+    """The readouts that are trained at once, their optimizer, and how far they are.
+
+    Attributes:
+        readouts: by member.
+        step: optimizer steps done.
+        losses: of each member, summed since the last log.
+        num_summed: over how many steps.
+    """
+
+    def __init__(self, members: Sequence[Member], build: Callable[[], nn.Module], args: SweepArguments, device):
+        self.args = args
+        self.readouts = {}
+        for member in members:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(args.seed)  # of every member: the start does not depend on the others
+                self.readouts[member] = build().to(device)
+        groups = [
+            {"params": list(readout.parameters()), "highest": member.learning_rate}
+            for member, readout in self.readouts.items()
+        ]
+        self.optimizer = torch.optim.AdamW(groups, lr=0.0, weight_decay=args.weight_decay)
+        self.step, self.num_summed = 0, 0
+        self.losses = torch.zeros(len(members), device=device)
+
+    def state_dict(self) -> dict:
+        return {
+            "step": self.step,
+            "losses": self.losses,
+            "num_summed": self.num_summed,
+            "readouts": [readout.state_dict() for readout in self.readouts.values()],
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict):
+        self.step, self.num_summed = state["step"], state["num_summed"]
+        self.losses.copy_(state["losses"])
+        for readout, weights in zip(self.readouts.values(), state["readouts"], strict=True):
+            readout.load_state_dict(weights)
+        self.optimizer.load_state_dict(state["optimizer"])
+
+    def update(self, losses: torch.Tensor):
+        """An optimizer step with the gradients that lie on the parameters; `losses` is (members,)."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.args.learning_rate_at(self.step, group["highest"])
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.losses += losses
+        self.num_summed += 1
+        self.step += 1
+
+    def mean_losses(self) -> dict[Member, float]:
+        """Since the last call."""
+        means = dict(zip(self.readouts, (self.losses / self.num_summed).tolist(), strict=True))
+        self.losses.zero_()
+        self.num_summed = 0
+        return means
+
+
+class Sweep:
+    """Trains all members and tests them.
+
+    The gradient of a batch is that of the mean loss over what counts in it, whatever the number of processes and of
+    parts that the batch is encoded in. Every member starts from the same weights and sees the same clips in the same
+    order, so its result does not depend on the others. The same run, started again, goes on where it stopped.
+
+    Args:
+        task: what is learnt and measured: see `tasks`.
+        read_features: from a batch and depths to features at each depth, (B, t, S, D), without autograd.
+        members: the readouts to train.
+        args: the protocol.
+        training: samples by position, `args.num_examples` of them.
+        test: what is predicted at the end, by index.
+        output: folder for `metrics.jsonl`, the weights of the readouts and the checkpoint.
+        identity: what makes two runs the same.
+
+    Raises:
+        ValueError: if the folder holds another run, or a batch cannot be divided.
+    """
+
+    def __init__(
+        self,
+        task,
+        read_features: Callable[[dict, Sequence[int]], list[torch.Tensor]],
+        members: Sequence[Member],
+        args: SweepArguments,
+        training: Dataset,
+        test: Dataset,
+        output: Path,
+        identity: dict,
+    ):
+        self.task, self.read_features, self.args = task, read_features, args
+        self.training, self.test = training, test
+        self.output, self.identity = output, identity
+        self.state = PartialState()
+        _Batches(args, self.state)
+        size = args.max_parallel_readouts or len(members)
+        members = sorted(members, key=lambda member: member.depth)  # a round reads as few depths as possible
+        self.rounds = [members[start : start + size] for start in range(0, len(members), size)]
+        self.finished: dict[str, list] = {}
+        self._unfinished: dict | None = None
+        self._load_progress()
+
+    def run(self) -> dict[Member, list]:
+        """Train and test every member.
+
+        Returns:
+            For each member what `task.test` makes of each test item, by index, or an error.
+        """
+        (self.output / READOUTS).mkdir(parents=True, exist_ok=True)
+        self._cut_metrics()
+        for number, members in enumerate(self.rounds, start=1):
+            if members[0].name not in self.finished:
+                self._run_round(f"readouts {number}/{len(self.rounds)}", members)
+        return {member: self.finished[member.name] for members in self.rounds for member in members}
+
+    def load_readout(self, member: Member) -> nn.Module:
+        """The trained readout of a member."""
+        readout = self.task.build_readout()
+        readout.load_state_dict(load_file(self._weights_of(member)))
+        return readout
+
+    def _run_round(self, name: str, members: list[Member]):
+        this = _Round(members, self.task.build_readout, self.args, self.state.device)
+        if self._unfinished is not None:
+            this.load_state_dict(self._unfinished)
+            self._unfinished = None
+        batches = _Batches(self.args, self.state, this.step)
+        loader = iter(self._loader(self.training, self.task.collate, batch_sampler=batches))
+        last = self.args.num_steps
+        with tqdm(desc=name, initial=this.step, total=last, disable=not self.state.is_main_process) as bar:
+            while this.step < last:
+                self._train_step(this, [next(loader) for _ in range(batches.num_per_step)])
+                bar.update()
+                if this.step % self.args.logging_steps == 0 or this.step == last:
+                    losses = this.mean_losses()
+                    bar.set_postfix_str(f"loss {min(losses.values()):.4f} to {max(losses.values()):.4f}")
+                    self._write_metrics(this.step, {member: {"loss": loss} for member, loss in losses.items()})
+                if self.args.eval_steps and this.step % self.args.eval_steps == 0 and this.step < last:
+                    self._measure(this)
+                if this.step % self.args.save_steps == 0 and this.step < last:
+                    self._save_progress(this.state_dict())
+        results = self._measure(this)
+        if self.state.is_main_process:
+            for member, readout in this.readouts.items():
+                save_file({key: value.cpu() for key, value in readout.state_dict().items()}, self._weights_of(member))
+        self.finished |= {member.name: rows for member, rows in results.items()}
+        self._save_progress(None)
+
+    def _loader(self, dataset: Dataset, collate: Callable, **options) -> DataLoader:
+        return DataLoader(
+            dataset,
+            collate_fn=collate,
+            num_workers=self.args.num_workers,
+            pin_memory=self.state.device.type == "cuda",
+            **options,
+        )
+
+    def _train_step(self, this: _Round, parts: list[dict]):
+        device = self.state.device
+        count = torch.stack([self.task.count(part) for part in parts]).sum().to(device)
+        self._sum_over_processes([count])
+        losses = torch.zeros(len(this.readouts), device=device)
+        for part in parts:
+            for number, outputs in enumerate(self._outputs(this, part)):
+                loss = self.task.loss(outputs.float(), part) / count.clamp(min=1)
+                loss.backward()  # at once, so that one readout's activations are held at a time
+                losses[number] += loss.detach()
+        for readout in this.readouts.values():
+            self._sum_over_processes([parameter.grad for parameter in readout.parameters()])
+        self._sum_over_processes([losses])
+        this.update(losses)
+
+    def _outputs(self, this: _Round, batch: dict) -> Iterator[torch.Tensor]:
+        """What the readouts, in their order, make of a batch: (B, Q, O) each."""
+        depths = sorted({member.depth for member in this.readouts})
+        # Not a `with` around the `yield`s, which would enclose what the caller does in between
+        autocast = torch.autocast(self.state.device.type, torch.bfloat16, enabled=self.args.bf16)
+        with torch.no_grad(), autocast:
+            features = dict(zip(depths, self.read_features(batch, depths), strict=True))
+        depth, normalized = None, None
+        for member, readout in this.readouts.items():
+            with autocast:
+                if member.depth != depth:
+                    depth, normalized = member.depth, readout.normalize(features.pop(member.depth))
+                    normalized = normalized.bfloat16() if self.args.bf16 else normalized
+                outputs = readout.read(normalized)
+            yield outputs
+
+    def _measure(self, this: _Round) -> dict[Member, list]:
+        """Test the readouts, and write what comes of it."""
+        results = self._test(this)
+        self._write_metrics(this.step, {member: self.task.measure(rows) for member, rows in results.items()})
+        return results
+
+    @torch.no_grad()
+    def _test(self, this: _Round) -> dict[Member, list]:
+        indices = range(self.state.process_index, len(self.test), self.state.num_processes)
+        size = max(1, (self.args.micro_batch_size or self.args.batch_size) // self.task.num_test_clips)
+        loader = self._loader(self.test, self.task.collate_test, sampler=indices, batch_size=size)
+        results = {member: {} for member in this.readouts}
+        for batch in tqdm(loader, desc="test", leave=False, disable=not self.state.is_main_process):
+            for rows in results.values():
+                rows |= batch["errors"]
+            if batch["indices"]:
+                for rows, outputs in zip(results.values(), self._outputs(this, batch), strict=True):
+                    rows |= zip(batch["indices"], self.task.test(outputs.float(), batch), strict=True)
+        return {member: self._gather(rows) for member, rows in results.items()}
+
+    def _gather(self, rows: dict[int, object]) -> list:
+        parts = [rows]
+        if self.state.num_processes > 1:
+            parts = [None] * self.state.num_processes
+            torch.distributed.all_gather_object(parts, rows)
+        everything = {index: row for part in parts for index, row in part.items()}
+        return [everything[index] for index in range(len(self.test))]
+
+    def _sum_over_processes(self, tensors: list[torch.Tensor]):
+        if self.state.num_processes > 1:
+            flat = torch.cat([tensor.flatten() for tensor in tensors])
+            torch.distributed.all_reduce(flat)
+            for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+                tensor.copy_(part.view_as(tensor))
+
+    def _weights_of(self, member: Member) -> Path:
+        return self.output / READOUTS / f"{member.name}.safetensors"
+
+    def _write_metrics(self, step: int, values: dict[Member, dict[str, float]]):
+        if self.state.is_main_process:
+            with (self.output / METRICS).open("a") as file:
+                for member, metrics in values.items():
+                    where = {"step": step, "depth": member.depth, "learning_rate": member.learning_rate}
+                    file.write(json.dumps(where | metrics) + "\n")
+
+    def _cut_metrics(self):
+        """What was logged after the checkpoint will be logged again."""
+        path = self.output / METRICS
+        if not self.state.is_main_process or not path.exists():
+            return
+        step = 0 if self._unfinished is None else self._unfinished["step"]
+        done = {(m.depth, m.learning_rate) for members in self.rounds for m in members if m.name in self.finished}
+        kept = []
+        for line in path.read_text().splitlines(keepends=True):
+            row = json.loads(line) if line.endswith("\n") else None  # the last line may be torn
+            if row and (row["step"] <= step or (row["depth"], row["learning_rate"]) in done):
+                kept.append(line)
+        _replace(path, "".join(kept).encode())
+
+    def _load_progress(self):
+        path = self.output / PROGRESS
+        if not path.exists():
+            return
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        theirs, ours = saved["identity"], self.identity
+        changed = [name for name in sorted({*theirs, *ours}) if theirs.get(name) != ours.get(name)]
+        if changed:
+            name = changed[0]
+            raise ValueError(
+                f"{self.output} holds a run with other settings ({name} was {theirs.get(name)!r}, now "
+                f"{ours.get(name)!r}); choose another output_dir, or delete it"
+            )
+        self.finished, self._unfinished = saved["finished"], saved["unfinished"]
+
+    def _save_progress(self, unfinished: dict | None):
+        if self.state.is_main_process:
+            aside = self.output / f"{PROGRESS}.new"
+            torch.save({"identity": self.identity, "finished": self.finished, "unfinished": unfinished}, aside)
+            os.replace(aside, self.output / PROGRESS)
+        self.state.wait_for_everyone()
+
+
+def _replace(path: Path, content: bytes):
+    aside = path.with_name(f"{path.name}.new")
+    aside.write_bytes(content)
+    os.replace(aside, path)
