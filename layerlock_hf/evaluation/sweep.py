@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from .metrics import Judged, in_order, measure
 from .protocol import Member, SweepArguments
 
 
@@ -141,15 +142,19 @@ class Sweep:
         size = args.max_parallel_readouts or len(members)
         members = sorted(members, key=lambda member: member.depth)  # a round reads as few depths as possible
         self.rounds = [members[start : start + size] for start in range(0, len(members), size)]
-        self.finished: dict[str, list] = {}
+        self.errors: dict[int, str] = {}
+        self.finished: dict[str, Judged] = {}
         self._unfinished: dict | None = None
         self._load_progress()
 
-    def run(self) -> dict[Member, list]:
+    def run(self) -> dict[Member, Judged]:
         """Train and test every member.
 
         Returns:
-            For each member what `task.test` makes of each test item, by index, or an error.
+            The rows of `metrics` of all test items but those in `errors`, for each member.
+
+        Raises:
+            ValueError: if no test item can be read.
         """
         (self.output / READOUTS).mkdir(parents=True, exist_ok=True)
         self._cut_metrics()
@@ -188,7 +193,7 @@ class Sweep:
         if self.state.is_main_process:
             for member, readout in this.readouts.items():
                 save_file({key: value.cpu() for key, value in readout.state_dict().items()}, self._weights_of(member))
-        self.finished |= {member.name: rows for member, rows in results.items()}
+        self.finished |= {member.name: judged for member, judged in results.items()}
         self._save_progress(None)
 
     def _loader(self, dataset: Dataset, collate: Callable, **options) -> DataLoader:
@@ -231,33 +236,36 @@ class Sweep:
                 outputs = readout.read(normalized)
             yield outputs
 
-    def _measure(self, this: _Round) -> dict[Member, list]:
+    def _measure(self, this: _Round) -> dict[Member, Judged]:
         """Test the readouts, and write what comes of it."""
         results = self._test(this)
-        self._write_metrics(this.step, {member: self.task.measure(rows) for member, rows in results.items()})
+        metrics = {member: measure(self.task.metrics, judged) for member, judged in results.items()}
+        self._write_metrics(this.step, metrics)
         return results
 
     @torch.no_grad()
-    def _test(self, this: _Round) -> dict[Member, list]:
+    def _test(self, this: _Round) -> dict[Member, Judged]:
         indices = range(self.state.process_index, len(self.test), self.state.num_processes)
         size = max(1, (self.args.micro_batch_size or self.args.batch_size) // self.task.num_test_clips)
         loader = self._loader(self.test, self.task.collate_test, sampler=indices, batch_size=size)
-        results = {member: {} for member in this.readouts}
+        parts = [[] for _ in this.readouts]
         for batch in tqdm(loader, desc="test", leave=False, disable=not self.state.is_main_process):
-            for rows in results.values():
-                rows |= batch["errors"]
-            if batch["indices"]:
-                for rows, outputs in zip(results.values(), self._outputs(this, batch), strict=True):
-                    rows |= zip(batch["indices"], self.task.test(outputs.float(), batch), strict=True)
-        return {member: self._gather(rows) for member, rows in results.items()}
-
-    def _gather(self, rows: dict[int, object]) -> list:
-        parts = [rows]
+            self.errors |= batch["errors"]
+            if len(batch["index"]):
+                for part, outputs in zip(parts, self._outputs(this, batch), strict=True):
+                    part.append(self.task.test(outputs.float(), batch))
+        gathered = [(parts, self.errors)]
         if self.state.num_processes > 1:
-            parts = [None] * self.state.num_processes
-            torch.distributed.all_gather_object(parts, rows)
-        everything = {index: row for part in parts for index, row in part.items()}
-        return [everything[index] for index in range(len(self.test))]
+            gathered = [None] * self.state.num_processes
+            torch.distributed.all_gather_object(gathered, (parts, self.errors))
+        for _, errors in gathered:
+            self.errors |= errors
+        if len(self.errors) == len(self.test):
+            raise ValueError(f"no test item can be read; the first says: {self.errors[min(self.errors)]}")
+        return {
+            member: in_order([rows for parts, _ in gathered for rows in parts[number]])
+            for number, member in enumerate(this.readouts)
+        }
 
     def _sum_over_processes(self, tensors: list[torch.Tensor]):
         if self.state.num_processes > 1:
@@ -303,12 +311,13 @@ class Sweep:
                 f"{self.output} holds a run with other settings ({name} was {theirs.get(name)!r}, now "
                 f"{ours.get(name)!r}); choose another output_dir, or delete it"
             )
-        self.finished, self._unfinished = saved["finished"], saved["unfinished"]
+        self.finished, self._unfinished, self.errors = saved["finished"], saved["unfinished"], saved["errors"]
 
     def _save_progress(self, unfinished: dict | None):
         if self.state.is_main_process:
             aside = self.output / f"{PROGRESS}.new"
-            torch.save({"identity": self.identity, "finished": self.finished, "unfinished": unfinished}, aside)
+            content = {"identity": self.identity, "finished": self.finished, "errors": self.errors}
+            torch.save(content | {"unfinished": unfinished}, aside)
             os.replace(aside, self.output / PROGRESS)
         self.state.wait_for_everyone()
 

@@ -235,7 +235,7 @@ class LayerLockViTForDepthEstimation(LayerLockViTForReadout):
             ValueError: if the clips have another size than the configured one, or the labels than the clips.
         """
         self.check_clip(pixel_values_videos)
-        predicted_depth = self.unpatchify(self.depth_readout(self.encode(pixel_values_videos)))
+        predicted_depth = depth_of_boxes(self.depth_readout(self.encode(pixel_values_videos)), self.config)
         loss = None
         if labels is not None:
             loss = depth_loss(predicted_depth, labels, num_items_in_batch)
@@ -251,10 +251,16 @@ class LayerLockViTForDepthEstimation(LayerLockViTForReadout):
                 "back to its size with post_process_depth_estimation"
             )
 
-    def unpatchify(self, patches: torch.Tensor) -> torch.Tensor:
-        """Put the boxes, each ordered frame, row, column, together: (B, Q, O) -> (B, T, H, W)"""
-        boxes = patches.unflatten(2, self.config.decoding_patch_size).unflatten(1, self.config.decoding_grid_size)
-        return boxes.permute(0, 1, 4, 2, 5, 3, 6).flatten(5, 6).flatten(3, 4).flatten(1, 2)
+
+def depth_of_boxes(boxes: torch.Tensor, config: LayerLockViTConfig) -> torch.Tensor:
+    """Put the boxes of a depth readout, each ordered frame, row, column, together: (B, Q, O) -> (B, T, H, W)"""
+    boxes = boxes.unflatten(2, config.decoding_patch_size).unflatten(1, config.decoding_grid_size)
+    return boxes.permute(0, 1, 4, 2, 5, 3, 6).flatten(5, 6).flatten(3, 4).flatten(1, 2)
+
+
+def is_known_depth(metres: torch.Tensor) -> torch.Tensor:
+    """Where labels count: a mask of the same shape."""
+    return (metres >= MIN_DEPTH) & (metres <= MAX_DEPTH)
 
 
 def depth_loss(
@@ -269,7 +275,7 @@ def depth_loss(
             f"labels must be depth maps (B, T, H, W), here {tuple(predicted_depth.shape)}, got {tuple(labels.shape)}"
         )
     predicted_depth, labels = predicted_depth.float(), labels.to(predicted_depth.device, torch.float32)
-    valid = (labels >= MIN_DEPTH) & (labels <= MAX_DEPTH)
+    valid = is_known_depth(labels)
     # Replaced before the loss and not after: 0 * NaN is NaN, in the gradient too
     labels = torch.where(valid, labels, predicted_depth.detach())
     loss = F.mse_loss(predicted_depth, labels, reduction="sum")

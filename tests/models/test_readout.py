@@ -18,7 +18,7 @@ from layerlock_hf.models import (
     LayerLockViTForVideoClassification,
     LayerLockViTModel,
 )
-from layerlock_hf.models.modeling_layerlock_readout import cubic_weights, depth_loss
+from layerlock_hf.models.modeling_layerlock_readout import cubic_weights, depth_loss, depth_of_boxes
 
 
 TASKS = {
@@ -245,7 +245,7 @@ def test_boxes_are_put_where_their_query_stands(config):
         for h in range(4)
         for w in range(2)
     ]
-    assert torch.equal(model.unpatchify(torch.stack(boxes, dim=1)), depth)
+    assert torch.equal(depth_of_boxes(torch.stack(boxes, dim=1), config), depth)
 
 
 def test_depth_loss_counts_valid_labels_alone():

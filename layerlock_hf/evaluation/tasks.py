@@ -1,0 +1,104 @@
+"""What a readout is trained for and how it is tested: one object per task, with the same verbs.
+
+B clips of a batch, n test items of K clips each, Q queries, O outputs of a query.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import default_collate
+
+from ..models import AttentionReadout
+from ..models.modeling_layerlock_readout import depth_loss, depth_of_boxes, is_known_depth
+from .metrics import TASKS, Judged, judge_classes, judge_depth, mean_probabilities
+
+
+class Task:
+    """
+    Args:
+        config: of the readout: sizes of the features and of the readout.
+        num_test_clips: clips K of a test item.
+    """
+
+    def __init__(self, config, num_test_clips: int = 1):
+        self.config = config
+        self.num_test_clips = num_test_clips
+
+    def build_readout(self) -> nn.Module:
+        """A readout with fresh weights."""
+        raise NotImplementedError
+
+    def collate(self, samples: list[dict]) -> dict:
+        """A batch of training samples."""
+        return default_collate(samples)
+
+    def collate_test(self, items: list[dict]) -> dict:
+        """A batch of test items: clips (n * K, ...), "labels" and "index" (n,), "errors" by index."""
+        errors = {item["index"]: item["error"] for item in items if "error" in item}
+        items = [item for item in items if "error" not in item]
+        batch = default_collate(items) if items else {"index": []}
+        for name in ("pixel_values_videos", "features"):
+            if name in batch:
+                batch[name] = _flatten_clips(batch[name])
+        return batch | {"errors": errors}
+
+    def count(self, batch: dict) -> torch.Tensor:
+        """How many labels of a batch count, ()."""
+        raise NotImplementedError
+
+    def loss(self, outputs: torch.Tensor, batch: dict) -> torch.Tensor:
+        """The sum of the losses over the labels that count: (B, Q, O) -> ()"""
+        raise NotImplementedError
+
+    def test(self, outputs: torch.Tensor, batch: dict) -> Judged:
+        """A row per test item, of what its clips gave, (n * K, Q, O)."""
+        raise NotImplementedError
+
+def _flatten_clips(values):
+    if isinstance(values, dict):
+        return {key: value.flatten(0, 1) for key, value in values.items()}
+    return values.flatten(0, 1)
+
+
+class Classification(Task):
+    """Classes from one query, by cross-entropy (LayerLock, secs. A.4.1 and A.4.2)."""
+
+    name = "classification"
+    metrics = TASKS[name]
+
+    def __init__(self, config, num_classes: int, num_test_clips: int = 1):
+        super().__init__(config, num_test_clips)
+        self.num_classes = num_classes
+
+    def build_readout(self) -> nn.Module:
+        return AttentionReadout(self.config, 1, self.num_classes)
+
+    def count(self, batch: dict) -> torch.Tensor:
+        return torch.tensor(len(batch["labels"]))
+
+    def loss(self, outputs: torch.Tensor, batch: dict) -> torch.Tensor:
+        return F.cross_entropy(outputs.squeeze(1), batch["labels"].to(outputs.device), reduction="sum")
+
+    def test(self, outputs: torch.Tensor, batch: dict) -> Judged:
+        logits = outputs.squeeze(1).unflatten(0, (-1, self.num_test_clips))
+        return judge_classes(mean_probabilities(logits), batch["labels"], batch["index"])
+
+class Depth(Task):
+    """Metres from one query per box of pixels, by squared error (LayerLock, sec. A.4.3)."""
+
+    name = "depth"
+    metrics = TASKS[name]
+
+    def build_readout(self) -> nn.Module:
+        t, h, w = self.config.decoding_grid_size
+        frames, rows, columns = self.config.decoding_patch_size
+        return AttentionReadout(self.config, t * h * w, frames * rows * columns)
+
+    def count(self, batch: dict) -> torch.Tensor:
+        return is_known_depth(batch["labels"]).sum()
+
+    def loss(self, outputs: torch.Tensor, batch: dict) -> torch.Tensor:
+        return depth_loss(depth_of_boxes(outputs, self.config), batch["labels"], num_items_in_batch=1)
+
+    def test(self, outputs: torch.Tensor, batch: dict) -> Judged:
+        return judge_depth(depth_of_boxes(outputs, self.config), batch["labels"].to(outputs.device), batch["index"])
