@@ -54,6 +54,7 @@ class Task:
         """A row per test item, of what its clips gave, (n * K, Q, O)."""
         raise NotImplementedError
 
+
 def _flatten_clips(values):
     if isinstance(values, dict):
         return {key: value.flatten(0, 1) for key, value in values.items()}
@@ -82,6 +83,7 @@ class Classification(Task):
     def test(self, outputs: torch.Tensor, batch: dict) -> Judged:
         logits = outputs.squeeze(1).unflatten(0, (-1, self.num_test_clips))
         return judge_classes(mean_probabilities(logits), batch["labels"], batch["index"])
+
 
 class Depth(Task):
     """Metres from one query per box of pixels, by squared error (LayerLock, sec. A.4.3)."""

@@ -237,7 +237,6 @@ def test_depth_refuses_boxes_that_do_not_tile(config):
 
 def test_boxes_are_put_where_their_query_stands(config):
     config.decoding_patch_size = [2, 4, 8]  # a grid of 2 x 4 x 2
-    model = LayerLockViTForDepthEstimation(config)
     depth = torch.rand(3, 4, 16, 16)
     boxes = [
         depth[:, 2 * t : 2 * t + 2, 4 * h : 4 * h + 4, 8 * w : 8 * w + 8].reshape(3, -1)

@@ -1,0 +1,163 @@
+"""Features of clips at several depths: made by the encoder when they are needed, or once and kept on disk.
+
+B clips, n items of K clips each, t steps of time, S tokens of one step, D width.
+"""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from ..data.order import ClipOrder
+from ..data.reports import BadData
+
+
+IDENTITY = "features.json"
+MAX_ATTEMPTS = 10
+FILES_PER_FOLDER = 1000
+
+# From a batch and depths to the features at each depth, (B, t, S, D), without autograd
+ReadFeatures = Callable[[dict, Sequence[int]], list[torch.Tensor]]
+
+
+class EncodedFeatures:
+    """Features of batches of clips, from a frozen encoder with the verbs `tap` and `grid_size`."""
+
+    def __init__(self, encoder: nn.Module):
+        self.encoder = encoder
+
+    @torch.no_grad()
+    def __call__(self, batch: dict, depths: Sequence[int]) -> list[torch.Tensor]:
+        """Of "pixel_values_videos", uint8 (B, T, C, H, W)."""
+        video = batch["pixel_values_videos"].to(self.encoder.device, non_blocking=True).float() / 255
+        num_steps = self.encoder.grid_size(video)[0]
+        return [tokens.unflatten(1, (num_steps, -1)) for tokens in self.encoder.tap(video, list(depths))]
+
+
+class StoredFeatures:
+    """Features of batches that hold them, as those of items of a `FeatureStore` do; float32 on `device`."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+
+    def __call__(self, batch: dict, depths: Sequence[int]) -> list[torch.Tensor]:
+        """Of "features", bfloat16 (B, t, S, D) by depth."""
+        return [batch["features"][depth].to(self.device, non_blocking=True).float() for depth in depths]
+
+
+class FeatureStore(Dataset):
+    """The items of a data set of clips, with features in bfloat16 on disk in place of pixels: a file per item.
+
+    Args:
+        folder: of the files.
+        items: by index {"pixel_values_videos": uint8 (K, T, C, H, W), "labels", "index"} or {"index", "error"}.
+        depths: of the features.
+        identity: what the features depend on.
+
+    Raises:
+        ValueError: if the folder holds features that depend on something else.
+    """
+
+    def __init__(self, folder: Path, items: Dataset, depths: Sequence[int], identity: dict):
+        self.folder, self.items, self.depths = folder, items, list(depths)
+        self.errors: dict[int, str] = {}
+        self._identity = identity | {"depths": self.depths, "num_items": len(items)}
+        path = folder / IDENTITY
+        if path.exists() and json.loads(path.read_text()) != json.loads(json.dumps(self._identity)):
+            raise ValueError(f"{folder} holds features of other clips, depths or weights; delete it, or name another")
+
+    def fill(self, read_features: ReadFeatures, collate: Callable, batch_size: int, num_workers: int = 0):
+        """Make what is missing, each process its share. What was made before a stop is kept."""
+        state = PartialState()
+        if state.is_main_process:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / IDENTITY).write_text(json.dumps(self._identity))
+        state.wait_for_everyone()
+        missing = [index for index in range(len(self.items)) if not self._path_of(index).exists()]
+        loader = DataLoader(
+            self.items,
+            sampler=missing[state.process_index :: state.num_processes],
+            batch_size=batch_size,
+            collate_fn=collate,
+            num_workers=num_workers,
+        )
+        for batch in tqdm(loader, desc=self.folder.name, disable=not state.is_main_process):
+            self.errors |= batch["errors"]
+            if len(batch["index"]):
+                self._write(batch, read_features(batch, self.depths))
+        if state.num_processes > 1:
+            gathered = [None] * state.num_processes
+            torch.distributed.all_gather_object(gathered, self.errors)
+            self.errors = {index: error for errors in gathered for index, error in errors.items()}
+
+    def _write(self, batch: dict, features: list[torch.Tensor]):
+        for place, index in enumerate(batch["index"].tolist()):
+            per_item = len(features[0]) // len(batch["index"])
+            clips = slice(place * per_item, (place + 1) * per_item)
+            content = {
+                str(depth): values[clips].bfloat16().cpu().contiguous()
+                for depth, values in zip(self.depths, features, strict=True)
+            }
+            path = self._path_of(index)
+            path.parent.mkdir(exist_ok=True)
+            aside = path.with_suffix(".new")
+            save_file(content | {"labels": batch["labels"][place].contiguous()}, aside)
+            os.replace(aside, path)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> dict:
+        """{"features": bfloat16 (K, t, S, D) by depth, "labels", "index"} or {"index", "error"}"""
+        if index in self.errors:
+            return {"index": index, "error": self.errors[index]}
+        with safe_open(self._path_of(index), "pt") as file:
+            features = {depth: file.get_tensor(str(depth)) for depth in self.depths}
+            return {"features": features, "labels": file.get_tensor("labels"), "index": index}
+
+    def _path_of(self, index: int) -> Path:
+        return self.folder / f"{index // FILES_PER_FOLDER:05d}" / f"{index:08d}.safetensors"
+
+
+class FixedClips(Dataset):
+    """Training without augmentation: the one clip of every item, epoch after epoch, each in another order.
+
+    Args:
+        items: by index, of one clip each (K = 1), or an error; those are replaced by others.
+        num_samples: clips of the run.
+        seed: of the order.
+
+    Raises:
+        BadData: when indexed, if too many items in a row are errors.
+    """
+
+    def __init__(self, items: Dataset, num_samples: int, seed: int):
+        self.items, self.num_samples = items, num_samples
+        self.order = ClipOrder(len(items), seed=seed)
+
+    def __len__(self) -> int:
+        return self.num_samples
+
+    def __getitem__(self, position: int) -> dict:
+        """The sample at a position: the item without the dimension of its clips."""
+        item = self.items[self.order.video_at(position)]
+        for attempt in range(1, MAX_ATTEMPTS):
+            if "error" not in item:
+                break
+            item = self.items[self.order.replacement(position, attempt)]
+        else:
+            raise BadData(f"{MAX_ATTEMPTS} videos in a row cannot be read; the last says: {item['error']}")
+        sample = {"labels": item["labels"]}
+        if "features" in item:
+            sample["features"] = {depth: values[0] for depth, values in item["features"].items()}
+        else:
+            sample["pixel_values_videos"] = item["pixel_values_videos"][0]
+        return sample
