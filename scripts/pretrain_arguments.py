@@ -1,6 +1,5 @@
 """The settings of pretrain.py: their names, defaults and help, and how recipe and flags are read."""
 
-import json
 import os
 import types
 import typing
@@ -13,7 +12,8 @@ from cores import count_cores
 from layerlock_hf.data import DECODE_TIMEOUT, MaskArguments, load_videos
 from layerlock_hf.evaluation import OnlineReadout, center_clips, labelled_videos
 from layerlock_hf.models.configuration_layerlock import architecture_fields
-from layerlock_hf.training import LayerLockTrainer, LayerLockTrainingArguments, StageArguments, load_recipe
+from layerlock_hf.training import LayerLockTrainer, LayerLockTrainingArguments, StageArguments
+from recipe_flags import parse_with_recipe
 
 
 # By default: each holds two batches that are ready, and decodes in a process of its own
@@ -147,20 +147,4 @@ def parse(arguments: list[str]):
     if is_tensorboard_available():
         parser.set_defaults(report_to=["tensorboard"])
     parser.set_defaults(dataloader_num_workers=default_data_workers())
-    config = HfArgumentParser(allow_abbrev=False, add_help=False)
-    config.add_argument("--config")
-    recipe = config.parse_known_args(arguments)[0].config
-    flags = []
-    if recipe is not None:
-        known = {name for kind in parser.dataclass_types for name in kind.__dataclass_fields__}
-        for name, value in load_recipe(recipe).items():
-            if name not in known:
-                raise ValueError(f"{name}: unknown setting in {recipe}")
-            if value is None:
-                continue  # not set
-            values = value if isinstance(value, list) else [value]
-            flags += [f"--{name}", *(json.dumps(v) if isinstance(v, dict) else str(v) for v in values)]
-    *parsed, unknown = parser.parse_args_into_dataclasses(flags + arguments, return_remaining_strings=True)
-    if unknown:
-        raise ValueError(f"{unknown[0]}: unknown setting, or more values than the setting before it takes")
-    return parsed[:6]
+    return parse_with_recipe(parser, arguments)[:6]

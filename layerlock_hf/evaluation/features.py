@@ -148,16 +148,18 @@ class FixedClips(Dataset):
 
     def __getitem__(self, position: int) -> dict:
         """The sample at a position: the item without the dimension of its clips."""
-        item = self.items[self.order.video_at(position)]
-        for attempt in range(1, MAX_ATTEMPTS):
-            if "error" not in item:
-                break
-            item = self.items[self.order.replacement(position, attempt)]
-        else:
-            raise BadData(f"{MAX_ATTEMPTS} videos in a row cannot be read; the last says: {item['error']}")
+        item = self._item_at(position)
         sample = {"labels": item["labels"]}
         if "features" in item:
             sample["features"] = {depth: values[0] for depth, values in item["features"].items()}
         else:
             sample["pixel_values_videos"] = item["pixel_values_videos"][0]
         return sample
+
+    def _item_at(self, position: int) -> dict:
+        for attempt in range(MAX_ATTEMPTS):
+            index = self.order.replacement(position, attempt) if attempt else self.order.video_at(position)
+            item = self.items[index]
+            if "error" not in item:
+                return item
+        raise BadData(f"{MAX_ATTEMPTS} videos in a row cannot be read; the last says: {item['error']}")
