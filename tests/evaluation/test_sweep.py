@@ -1,0 +1,246 @@
+import itertools
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.utils.data import Dataset
+
+from layerlock_hf.evaluation.features import EncodedFeatures
+from layerlock_hf.evaluation.metrics import measure
+from layerlock_hf.evaluation.protocol import Member, SweepArguments, sweep_members
+from layerlock_hf.evaluation.sweep import METRICS, PROGRESS, Sweep
+from layerlock_hf.evaluation.tasks import Classification, Depth
+from layerlock_hf.models import LayerLockViTConfig, LayerLockViTModel
+
+
+NUM_TEST = 7
+ARGS = SweepArguments(
+    learning_rates=[1e-3, 1e-2],
+    depth_fractions=[0.5, 0.75, 1.0],  # 1, 3 and 5 layers of 6
+    num_examples=48,
+    batch_size=8,
+    warmup_steps=2,
+    logging_steps=2,
+    save_steps=3,
+)
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    torch.manual_seed(0)
+    config = LayerLockViTConfig(
+        image_size=16,
+        num_frames=4,
+        patch_size=8,
+        tubelet_size=2,
+        hidden_size=32,
+        num_hidden_layers=6,
+        num_attention_heads=2,
+        intermediate_size=64,
+        num_decoder_layers=1,
+        readout_hidden_size=24,
+        readout_num_attention_heads=3,
+        decoding_patch_size=[2, 4, 4],
+    )
+    return LayerLockViTModel(config).eval().requires_grad_(False)
+
+
+def clip_of(*key):
+    generator = torch.Generator().manual_seed(hash(key) % 2**31)
+    return torch.randint(0, 256, (4, 3, 16, 16), generator=generator, dtype=torch.uint8)
+
+
+class Clips(Dataset):
+    """Clips of random pixels, of 3 classes by their brightness."""
+
+    def __init__(self, num_clips, is_test):
+        self.num_clips, self.is_test = num_clips, is_test
+
+    def __len__(self):
+        return self.num_clips
+
+    def __getitem__(self, index):
+        if self.is_test and index == 4:
+            return {"index": index, "error": "damaged"}
+        video = clip_of(self.is_test, index) // (1 + index % 3)
+        item = {"pixel_values_videos": video[None] if self.is_test else video, "labels": self.label(index, video)}
+        return item | ({"index": index} if self.is_test else {})
+
+    def label(self, index, video):
+        return index % 3
+
+
+class DepthClips(Clips):
+    def label(self, index, video):
+        """The darker the further, unknown in a part of the picture that differs from clip to clip."""
+        metres = torch.full((4, 16, 16), 200 / video.float().mean().item())
+        metres[:, : index % 16] = 0
+        return metres
+
+
+TASKS = {"classification": (lambda config: Classification(config, 3), Clips), "depth": (Depth, DepthClips)}
+
+
+def sweep(encoder, output, args=ARGS, members=None, task="classification", **identity):
+    build, clips = TASKS[task]
+    output.mkdir(exist_ok=True)
+    return Sweep(
+        build(encoder.config),
+        EncodedFeatures(encoder),
+        members or sweep_members(args, 6),
+        args,
+        clips(args.num_examples, False),
+        clips(NUM_TEST, True),
+        output,
+        identity,
+    )
+
+
+def assert_same(results, others, **tolerance):
+    assert results.keys() == others.keys()
+    for member, judged in results.items():
+        for name, values in judged.items():
+            torch.testing.assert_close(values.double(), others[member][name].double(), **tolerance)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_members_learn_together_as_alone(encoder, tmp_path, task):
+    """And the encoder does not learn, nor does it run beyond the deepest readout, nor once per readout."""
+    weights = {name: value.clone() for name, value in encoder.state_dict().items()}
+    members = sweep_members(replace(ARGS, depth_fractions=[0.5, 0.75]), 6)
+    ran = []
+    hooks = [
+        layer.register_forward_hook(lambda *_, number=number: ran.append(number))
+        for number, layer in enumerate(encoder.layers, start=1)
+    ]
+    together = sweep(encoder, tmp_path / "together", members=members, task=task)
+    results = together.run()
+    for hook in hooks:
+        hook.remove()
+    num_passes = ARGS.num_steps + 1  # and the test, of one batch
+    assert [ran.count(number) for number in range(1, 7)] == 3 * [num_passes] + 3 * [0]
+    assert all(torch.equal(value, weights[name]) for name, value in encoder.state_dict().items())
+    assert all(parameter.grad is None for parameter in encoder.parameters())
+    for member in members:
+        alone = sweep(encoder, tmp_path / member.name, members=[member], task=task)
+        assert_same(alone.run(), {member: results[member]}, rtol=0, atol=0)
+        for mine, other in zip(
+            alone.load_readout(member).parameters(), together.load_readout(member).parameters(), strict=True
+        ):
+            assert torch.equal(mine, other)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_neither_parts_of_batches_nor_rounds_change_results(encoder, tmp_path, task):
+    """Not even where the parts differ in how many labels count."""
+    expected = sweep(encoder, tmp_path / "whole", task=task).run()
+    in_parts = sweep(encoder, tmp_path / "parts", replace(ARGS, micro_batch_size=2), task=task)
+    assert_same(in_parts.run(), expected, rtol=1e-4, atol=1e-5)
+    in_rounds = sweep(encoder, tmp_path / "rounds", replace(ARGS, max_parallel_readouts=4), task=task)
+    assert [len(members) for members in in_rounds.rounds] == [4, 2]
+    assert_same(in_rounds.run(), expected, rtol=0, atol=0)
+
+
+class Stopped(Exception):
+    pass
+
+
+def rows(folder):
+    return sorted((folder / METRICS).read_text().splitlines())
+
+
+@pytest.mark.parametrize("num_saves", [1, 2, 3])
+def test_a_stopped_run_goes_on_bit_for_bit(encoder, tmp_path, monkeypatch, num_saves):
+    """Stopped right after it saved so many times: within the first round, between the two, within the second."""
+    args = replace(ARGS, max_parallel_readouts=4, save_steps=4, logging_steps=3)
+    expected = sweep(encoder, tmp_path / "whole", args).run()
+    stopped = sweep(encoder, tmp_path / "stopped", args)
+    save = stopped._save_progress
+
+    calls = itertools.count(1)
+
+    def stop(*arguments):
+        save(*arguments)
+        if next(calls) == num_saves:
+            with (tmp_path / "stopped" / METRICS).open("a") as file:
+                file.write('{"step": 5, "depth": 2, "lea')  # torn
+            raise Stopped
+
+    monkeypatch.setattr(stopped, "_save_progress", stop)
+    with pytest.raises(Stopped):
+        stopped.run()
+    goes_on = sweep(encoder, tmp_path / "stopped", args)
+    results = goes_on.run()
+    assert_same(results, expected, rtol=0, atol=0)
+    assert goes_on.errors == {4: "damaged"}
+    assert rows(tmp_path / "stopped") == rows(tmp_path / "whole")
+    for path in (tmp_path / "whole" / "readouts").iterdir():
+        assert path.read_bytes() == (tmp_path / "stopped" / "readouts" / path.name).read_bytes()
+    assert_same(sweep(encoder, tmp_path / "stopped", args).run(), expected, rtol=0, atol=0)
+
+
+def test_a_folder_of_another_run_is_refused(encoder, tmp_path):
+    sweep(encoder, tmp_path / "out", model="mine").run()
+    with pytest.raises(ValueError, match=r"other settings \(model was 'mine', now 'yours'\); choose another"):
+        sweep(encoder, tmp_path / "out", model="yours")
+
+
+def test_what_is_logged(encoder, tmp_path):
+    args = replace(ARGS, eval_steps=3, depth_fractions=[1.0])
+    results = sweep(encoder, tmp_path / "out", args).run()
+    lines = [json.loads(line) for line in rows(tmp_path / "out")]
+    losses = [(line["step"], line["learning_rate"]) for line in lines if "loss" in line]
+    assert sorted(losses) == [(step, rate) for step in (2, 4, 6) for rate in (1e-3, 1e-2)]
+    tested = {(line["step"], line["learning_rate"]): line["top1"] for line in lines if "top1" in line}
+    assert sorted(tested) == [(step, rate) for step in (3, 6) for rate in (1e-3, 1e-2)]
+    for member, judged in results.items():
+        assert judged["index"].tolist() == [0, 1, 2, 3, 5, 6]
+        assert tested[6, member.learning_rate] == measure(Classification.metrics, judged)["top1"]
+
+
+@pytest.mark.parametrize(("task", "metric"), [("classification", "log_loss"), ("depth", "abs_rel")])
+def test_readouts_learn(encoder, tmp_path, task, metric):
+    args = SweepArguments(
+        learning_rates=[3e-3], depth_fractions=[0.5], num_examples=3200, batch_size=16, warmup_steps=9
+    )
+    (judged,) = sweep(encoder, tmp_path / "out", args, task=task).run().values()
+    assert measure(TASKS[task][0](encoder.config).metrics, judged)[metric] < 0.1
+
+
+def test_nothing_to_test_is_an_error(encoder, tmp_path):
+    run = sweep(encoder, tmp_path / "out")
+    run.test = [{"index": 0, "error": "empty"}]
+    with pytest.raises(ValueError, match="no test item can be read; the first says: empty"):
+        run.run()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("batch_size", 0), ("num_examples", 50), ("learning_rates", []), ("eval_steps", 0)]
+)
+def test_impossible_settings_are_named(name, value):
+    with pytest.raises(ValueError, match=name):
+        replace(ARGS, **{name: value})
+
+
+def test_a_batch_that_cannot_be_divided_is_refused(encoder, tmp_path):
+    with pytest.raises(ValueError, match="batch_size=8 does not fall into parts of micro_batch_size=3"):
+        sweep(encoder, tmp_path, replace(ARGS, micro_batch_size=3))
+    assert not (tmp_path / PROGRESS).exists()
+
+
+def test_the_learning_rate_warms_up_and_ends_low():
+    args = SweepArguments(num_examples=320, batch_size=32, warmup_steps=4)
+    rates = [args.learning_rate_at(step, 1e-3) for step in range(args.num_steps)]
+    assert rates[:5] == pytest.approx([0.25e-3, 0.5e-3, 0.75e-3, 1e-3, 1e-3])
+    assert rates[4:] == sorted(rates[4:], reverse=True)
+    assert args.learning_rate_at(args.num_steps, 1e-3) == pytest.approx(1e-7)
+
+
+def test_depths_of_the_paper():
+    """The paper's layer 45 of 48 is what 44 have passed; where fractions share a depth it is read once."""
+    members = sweep_members(SweepArguments(), 48)
+    assert len(members) == 18
+    assert Member(44, 0.95, 1e-4) in members
+    shallow = sweep_members(SweepArguments(), 6)
+    assert len({(member.depth, member.learning_rate) for member in shallow}) == len(shallow) < 18
