@@ -1,4 +1,5 @@
-from .configuration_layerlock import PRESETS, LayerLockViTConfig, readout_depth_from_fraction
+from .configuration_layerlock import PRESETS, LayerLockViTConfig
+from .configuration_layerlock_readout import LayerLockReadoutConfig, readout_depth_from_fraction
 from .modeling_layerlock import LayerLockViTModel, LayerLockViTPreTrainedModel, patchify, unpatchify
 from .modeling_layerlock_pretraining import LayerLockViTForPretraining, LayerLockViTForPretrainingOutput
 from .modeling_layerlock_readout import (
@@ -14,6 +15,7 @@ from .video_processing_layerlock import LayerLockVideoProcessor
 __all__ = [
     "PRESETS",
     "AttentionReadout",
+    "LayerLockReadoutConfig",
     "LayerLockViTConfig",
     "LayerLockViTForDepthEstimation",
     "LayerLockViTForPretraining",
