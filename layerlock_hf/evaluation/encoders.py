@@ -53,7 +53,7 @@ def load_encoder(
             config.update(given)
             encoder, missing = _load(name_or_path, config, random_weights, dtype)
         else:
-            config = _vision_part(config)
+            config = getattr(config, "vision_config", config)
             clips = {**_clip_sizes(config, given), **pixel_statistics(name_or_path)}
             model, missing = _load(name_or_path, config, random_weights, dtype)
             encoder = AnyEncoder(AnyEncoderConfig(encoder_config=config, **clips), model)
@@ -103,11 +103,6 @@ def pixel_statistics(name_or_path: str) -> dict[str, list[float]]:
     }
 
 
-def _vision_part(config: PreTrainedConfig) -> PreTrainedConfig:
-    """The configuration itself, or that of the vision model where there are several models, as in CLIP."""
-    return getattr(config, "vision_config", config)
-
-
 def _clip_sizes(config: PreTrainedConfig, given: dict[str, int]) -> dict[str, int]:
     """Size and length of clips for a model of Transformers: those given, else those that its configuration tells."""
 
@@ -122,8 +117,8 @@ def _clip_sizes(config: PreTrainedConfig, given: dict[str, int]) -> dict[str, in
         )
     if length is not None and given.get("num_frames", length) != length:
         logger.warning(
-            f"clips of {given['num_frames']} frames for a {config.model_type} model that was made for {length}: see "
-            "whether it can, TimeSformer for one takes them and mixes up the frames"
+            f"num_frames={given['num_frames']} for a {config.model_type} model that was made for {length} frames: not "
+            "every model that takes them knows what to do with them (TimeSformer mixes them up)"
         )
     return {"image_size": max(sizes), "num_frames": length or NUM_FRAMES_OF_IMAGE_MODELS, **given}
 
@@ -143,5 +138,9 @@ def _load(
         ignore_mismatched_sizes=True,  # told below
     )
     if loading["mismatched_keys"]:
-        raise ValueError(f"the sizes of its arrays are not those of clips like these: {loading['mismatched_keys']}")
+        name, *shapes = min(loading["mismatched_keys"])
+        raise ValueError(
+            f"its array {name} has the shape {tuple(shapes[0])}, where this configuration needs {tuple(shapes[1])}; "
+            "positions that are learned fit clips of one size: leave image_size and num_frames as they are"
+        )
     return model, set(loading["missing_keys"])
