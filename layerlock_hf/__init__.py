@@ -15,6 +15,10 @@ from transformers import (
 from transformers.models.auto.video_processing_auto import AutoVideoProcessor
 
 from .models import (
+    AnyEncoder,
+    AnyEncoderConfig,
+    AnyEncoderForDepthEstimation,
+    AnyEncoderForVideoClassification,
     Latents,
     LayerLockVideoProcessor,
     LayerLockViTConfig,
@@ -39,7 +43,17 @@ AutoVideoProcessor.register(LayerLockViTConfig, LayerLockVideoProcessor, exist_o
 AutoModelForVideoClassification.register(LayerLockViTConfig, LayerLockViTForVideoClassification, exist_ok=True)
 AutoModelForDepthEstimation.register(LayerLockViTConfig, LayerLockViTForDepthEstimation, exist_ok=True)
 
+AutoConfig.register(AnyEncoderConfig.model_type, AnyEncoderConfig, exist_ok=True)
+AutoModel.register(AnyEncoderConfig, AnyEncoder, exist_ok=True)
+AutoVideoProcessor.register(AnyEncoderConfig, LayerLockVideoProcessor, exist_ok=True)
+AutoModelForVideoClassification.register(AnyEncoderConfig, AnyEncoderForVideoClassification, exist_ok=True)
+AutoModelForDepthEstimation.register(AnyEncoderConfig, AnyEncoderForDepthEstimation, exist_ok=True)
+
 __all__ = [
+    "AnyEncoder",
+    "AnyEncoderConfig",
+    "AnyEncoderForDepthEstimation",
+    "AnyEncoderForVideoClassification",
     "Latents",
     "LayerLockViTConfig",
     "LayerLockViTForDepthEstimation",

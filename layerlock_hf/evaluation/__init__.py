@@ -1,5 +1,6 @@
-"""What frozen features know: probes, and a readout during pretraining."""
+"""What frozen features know: encoders of any kind, probes, and a readout during pretraining."""
 
+from .encoders import load_encoder
 from .online import OnlineReadout, center_clips, labelled_videos
 from .probes import (
     Ridge,
@@ -28,6 +29,7 @@ __all__ = [
     "knn_accuracy",
     "labelled_videos",
     "linear_accuracy",
+    "load_encoder",
     "mean_features",
     "probe_depths",
     "r2",

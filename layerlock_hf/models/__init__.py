@@ -1,4 +1,7 @@
-from .configuration_layerlock import PRESETS, LayerLockViTConfig, readout_depth_from_fraction
+from .configuration_any_encoder import AnyEncoderConfig
+from .configuration_layerlock import PRESETS, LayerLockViTConfig
+from .configuration_layerlock_readout import LayerLockReadoutConfig, readout_depth_from_fraction
+from .modeling_any_encoder import AnyEncoder, AnyEncoderForDepthEstimation, AnyEncoderForVideoClassification
 from .modeling_layerlock import LayerLockViTModel, LayerLockViTPreTrainedModel, patchify, unpatchify
 from .modeling_layerlock_pretraining import LayerLockViTForPretraining, LayerLockViTForPretrainingOutput
 from .modeling_layerlock_readout import (
@@ -13,7 +16,12 @@ from .video_processing_layerlock import LayerLockVideoProcessor
 
 __all__ = [
     "PRESETS",
+    "AnyEncoder",
+    "AnyEncoderConfig",
+    "AnyEncoderForDepthEstimation",
+    "AnyEncoderForVideoClassification",
     "AttentionReadout",
+    "LayerLockReadoutConfig",
     "LayerLockViTConfig",
     "LayerLockViTForDepthEstimation",
     "LayerLockViTForPretraining",

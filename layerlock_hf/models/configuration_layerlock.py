@@ -5,16 +5,15 @@ from typing import ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
-from transformers.activations import ACT2FN
+
+from .configuration_layerlock_readout import LayerLockReadoutConfig
 
 
 @strict
-class LayerLockViTConfig(PreTrainedConfig):
+class LayerLockViTConfig(LayerLockReadoutConfig):
     """Shape of a LayerLock video ViT. The defaults are those of `4ds-b`, the base size of the 4DS family.
 
     Args:
-        image_size: height and width of the clips, in pixels.
-        num_frames: frames per clip.
         num_channels: colour channels.
         patch_size: height and width of a token's box, in pixels.
         tubelet_size: depth in time of a token's box, in frames.
@@ -22,15 +21,12 @@ class LayerLockViTConfig(PreTrainedConfig):
         num_hidden_layers: number of layers; with the trunk decoder the last `num_decoder_layers` of them decode.
         num_attention_heads: attention heads per layer.
         intermediate_size: hidden width of the MLPs.
-        hidden_act: activation of the MLPs.
-        layer_norm_eps: epsilon of the layer norms.
         position_embedding: `"rope"` rotates the output of the first norm of every layer (LayerLock, sec. 3.1),
             `"rope_attention"` the queries and keys alone; `"learned"` adds a learned table to the embedded tokens
             (the released 4DS weights), `"sincos"` a fixed one (V-JEPA), `"none"` does nothing.
         rope_theta: longest wavelength of the rotary embedding (LayerLock, Table 8).
         rope_axis_fractions: shares of the channels that encode time, height and width; the rest carries no position.
         use_final_norm: layer norm after the last layer. The 4DS models have none.
-        initializer_range: standard deviation of the linear layers at the start; None: LeCun normal.
         decoder: `"trunk"` decodes with the last layers of the ViT itself (4DS), `"predictor"` with a narrow
             transformer of its own (V-JEPA, SALT, blockwise).
         num_decoder_layers: layers that decode: of the ViT, or of each predictor.
@@ -43,16 +39,10 @@ class LayerLockViTConfig(PreTrainedConfig):
         teacher_hidden_size: width of the latents that are predicted; None: `hidden_size`.
         latent_head_depths: depths whose latents have a head of their own, for ablations that predict several at once.
         extra_heads: name and width of heads for targets of your own.
-        readout_depth: layers that the readouts see the output of, counted from the first; None is the last one.
-            `readout_depth_from_fraction` gives the depth that the original code means by a fraction.
-        readout_num_frames: steps of time that the readouts resize the features to; None is `num_frames`.
-        readout_hidden_size: width of the readouts (LayerLock, Table 11).
-        readout_num_attention_heads: attention heads of the readouts.
-        readout_intermediate_size: hidden width of the readouts' MLP; None is four times their width.
-        decoding_patch_size: frames, rows and columns of the box of pixels that a query of the depth readout predicts.
-        train_encoder: let the encoder learn with a readout. By default it is frozen and only the readout learns.
         num_frozen_layers: leading layers that the run that wrote this checkpoint had frozen. A record: loading a
             checkpoint freezes nothing.
+        image_size, num_frames, hidden_act, layer_norm_eps, initializer_range, readout_*, decoding_patch_size,
+            train_encoder: those of `LayerLockReadoutConfig`.
 
     Raises:
         ValueError: if the sizes contradict each other.
@@ -61,8 +51,6 @@ class LayerLockViTConfig(PreTrainedConfig):
     model_type = "layerlock"
     base_model_fsdp_plan: ClassVar[dict[str, str]] = {"layers.*": "free_full_weight"}
 
-    image_size: int = 224
-    num_frames: int = 16
     num_channels: int = 3
     patch_size: int = 16
     tubelet_size: int = 2
@@ -70,13 +58,10 @@ class LayerLockViTConfig(PreTrainedConfig):
     num_hidden_layers: int = 12
     num_attention_heads: int = 12
     intermediate_size: int = 3072
-    hidden_act: str = "gelu_pytorch_tanh"
-    layer_norm_eps: float = 1e-6
     position_embedding: Literal["rope", "rope_attention", "learned", "sincos", "none"] = "rope"
     rope_theta: float | int = 10_000.0
     rope_axis_fractions: list[float] | tuple[float, ...] = (0.10, 0.25, 0.25)
     use_final_norm: bool = False
-    initializer_range: float | None = None
     decoder: Literal["trunk", "predictor"] = "trunk"
     num_decoder_layers: int = 4
     decoding_tokens: Literal["rope", "learned"] = "rope"
@@ -87,20 +72,12 @@ class LayerLockViTConfig(PreTrainedConfig):
     teacher_hidden_size: int | None = None
     latent_head_depths: list[int] | tuple[int, ...] = ()
     extra_heads: dict[str, int] | None = None
-    readout_depth: int | None = None
-    readout_num_frames: int | None = None
-    readout_hidden_size: int = 1024
-    readout_num_attention_heads: int = 16
-    readout_intermediate_size: int | None = None
-    decoding_patch_size: list[int] | tuple[int, ...] = (2, 8, 8)
-    train_encoder: bool = False
     num_frozen_layers: int = 0
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
         self.rope_axis_fractions = list(self.rope_axis_fractions)  # as JSON has it
         self.latent_head_depths = list(self.latent_head_depths)
-        self.decoding_patch_size = list(self.decoding_patch_size)
         self.check_sizes()
 
     def check_sizes(self):
@@ -108,8 +85,6 @@ class LayerLockViTConfig(PreTrainedConfig):
         for name, kind in architecture_fields().items():
             if kind is int and name != "num_frozen_layers" and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.hidden_act not in ACT2FN:
-            raise ValueError(f"hidden_act: unknown activation {self.hidden_act!r}")
         if self.rope_theta <= 0 or self.layer_norm_eps <= 0:
             raise ValueError(
                 f"rope_theta and layer_norm_eps must be positive, got {self.rope_theta}, {self.layer_norm_eps}"
@@ -118,7 +93,6 @@ class LayerLockViTConfig(PreTrainedConfig):
             ("image_size", "patch_size"),
             ("num_frames", "tubelet_size"),
             ("hidden_size", "num_attention_heads"),
-            ("readout_hidden_size", "readout_num_attention_heads"),
             ("predictor_hidden_size", "predictor_num_attention_heads"),
         ):
             if getattr(self, whole) % getattr(self, part):
@@ -145,18 +119,7 @@ class LayerLockViTConfig(PreTrainedConfig):
                 f"num_frozen_layers={self.num_frozen_layers} is not between 0 and the {self.num_hidden_layers} layers "
                 "of the ViT"
             )
-        if self.readout_depth is not None and not 0 <= self.readout_depth <= self.num_hidden_layers:
-            raise ValueError(
-                f"readout_depth={self.readout_depth} is not between 0 and the {self.num_hidden_layers} layers of the "
-                "ViT; None reads the last one"
-            )
-        for name in ("readout_num_frames", "readout_intermediate_size"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, or None, got {getattr(self, name)}")
-        if len(self.decoding_patch_size) != 3 or min(self.decoding_patch_size) < 1:
-            raise ValueError(
-                f"decoding_patch_size must be three counts (frames, rows, columns), got {self.decoding_patch_size}"
-            )
+        self.check_readout()
         fractions = self.rope_axis_fractions
         if len(fractions) != 3 or min(fractions) < 0 or sum(fractions) > 1:
             raise ValueError(
@@ -213,22 +176,6 @@ class LayerLockViTConfig(PreTrainedConfig):
         config._attn_implementation = self._attn_implementation
         return config
 
-    @property
-    def decoding_grid_size(self) -> tuple[int, int, int]:
-        """Boxes that the depth readout predicts along time, height and width of a clip of the configured size.
-
-        Raises:
-            ValueError: if the boxes do not tile the clip.
-        """
-        clip = (self.num_frames, self.image_size, self.image_size)
-        if any(whole % part for whole, part in zip(clip, self.decoding_patch_size, strict=True)):
-            raise ValueError(
-                f"decoding_patch_size={self.decoding_patch_size} must tile the clip, "
-                f"num_frames={self.num_frames} by image_size={self.image_size} squared"
-            )
-        t, h, w = (whole // part for whole, part in zip(clip, self.decoding_patch_size, strict=True))
-        return t, h, w
-
     @classmethod
     def from_preset(cls, name: str, **overrides) -> "LayerLockViTConfig":
         """The configuration of a named size, with some fields changed.
@@ -251,24 +198,6 @@ def architecture_fields() -> dict[str, type]:
     """Name and type of the fields that `LayerLockViTConfig` itself declares."""
     inherited = {field.name for field in dataclasses.fields(PreTrainedConfig)}
     return {field.name: field.type for field in dataclasses.fields(LayerLockViTConfig) if field.name not in inherited}
-
-
-def readout_depth_from_fraction(num_layers: int, fraction: float) -> int:
-    """The depth that the 4DS code reads at a fraction of the layers.
-
-    That code picks entry int((L + 1) * fraction) - 1 of a list that holds the embedded tokens twice, then the outputs
-    of all layers but the last.
-
-    >>> readout_depth_from_fraction(48, 0.95)
-    44
-
-    Raises:
-        ValueError: if the fraction picks no entry.
-    """
-    entry = int((num_layers + 1) * fraction) - 1
-    if not 0 <= entry <= num_layers:
-        raise ValueError(f"the fraction {fraction} of {num_layers} layers names no depth; it must lie in (0, 1]")
-    return max(entry - 1, 0)
 
 
 def _size(hidden_size, num_hidden_layers, intermediate_size, num_attention_heads, **others):

@@ -9,7 +9,8 @@ from collections import Counter
 
 import torch
 
-from .configuration_layerlock import LayerLockViTConfig, readout_depth_from_fraction
+from .configuration_layerlock import LayerLockViTConfig
+from .configuration_layerlock_readout import readout_depth_from_fraction
 from .modeling_layerlock import LayerLockViTModel, LayerLockViTPreTrainedModel
 from .modeling_layerlock_readout import LayerLockViTForDepthEstimation, LayerLockViTForVideoClassification
 

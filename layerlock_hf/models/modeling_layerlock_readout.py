@@ -7,6 +7,7 @@ R steps of time in the readout, Q queries, O outputs of a query.
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.modeling_outputs import DepthEstimatorOutput, ImageClassifierOutput
 from transformers.utils import can_return_tuple
@@ -118,15 +119,20 @@ class AttentionReadout(nn.Module):
 
 class LayerLockViTForReadout(LayerLockViTPreTrainedModel):
     """What the tasks share: the encoder, frozen unless `config.train_encoder`, read after `config.readout_depth`
-    layers. The layers beyond are kept, for `AutoModel` and other depths, but neither run nor trained."""
+    layers. The layers beyond are kept, for `AutoModel` and other depths, but neither run nor trained.
 
+    Attributes:
+        encoder_class: makes an encoder of the configuration; its verbs are those of `LayerLockViTModel`.
+    """
+
+    encoder_class: type[PreTrainedModel] = LayerLockViTModel
     accepts_loss_kwargs = True
     # What pretraining, or the readout of another task, leaves in a checkpoint.
     _keys_to_ignore_on_load_unexpected = [r"^decoders\.", r"^(classification|depth)_readout\."]
 
     def __init__(self, config: LayerLockViTConfig):
         super().__init__(config)
-        self.encoder = LayerLockViTModel(config)
+        self.encoder = self.encoder_class(config)
         self.freeze_encoder(not config.train_encoder)
 
     @classmethod

@@ -1,0 +1,146 @@
+"""Frozen encoders from checkpoints of ours and of other people, all with the verbs of `LayerLockViTModel`."""
+
+import pickle
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.image_processing_auto import get_image_processor_config
+from transformers.models.auto.video_processing_auto import get_video_processor_config
+from transformers.utils import logging
+
+from ..models import AnyEncoder, AnyEncoderConfig, LayerLockReadoutConfig
+
+
+logger = logging.get_logger(__name__)
+
+# How configurations tell the size and the length of clips
+SIZE_FIELDS = ("image_size", "crop_size")
+LENGTH_FIELDS = ("num_frames", "frames_per_clip")
+NUM_FRAMES_OF_IMAGE_MODELS = 16
+
+
+def load_encoder(
+    name_or_path: str,
+    random_weights: bool = False,
+    image_size: int | None = None,
+    num_frames: int | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> PreTrainedModel:
+    """A frozen encoder in eval mode, from a folder or the Hub.
+
+    It offers `tap(video, depths)`, `grid_size(video)` and `config.{num_hidden_layers, hidden_size, num_frames,
+    image_size}`, and takes clips (B, T, C, H, W) in [0, 1]. Checkpoints of ours, those of pretraining and of readouts
+    included, give a `LayerLockViTModel` or the `AnyEncoder` that was read; every other model of Transformers gives an
+    `AnyEncoder`. Of models with a part for vision and others, such as CLIP, only this part is loaded.
+
+    Args:
+        name_or_path: a folder with a `config.json`, or the id of a repository on the Hub.
+        random_weights: draw the weights anew, from the global generator, instead of loading them: a control.
+        image_size: height and width of the clips, in pixels; by default what the checkpoint was made for.
+        num_frames: frames per clip; by default what the checkpoint was made for, and 16 for models of images.
+        dtype: of the weights.
+
+    Raises:
+        ValueError: if there is no such checkpoint, or if it cannot be read as an encoder of such clips.
+    """
+    try:
+        # Code that comes with a checkpoint is not run, nor does anybody ask whether it may
+        config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
+        given = {"image_size": image_size, "num_frames": num_frames}
+        given = {name: value for name, value in given.items() if value is not None}
+        if isinstance(config, LayerLockReadoutConfig):
+            config.update(given)
+            encoder, missing = _load(name_or_path, config, random_weights, dtype)
+        else:
+            config = getattr(config, "vision_config", config)
+            clips = {**_clip_sizes(config, given), **pixel_statistics(name_or_path)}
+            model, missing = _load(name_or_path, config, random_weights, dtype)
+            encoder = AnyEncoder(AnyEncoderConfig(encoder_config=config, **clips), model)
+            missing &= set(encoder.parameters_up_to(config.num_hidden_layers))  # the rest is not run
+        if missing:
+            raise ValueError(f"it lacks {len(missing)} arrays of the model, such as {min(missing)}")
+        encoder.eval().requires_grad_(False)
+        size = encoder.config.image_size
+        encoder.tap(torch.zeros(1, encoder.config.num_frames, 3, size, size, dtype=dtype), [0])
+    except pickle.UnpicklingError as error:  # whose message explains how to run the code
+        raise ValueError(f"cannot load {name_or_path}: its weights hold more than arrays; do not trust it") from error
+    except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ValueError(f"cannot load {name_or_path} as an encoder: {' '.join(str(error).split())}") from error
+    return encoder
+
+
+def pixel_statistics(name_or_path: str) -> dict[str, list[float]]:
+    """How a checkpoint wants its pixels, by the file of its processor: `pixel_mean` and `pixel_std`, one value per
+    colour, such that (pixel - mean) / std of pixels in [0, 1] is what the processor makes of them in bytes.
+
+    Without such a file they stay as they are, with a warning.
+
+    Raises:
+        ValueError: if the file does not tell.
+    """
+    settings = get_video_processor_config(name_or_path) or get_image_processor_config(name_or_path)
+    if not settings:
+        logger.warning(f"{name_or_path} has no file of a processor: its pixels stay in [0, 1], not normalised")
+        return {"pixel_mean": [0.0] * 3, "pixel_std": [1.0] * 3}
+    scale, offset = 1.0, 0.0
+    if settings.get("do_rescale", True):
+        scale = settings.get("rescale_factor", 1 / 255)
+        # ViViT brings bytes to [0, 2] and subtracts 1: its processor of images where the file says so, that of videos
+        # always, without a word in the file. EfficientNet has another word
+        offset = float(settings.get("offset", settings.get("rescale_offset", 255 * scale > 1.5)))
+    mean, std = [0.0], [1.0]
+    if settings.get("do_normalize", True):
+        if "image_mean" not in settings or "image_std" not in settings:
+            raise ValueError("the file of its processor normalises pixels but tells no image_mean and image_std")
+        mean, std = (
+            values if isinstance(values, list) else [values]
+            for values in (settings["image_mean"], settings["image_std"])
+        )
+    return {
+        "pixel_mean": [(value + offset) / (255 * scale) for value in mean] * (3 // len(mean)),
+        "pixel_std": [value / (255 * scale) for value in std] * (3 // len(std)),
+    }
+
+
+def _clip_sizes(config: PreTrainedConfig, given: dict[str, int]) -> dict[str, int]:
+    """Size and length of clips for a model of Transformers: those given, else those that its configuration tells."""
+
+    def told(names):
+        return next((getattr(config, name) for name in names if getattr(config, name, None) is not None), None)
+
+    sizes, length = told(SIZE_FIELDS), told(LENGTH_FIELDS)
+    sizes = set(sizes) if isinstance(sizes, (list, tuple)) else {sizes}
+    if "image_size" not in given and (len(sizes) != 1 or None in sizes):
+        raise ValueError(
+            f"the configuration of this {config.model_type} model tells no square image_size: give image_size"
+        )
+    if length is not None and given.get("num_frames", length) != length:
+        logger.warning(
+            f"num_frames={given['num_frames']} for a {config.model_type} model that was made for {length} frames: not "
+            "every model that takes them knows what to do with them (TimeSformer mixes them up)"
+        )
+    return {"image_size": max(sizes), "num_frames": length or NUM_FRAMES_OF_IMAGE_MODELS, **given}
+
+
+def _load(
+    name_or_path: str, config: PreTrainedConfig, random_weights: bool, dtype: torch.dtype
+) -> tuple[PreTrainedModel, set[str]]:
+    """The model of a configuration, and the names of its arrays that the checkpoint does not hold."""
+    if random_weights:
+        return AutoModel.from_config(config, dtype=dtype), set()
+    model, loading = AutoModel.from_pretrained(
+        name_or_path,
+        config=config,
+        dtype=dtype,
+        output_loading_info=True,
+        trust_remote_code=False,
+        ignore_mismatched_sizes=True,  # told below
+    )
+    if loading["mismatched_keys"]:
+        name, *shapes = min(loading["mismatched_keys"])
+        raise ValueError(
+            f"its array {name} has the shape {tuple(shapes[0])}, where this configuration needs {tuple(shapes[1])}; "
+            "positions that are learned fit clips of one size: leave image_size and num_frames as they are"
+        )
+    return model, set(loading["missing_keys"])

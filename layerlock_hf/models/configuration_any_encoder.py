@@ -1,0 +1,60 @@
+"""Configuration of encoders that are other people's: a model of Transformers, and what clips it takes."""
+
+from typing import ClassVar
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig
+
+from .configuration_layerlock_readout import LayerLockReadoutConfig
+
+
+@strict
+class AnyEncoderConfig(LayerLockReadoutConfig):
+    """A video or image model of Transformers as an encoder of clips, and the readouts of it.
+
+    Args:
+        encoder_config: configuration of the model, or the dictionary of it with its `model_type`.
+        pixel_mean: subtracted from pixels in [0, 1], one value per colour.
+        pixel_std: what they are divided by then.
+
+    The other arguments are those of `LayerLockReadoutConfig`.
+
+    Raises:
+        ValueError: if the model does not tell its layers or its width, or if sizes contradict each other.
+    """
+
+    model_type = "layerlock_any_encoder"
+    sub_configs: ClassVar[dict[str, type]] = {"encoder_config": AutoConfig}
+
+    encoder_config: dict | PreTrainedConfig | None = None
+    pixel_mean: list[float] | tuple[float, ...] = (0.0, 0.0, 0.0)
+    pixel_std: list[float] | tuple[float, ...] = (1.0, 1.0, 1.0)
+
+    def __post_init__(self, **kwargs):
+        if isinstance(self.encoder_config, dict):
+            self.encoder_config = AutoConfig.for_model(**self.encoder_config)
+        super().__post_init__(**kwargs)
+        self.pixel_mean, self.pixel_std = list(self.pixel_mean), list(self.pixel_std)  # as JSON has them
+        if len(self.pixel_mean) != len(self.pixel_std) or min(self.pixel_std) <= 0:
+            raise ValueError(
+                "pixel_mean and pixel_std must have a value per colour, deviations above 0; got "
+                f"{self.pixel_mean} and {self.pixel_std}"
+            )
+        if self.encoder_config is not None:  # Transformers compares with a configuration of defaults
+            for name in ("num_hidden_layers", "hidden_size"):
+                if not isinstance(getattr(self.encoder_config, name, None), int):
+                    raise ValueError(
+                        f"a {self.encoder_config.model_type} model cannot be read: its configuration tells no "
+                        f"{name}; an encoder needs layers that all have tokens of one width"
+                    )
+            self.check_readout()
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """Layers of the encoder."""
+        return self.encoder_config.num_hidden_layers
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the encoder."""
+        return self.encoder_config.hidden_size

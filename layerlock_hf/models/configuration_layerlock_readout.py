@@ -1,0 +1,103 @@
+"""What configurations of models with readouts share, whichever encoder they read."""
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
+
+
+@strict
+class LayerLockReadoutConfig(PreTrainedConfig):
+    """Clips and readouts. What derives from it also tells `hidden_size` and `num_hidden_layers` of its encoder.
+
+    Args:
+        image_size: height and width of the clips, in pixels.
+        num_frames: frames per clip.
+        hidden_act: activation of the MLPs.
+        layer_norm_eps: epsilon of the layer norms.
+        initializer_range: standard deviation of the linear layers at the start; None: LeCun normal.
+        readout_depth: layers that the readouts see the output of, counted from the first; None is the last one.
+            `readout_depth_from_fraction` gives the depth that the original code means by a fraction.
+        readout_num_frames: steps of time that the readouts resize the features to; None is `num_frames`.
+        readout_hidden_size: width of the readouts (LayerLock, Table 11).
+        readout_num_attention_heads: attention heads of the readouts.
+        readout_intermediate_size: hidden width of the readouts' MLP; None is four times their width.
+        decoding_patch_size: frames, rows and columns of the box of pixels that a query of the depth readout predicts.
+        train_encoder: let the encoder learn with a readout. By default it is frozen and only the readout learns.
+    """
+
+    image_size: int = 224
+    num_frames: int = 16
+    hidden_act: str = "gelu_pytorch_tanh"
+    layer_norm_eps: float = 1e-6
+    initializer_range: float | None = None
+    readout_depth: int | None = None
+    readout_num_frames: int | None = None
+    readout_hidden_size: int = 1024
+    readout_num_attention_heads: int = 16
+    readout_intermediate_size: int | None = None
+    decoding_patch_size: list[int] | tuple[int, ...] = (2, 8, 8)
+    train_encoder: bool = False
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        self.decoding_patch_size = list(self.decoding_patch_size)  # as JSON has it
+
+    def check_readout(self):
+        """Raise a `ValueError` that names the fields if the sizes of the readouts contradict each other."""
+        for name in ("image_size", "num_frames", "readout_hidden_size", "readout_num_attention_heads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.hidden_act not in ACT2FN:
+            raise ValueError(f"hidden_act: unknown activation {self.hidden_act!r}")
+        if self.readout_hidden_size % self.readout_num_attention_heads:
+            raise ValueError(
+                "readout_hidden_size must be a multiple of readout_num_attention_heads, got "
+                f"readout_hidden_size={self.readout_hidden_size} and "
+                f"readout_num_attention_heads={self.readout_num_attention_heads}"
+            )
+        if self.readout_depth is not None and not 0 <= self.readout_depth <= self.num_hidden_layers:
+            raise ValueError(
+                f"readout_depth={self.readout_depth} is not between 0 and the {self.num_hidden_layers} layers of the "
+                "ViT; None reads the last one"
+            )
+        for name in ("readout_num_frames", "readout_intermediate_size"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, or None, got {getattr(self, name)}")
+        if len(self.decoding_patch_size) != 3 or min(self.decoding_patch_size) < 1:
+            raise ValueError(
+                f"decoding_patch_size must be three counts (frames, rows, columns), got {self.decoding_patch_size}"
+            )
+
+    @property
+    def decoding_grid_size(self) -> tuple[int, int, int]:
+        """Boxes that the depth readout predicts along time, height and width of a clip of the configured size.
+
+        Raises:
+            ValueError: if the boxes do not tile the clip.
+        """
+        clip = (self.num_frames, self.image_size, self.image_size)
+        if any(whole % part for whole, part in zip(clip, self.decoding_patch_size, strict=True)):
+            raise ValueError(
+                f"decoding_patch_size={self.decoding_patch_size} must tile the clip, "
+                f"num_frames={self.num_frames} by image_size={self.image_size} squared"
+            )
+        t, h, w = (whole // part for whole, part in zip(clip, self.decoding_patch_size, strict=True))
+        return t, h, w
+
+
+def readout_depth_from_fraction(num_layers: int, fraction: float) -> int:
+    """The depth that the 4DS code reads at a fraction of the layers.
+
+    That code picks entry int((L + 1) * fraction) - 1 of a list that holds the embedded tokens twice, then the outputs
+    of all layers but the last.
+
+    >>> readout_depth_from_fraction(48, 0.95)
+    44
+
+    Raises:
+        ValueError: if the fraction picks no entry.
+    """
+    entry = int((num_layers + 1) * fraction) - 1
+    if not 0 <= entry <= num_layers:
+        raise ValueError(f"the fraction {fraction} of {num_layers} layers names no depth; it must lie in (0, 1]")
+    return max(entry - 1, 0)
