@@ -3,10 +3,10 @@
 from .batch_augmentation import BatchAugmentation
 from .clips import Clip, Crop, DecodingError
 from .collating import PretrainingCollator
-from .datasets import DECODE_TIMEOUT, PretrainingClips
+from .datasets import DECODE_TIMEOUT, MAX_ATTEMPTS, PretrainingClips, check_window, isolated
 from .decoding import read_clip
 from .fetching import fetch, is_remote, name_of
-from .isolation import Isolated
+from .isolation import DecoderLost, Isolated
 from .masking import MASKS, MaskArguments, MultiBlockMasks, RandomMask, TubeMask
 from .reports import BadData, BadVideos
 from .sources import load_videos
@@ -22,9 +22,11 @@ __all__ = [
     "ClipTransform",
     "Crop",
     "DECODE_TIMEOUT",
+    "DecoderLost",
     "DecodingError",
     "Isolated",
     "MASKS",
+    "MAX_ATTEMPTS",
     "MaskArguments",
     "MultiBlockMasks",
     "PretrainingClips",
@@ -33,9 +35,11 @@ __all__ = [
     "RandomMask",
     "TubeMask",
     "center_crop",
+    "check_window",
     "fetch",
     "generator_for",
     "is_remote",
+    "isolated",
     "load_videos",
     "name_of",
     "read_clip",

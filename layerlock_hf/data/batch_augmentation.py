@@ -2,10 +2,7 @@
 
 import torch
 
-from .transforms import LUMA, Augmentation, ColorChange, repeat_last_frame, resize
-
-
-UNCHANGED = ColorChange(brightness=0.0, contrast=1.0, saturation=1.0, hue=0.0)
+from .transforms import LUMA, UNCHANGED, Augmentation, ColorChange, repeat_last_frame, resize
 
 
 class BatchAugmentation:

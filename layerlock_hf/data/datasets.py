@@ -2,7 +2,7 @@
 
 import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -90,13 +90,7 @@ class PretrainingClips(torch.utils.data.Dataset):
     ):
         if len(videos) == 0:
             raise ValueError("videos is empty; give at least one video")
-        for name, value in (("num_frames", num_frames), ("frame_stride", frame_stride)):
-            if value < 1:
-                raise ValueError(f"{name} is {value}; give at least 1")
-        if frame_rate is not None and not 0 < frame_rate <= 1000:
-            raise ValueError(f"frame_rate is {frame_rate}; give frames per second, up to 1000")
-        if decode_timeout != 0 and not 0.1 <= decode_timeout <= 1e6:
-            raise ValueError(f"decode_timeout is {decode_timeout}; give seconds from 0.1 on, or 0 for no limit")
+        check_window(num_frames, frame_stride, frame_rate)
         _check_device(device)
         self.videos = videos
         self.num_samples = num_samples
@@ -110,8 +104,7 @@ class PretrainingClips(torch.utils.data.Dataset):
         self.augment_on_device = augment_on_device
         sources = videos.with_format("torch")["source"][:] if "source" in videos.column_names else None
         self.order = ClipOrder(len(videos), sources, source_weights, clips_per_video, seed)
-        torchcodec_decoder()  # loaded here once, and not by every child within its first decode_timeout
-        self._make = Isolated(self._make_group, decode_timeout) if decode_timeout else self._make_group
+        self._make = isolated(self._make_group, decode_timeout)
         self._lost: dict[int, tuple[str, str]] = {}  # reason and kind
         self._home = os.getpid()
 
@@ -127,6 +120,7 @@ class PretrainingClips(torch.utils.data.Dataset):
         Returns:
             pixel_values_videos: uint8, shape (T, C, S, S).
             position: the position.
+            video_index: the row of the video that is shown, which may be a replacement.
             is_padded: whether the video is too short, and its last frame repeated.
 
             With `augment_on_device` instead of `pixel_values_videos`:
@@ -170,7 +164,7 @@ class PretrainingClips(torch.utils.data.Dataset):
             if group.note is not None:
                 self.bad_videos.add(self._name(index), group.note, used=True, kind=group.kind)
             return [
-                _sample(torch.from_numpy(frames), augmentation, position, group.is_padded)
+                _sample(torch.from_numpy(frames), augmentation, position, index, group.is_padded)
                 for frames, augmentation, position in zip(group.frames, group.augmentations, positions, strict=True)
             ]
         if kinds == {"network"}:
@@ -275,12 +269,34 @@ class PretrainingClips(torch.utils.data.Dataset):
         return float(torch.rand((), generator=generator)), generator
 
 
-def _sample(frames: torch.Tensor, augmentation: Augmentation | None, position: int, is_padded: bool) -> dict:
+def check_window(num_frames: int, frame_stride: int, frame_rate: float | None = None):
+    """
+    Raises:
+        ValueError: if there are no such clips.
+    """
+    for name, value in (("num_frames", num_frames), ("frame_stride", frame_stride)):
+        if value < 1:
+            raise ValueError(f"{name} is {value}; give at least 1")
+    if frame_rate is not None and not 0 < frame_rate <= 1000:
+        raise ValueError(f"frame_rate is {frame_rate}; give frames per second, up to 1000")
+
+
+def isolated(function: Callable, decode_timeout: float) -> Callable:
+    """What calls a function that decodes in a child process; the function itself if `decode_timeout` is 0."""
+    if decode_timeout != 0 and not 0.1 <= decode_timeout <= 1e6:
+        raise ValueError(f"decode_timeout is {decode_timeout}; give seconds from 0.1 on, or 0 for no limit")
+    torchcodec_decoder()  # loaded here once, and not by every child within its first decode_timeout
+    return Isolated(function, decode_timeout) if decode_timeout else function
+
+
+def _sample(
+    frames: torch.Tensor, augmentation: Augmentation | None, position: int, video_index: int, is_padded: bool
+) -> dict:
     if augmentation is None:
         content = {"pixel_values_videos": frames}
     else:
         content = {"crop": frames, "augmentation": augmentation}
-    return content | {"position": position, "is_padded": is_padded}
+    return content | {"position": position, "video_index": video_index, "is_padded": is_padded}
 
 
 def _fetch_or_error(row: dict) -> str | bytes | DecodingError:

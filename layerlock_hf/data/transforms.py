@@ -48,6 +48,9 @@ class ColorChange(NamedTuple):
         return self.contrast * _hue_rotation(self.hue) @ saturation
 
 
+UNCHANGED = ColorChange(brightness=0.0, contrast=1.0, saturation=1.0, hue=0.0)
+
+
 @dataclass(frozen=True)
 class Augmentation:
     """What `ClipTransform` drew for one clip.
@@ -89,6 +92,12 @@ class ClipTransform:
         crop_scale: bounds of the window's area, as fractions of the frame.
         jitter_strength: factor of the largest changes of colour. At 1 brightness changes by 0.125 of the range,
             contrast and saturation by a factor in [0.6, 1.4], hue by 0.2 turns; 0 leaves colours alone.
+        jitter_probability: share of the clips whose colours are changed so (LayerLock, sec. A.4.1: 0.8).
+        gray_probability: share of the clips that lose their colours, changed or not (LayerLock, sec. A.4.1: 0.1).
+        flip_probability: share of the clips that are mirrored left to right. 0 where a class is a direction, as in
+            "pushing something from left to right".
+        ignores_aspect: take every frame for a square, to which it is squeezed whatever its shape. Else one can tell
+            videos of another shape by the part that is seen, and classes where these are filmed in other shapes.
 
     Raises:
         ValueError: if a value is out of its bounds, or both `resize_factor` and `crop_scale` are given.
@@ -98,6 +107,10 @@ class ClipTransform:
     resize_factor: float | None = None
     crop_scale: tuple[float, float] | None = None
     jitter_strength: float = 0.0
+    jitter_probability: float = 1.0
+    gray_probability: float = 0.0
+    flip_probability: float = 0.5
+    ignores_aspect: bool = False
 
     def __post_init__(self):
         if self.image_size < 1:
@@ -109,6 +122,9 @@ class ClipTransform:
                 )
             _check_scale(self.crop_scale)
         _check_strength(self.jitter_strength)
+        for name in ("jitter_probability", "gray_probability", "flip_probability"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; give a share of the clips, 0 to 1")
         _check_resize_factor(self.central_factor)
 
     @property
@@ -127,17 +143,36 @@ class ClipTransform:
             generator: source of randomness.
             pixel_aspect: width of a pixel over its height. What is square in the clip is so where pixels are.
         """
+        aspect = self._aspect(height, width, pixel_aspect)
+        box = _where_pixels_are_square(height, width, aspect, lambda *shape: self._draw_box(*shape, generator))
+        is_flipped = bool(torch.rand((), generator=generator) < self.flip_probability)
+        return Augmentation(box, is_flipped, self._draw_color(generator))
+
+    def center(self, height: int, width: int, pixel_aspect: float = 1.0) -> Augmentation:
+        """The square at the centre of frames of this shape, at the scale of the random ones, and nothing else."""
+        aspect = self._aspect(height, width, pixel_aspect)
         box = _where_pixels_are_square(
-            height, width, pixel_aspect, lambda *shape: self._draw_box(*shape, generator=generator)
+            height, width, aspect, lambda *shape: _square(*shape, self.central_factor, 0.5, 0.5)
         )
-        is_flipped = bool(torch.rand((), generator=generator) < 0.5)
-        return Augmentation(box, is_flipped, _draw_color(self.jitter_strength, generator))
+        return Augmentation(box, is_flipped=False, color=None)
+
+    def _aspect(self, height: int, width: int, pixel_aspect: float) -> float:
+        return height / width if self.ignores_aspect else pixel_aspect
 
     def _draw_box(self, height: int, width: int, generator: torch.Generator | None) -> tuple[int, int, int, int]:
         if self.crop_scale is not None:
             return _window(height, width, self.crop_scale, generator)
         down, right = torch.rand(2, generator=generator).tolist()
         return _square(height, width, self.central_factor, down, right)
+
+    def _draw_color(self, generator: torch.Generator | None) -> ColorChange | None:
+        """Draws what is needed alone: runs depend on every draw, and on their order."""
+        color = None
+        if self.jitter_strength > 0 and _happens(self.jitter_probability, generator):
+            color = _jitter(self.jitter_strength, generator)
+        if self.gray_probability > 0 and _happens(self.gray_probability, generator):
+            color = (color or UNCHANGED)._replace(saturation=0.0, hue=0.0)
+        return color
 
 
 def bounding_box(augmentations: list[Augmentation]) -> tuple[int, int, int, int]:
@@ -148,7 +183,11 @@ def bounding_box(augmentations: list[Augmentation]) -> tuple[int, int, int, int]
 
 
 def center_crop(
-    frames: torch.Tensor, size: int, resize_factor: float = 1.0, pixel_aspect: float = 1.0
+    frames: torch.Tensor,
+    size: int,
+    resize_factor: float = 1.0,
+    pixel_aspect: float = 1.0,
+    ignores_aspect: bool = False,
 ) -> torch.Tensor:
     """Resize the shortest side to `resize_factor * size` and take the square at the centre.
 
@@ -157,17 +196,14 @@ def center_crop(
         size: side of the result in pixels.
         resize_factor: at least 1; the larger, the smaller the part of the frame that is seen.
         pixel_aspect: width of a pixel of `frames` over its height.
+        ignores_aspect: as of `ClipTransform`.
 
     Returns:
         uint8, shape (T, C, size, size).
     """
-    _check_resize_factor(resize_factor)
-    height, width = frames.shape[-2:]
-    box = _where_pixels_are_square(
-        height, width, pixel_aspect, lambda *shape: _square(*shape, resize_factor, 0.5, 0.5)
-    )
-    still = Augmentation(box, is_flipped=False, color=None)
-    return still.finish(still.crop(frames), size)
+    transform = ClipTransform(size, resize_factor, ignores_aspect=ignores_aspect)
+    augmentation = transform.center(*frames.shape[-2:], pixel_aspect)
+    return augmentation.finish(augmentation.crop(frames), size)
 
 
 def resize(frames: torch.Tensor, size: int) -> torch.Tensor:
@@ -244,9 +280,12 @@ def _where_pixels_are_square(height: int, width: int, pixel_aspect: float, choos
     return top, min(width - columns, round(left * width / shown_width)), rows, columns
 
 
-def _draw_color(strength: float, generator: torch.Generator | None) -> ColorChange | None:
-    if strength == 0:
-        return None
+def _happens(probability: float, generator: torch.Generator | None) -> bool:
+    """Draws nothing where it is certain."""
+    return probability == 1 or bool(torch.rand((), generator=generator) < probability)
+
+
+def _jitter(strength: float, generator: torch.Generator | None) -> ColorChange:
     brightness, contrast, saturation, hue = (strength * (2 * torch.rand(4, generator=generator) - 1)).tolist()
     return ColorChange(
         255 * MAX_BRIGHTNESS * brightness,

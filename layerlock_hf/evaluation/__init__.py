@@ -1,5 +1,7 @@
 """What frozen features know: encoders of any kind, probes, and a readout during pretraining."""
 
+from .clips import TestClips, TrainingClips
+from .depth_clips import DepthTestClips, DepthTrainingClips, count_windows
 from .encoders import load_encoder
 from .online import OnlineReadout, center_clips, labelled_videos
 from .probes import (
@@ -18,12 +20,17 @@ from .probes import (
 
 
 __all__ = [
+    "DepthTestClips",
+    "DepthTrainingClips",
     "OnlineReadout",
     "Ridge",
+    "TestClips",
+    "TrainingClips",
     "abs_rel",
     "accuracy",
     "center_clips",
     "clip_features",
+    "count_windows",
     "encode",
     "fit_and_predict",
     "knn_accuracy",

@@ -70,6 +70,15 @@ def test_a_key_always_draws_the_same(options, expected):
     assert drawn.color == (None if expected[2] is None else pytest.approx(expected[2]))
 
 
+def test_a_known_clip():
+    """What the defaults made of a frame before there were options for flips and greys."""
+    generator, frames = generator_for("golden"), coordinates(120, 160)
+    augmentation = ClipTransform(104, resize_factor=120 / 104).draw(120, 160, generator)
+    expected = frames[..., 13:117, 18:122].flip(-1)
+    assert torch.equal(augmentation.finish(augmentation.crop(frames), 104), expected)
+    assert float(torch.rand((), generator=generator)) == pytest.approx(0.7862, abs=1e-4), "as many draws as then"
+
+
 def test_crop_without_resizing_is_a_window_of_the_source():
     frames = noise(1, 1, 20, 30)
     assert torch.equal(center_crop(frames, 10, 2.0), frames[..., 5:15, 10:20])
@@ -97,6 +106,17 @@ def test_flip_happens_half_of_the_time():
     generator = generator_for("test")
     drawn = [ClipTransform(8).draw(4, 6, generator).is_flipped for _ in range(400)]
     assert 150 < sum(drawn) < 250
+
+
+def test_flips_can_be_had_always_or_never():
+    """Never, for classes such as "pushing something from left to right"."""
+    for probability in (0.0, 1.0):
+        transform = ClipTransform(8, flip_probability=probability)
+        drawn = [transform.draw(4, 6, generator_for(seed)) for seed in range(100)]
+        assert {augmentation.is_flipped for augmentation in drawn} == {bool(probability)}
+        assert [augmentation.box for augmentation in drawn] == [
+            ClipTransform(8).draw(4, 6, generator_for(seed)).box for seed in range(100)
+        ]
 
 
 def test_flip_mirrors_left_to_right():
@@ -219,6 +239,28 @@ def test_hue_turns(monkeypatch):
     assert -0.21 < min(hues) < -0.18 and 0.18 < max(hues) < 0.21
 
 
+def test_colours_change_and_vanish_as_often_as_asked_for():
+    transform = ClipTransform(8, jitter_strength=1.0, jitter_probability=0.8, gray_probability=0.1)
+    colors = [transform.draw(8, 8, generator_for(seed)).color for seed in range(2000)]
+    are_gray = [color is not None and color.saturation == 0 for color in colors]
+    are_changed = [color is not None and color.contrast != 1 for color in colors]
+    assert sum(are_changed) == pytest.approx(1600, abs=60)
+    assert sum(are_gray) == pytest.approx(200, abs=45)
+    both = sum(gray and changed for gray, changed in zip(are_gray, are_changed, strict=True))
+    assert both == pytest.approx(160, abs=45)  # independent of each other
+
+
+@pytest.mark.parametrize("strength", [0.0, 1.0])
+def test_gray_clips_keep_their_brightness(strength):
+    frames = noise(2, 3, 8, 8)
+    color = ClipTransform(jitter_strength=strength, gray_probability=1.0).draw(8, 8, generator_for("test")).color
+    gray = Augmentation((0, 0, 8, 8), False, color).finish(frames, 8)
+    assert torch.equal(gray[:, 0], gray[:, 1]) and torch.equal(gray[:, 0], gray[:, 2])
+    if strength == 0:
+        brightness = frames.float().movedim(1, -1) @ transforms.LUMA
+        assert (gray[:, 0] - brightness).abs().max() <= 0.51
+
+
 def test_a_third_of_a_turn_makes_red_green():
     third = transforms._hue_rotation(2 * torch.pi / 3)
     assert torch.allclose(third @ torch.tensor([1.0, 0.0, 0.0]), torch.tensor([0.0, 1.0, 0.0]), atol=1e-6)
@@ -238,6 +280,9 @@ def test_a_third_of_a_turn_makes_red_green():
         ({"jitter_strength": -0.1}, "jitter_strength is -0.1"),
         ({"jitter_strength": 2.6}, "jitter_strength is 2.6"),
         ({"jitter_strength": float("nan")}, "jitter_strength is nan"),
+        ({"jitter_probability": 1.1}, "jitter_probability is 1.1"),
+        ({"gray_probability": -0.1}, "gray_probability is -0.1"),
+        ({"flip_probability": float("nan")}, "flip_probability is nan"),
     ],
     ids=repr,
 )
@@ -262,3 +307,38 @@ def test_pixels_that_are_not_square_are_stretched():
     ramp = torch.arange(40, dtype=torch.uint8).expand(1, 3, 40, 40)
     seen = center_crop(ramp, 20, pixel_aspect=2.0)
     assert seen.min() >= 10 and seen.max() <= 29
+
+
+def test_without_its_aspect_the_whole_frame_is_squeezed():
+    wide, tall = coordinates(40, 80), coordinates(80, 40)
+    assert box_of(center_crop(wide, 80, ignores_aspect=True)) == (0, 0, 39, 79)
+    assert box_of(center_crop(tall, 80, ignores_aspect=True)) == (0, 0, 79, 39)
+    # However the pixels are shaped: what is seen does not depend on it
+    assert torch.equal(
+        center_crop(wide, 20, 2.0, pixel_aspect=3.0, ignores_aspect=True),
+        center_crop(wide, 20, 2.0, ignores_aspect=True),
+    )
+    transform = ClipTransform(8, resize_factor=2.0, ignores_aspect=True)
+    boxes = [transform.draw(40, 80, generator_for(seed)).box for seed in range(100)]
+    assert {box[2:] for box in boxes} == {(20, 40)}
+    assert min(box[1] for box in boxes) < 3 and max(box[1] for box in boxes) > 37
+    assert transform.center(40, 80).box == (10, 20, 20, 40)
+
+
+def test_videos_of_all_shapes_look_alike_without_their_aspect():
+    """A picture that fills the frame, whatever the shape of that: no crop tells which shape it was."""
+    picture = noise(1, 3, 8, 8).float()
+    crops = []
+    for height, width in [(64, 64), (64, 128), (96, 64)]:
+        frames = torch.nn.functional.interpolate(picture, size=(height, width), mode="bilinear").byte()
+        crops.append(cut(frames, generator_for("test"), 32, resize_factor=1.3, ignores_aspect=True).float())
+    assert max((crop - crops[0]).abs().mean() for crop in crops) < 3
+
+
+def test_the_center_is_at_the_scale_of_the_random_crops():
+    for options in ({}, {"resize_factor": 2.0}):
+        transform = ClipTransform(16, **options)
+        augmentation, frames = transform.center(40, 60), noise(2, 3, 40, 60)
+        assert (augmentation.is_flipped, augmentation.color) == (False, None)
+        expected = center_crop(frames, 16, transform.central_factor)
+        assert torch.equal(augmentation.finish(augmentation.crop(frames), 16), expected)
