@@ -9,7 +9,8 @@ VERSION = re.search(r'^__version__ = "([^"]+)"', (ROOT / "layerlock_hf" / "__ini
 README = ROOT / "README.md"
 
 TRAIN = ["tensorboard", "matplotlib"]
-DEV = [*TRAIN, "pytest", "pytest-timeout", "pytest-xdist", "ruff", "codespell", "pre-commit", "psutil"]
+TEST = ["pytest", "pytest-timeout", "pytest-xdist", "psutil", "scikit-learn", "torchmetrics"]
+DEV = [*TRAIN, *TEST, "ruff", "codespell", "pre-commit"]
 
 setup(
     name="layerlock_hf",

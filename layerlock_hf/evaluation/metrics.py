@@ -1,0 +1,278 @@
+"""What predictions are worth: accuracies, errors of depth, and intervals around them.
+
+Every test item is judged by itself into a row of numbers, and metrics are made of the rows in the order of the items:
+neither batches nor processes change a result. T frames, K classes, n items, R resamples.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+
+MIN_DEPTH, MAX_DEPTH = 0.001, 10.0  # metres; true depth outside of them is unknown (LayerLock, sec. A.4.3)
+EPSILON = 1e-6  # metres, in AbsRel. The paper gives no number; at MIN_DEPTH this one changes an error by a thousandth
+TOP = 5
+NUM_RESAMPLES = 1000
+CONFIDENCE = 0.95
+CHUNK = 2**21  # weights of a bootstrap that are held at once
+
+# Columns of n values each, on the CPU. All have "index", of the test item, and "num", how many true values it has
+Judged = dict[str, torch.Tensor]
+
+
+def mean_probabilities(logits: torch.Tensor) -> torch.Tensor:
+    """The mean over the clips of a video of their softmax (LayerLock, sec. A.4.2): (n, clips, K) -> (n, K)."""
+    return logits.double().softmax(dim=-1).mean(dim=1)
+
+
+def judge_classes(probabilities: torch.Tensor, labels: torch.Tensor, indices: torch.Tensor) -> Judged:
+    """One row per video: its class, the likeliest class, whether the true one is among five, and its probability.
+
+    Of equally likely classes the first comes first. Probabilities that are not finite are wrong: nothing is predicted
+    (class -1).
+
+    Args:
+        probabilities: (n, K), as `mean_probabilities` gives them.
+        labels: (n,), classes counted from 0.
+        indices: (n,), the places of the videos in the test set.
+
+    Raises:
+        ValueError: for other shapes, or classes that do not exist.
+    """
+    if probabilities.ndim != 2 or not len(probabilities) == len(labels) == len(indices):
+        shapes = ", ".join(str(tuple(values.shape)) for values in (probabilities, labels, indices))
+        raise ValueError(f"probabilities, labels and indices must be (n, K), (n,) and (n,); got {shapes}")
+    probabilities, labels = probabilities.double().cpu(), labels.long().cpu()
+    num_classes = probabilities.shape[1]
+    if len(labels) and not 0 <= labels.min() <= labels.max() < num_classes:
+        raise ValueError(f"labels run from {labels.min()} to {labels.max()}, but there are {num_classes} classes")
+    is_finite = probabilities.isfinite().all(dim=1)
+    order = probabilities.sort(dim=1, descending=True, stable=True).indices
+    return {
+        "index": indices.long().cpu(),
+        "num": torch.ones(len(labels), dtype=torch.float64),
+        "label": labels,
+        "predicted": torch.where(is_finite, order[:, 0], -1),
+        "is_in_top5": (order[:, :TOP] == labels[:, None]).any(dim=1) & is_finite,
+        "probability": probabilities.gather(1, labels[:, None])[:, 0],
+    }
+
+
+def judge_depth(predicted: torch.Tensor, metres: torch.Tensor, indices: torch.Tensor) -> Judged:
+    """One row per clip: sums over its pixels of known depth, `MIN_DEPTH` <= d <= `MAX_DEPTH`.
+
+    Predictions are compared as they are, without any alignment of scale. A regression may predict less than nothing:
+    for ratios and logarithms, and for them alone, predictions below `MIN_DEPTH` count as `MIN_DEPTH`.
+
+    Args:
+        predicted, metres: (n, T, H, W).
+        indices: (n,), the places of the clips in the test set.
+
+    Raises:
+        ValueError: for other shapes.
+    """
+    if predicted.ndim != 4 or predicted.shape != metres.shape or len(indices) != len(metres):
+        shapes = ", ".join(str(tuple(values.shape)) for values in (predicted, metres, indices))
+        raise ValueError(f"predicted and true depth must both be (n, T, H, W), indices (n,); got {shapes}")
+    # Clip by clip: sums over a batch at once would depend on its size
+    rows = [_depth_sums(*pair) for pair in zip(predicted.float(), metres.float(), strict=True)]
+    columns = {name: torch.tensor([row[name] for row in rows], dtype=torch.float64) for name in rows[0]}
+    return {"index": indices.long().cpu(), **columns}
+
+
+def _depth_sums(predicted: torch.Tensor, metres: torch.Tensor) -> dict[str, float]:
+    is_known = (metres >= MIN_DEPTH) & (metres <= MAX_DEPTH)
+    truth = torch.where(is_known, metres, 1)
+    error = torch.where(is_known, (predicted - metres).abs(), 0)
+    relative = error / (truth + EPSILON)
+    ratio = torch.where(is_known, predicted.clamp(min=MIN_DEPTH), 1) / truth
+    factor = torch.where(is_known, torch.maximum(ratio, 1 / ratio), torch.inf)
+    num_per_frame = is_known.sum(dim=(1, 2))
+    frame_means = relative.sum(dim=(1, 2), dtype=torch.float64) / num_per_frame.clamp(min=1)
+    sums = {
+        "num": num_per_frame.sum(),
+        "num_frames": (num_per_frame > 0).sum(),
+        "relative": relative.sum(dtype=torch.float64),
+        "frame_relative": frame_means.sum(),
+        "absolute": error.sum(dtype=torch.float64),
+        "squared": error.square().sum(dtype=torch.float64),
+        "log_squared": ratio.log().square().sum(dtype=torch.float64),
+        "log10": ratio.log10().abs().sum(dtype=torch.float64),
+        **{f"within{power}": (factor < 1.25**power).sum() for power in (1, 2, 3)},
+    }
+    return {name: value.item() for name, value in sums.items()}
+
+
+def in_order(parts: list[Judged]) -> Judged:
+    """All rows by index, each index once: processes that share a test set unevenly repeat some of it.
+
+    Raises:
+        ValueError: without parts, or if they have different columns.
+    """
+    if not parts or any(part.keys() != parts[0].keys() for part in parts):
+        raise ValueError(f"rows to be joined need the same columns, got {[sorted(part) for part in parts]}")
+    columns = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    order = columns["index"].sort(stable=True).indices
+    index = columns["index"][order]
+    is_first = torch.ones_like(index, dtype=torch.bool)
+    is_first[1:] = index[1:] != index[:-1]
+    return {name: values[order[is_first]] for name, values in columns.items()}
+
+
+def classification_metrics(judged: Judged, weights: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Accuracies over videos, over classes that occur, and the mean -log of the probability of the true class.
+
+    Args:
+        judged: rows of `judge_classes`.
+        weights: (R, n), how often each row counts.
+
+    Returns:
+        (R,) per metric. Probabilities below float32's precision count as that in `log_loss`.
+    """
+    total = weights.sum(dim=1)
+    is_right = (judged["predicted"] == judged["label"]).double()
+    num, num_right = _per_class(judged, weights)
+    likelihood = judged["probability"].clamp(min=torch.finfo(torch.float32).eps)
+    return {
+        "top1": weights @ is_right / total,
+        "top5": weights @ judged["is_in_top5"].double() / total,
+        "mean_class_accuracy": (num_right / num).nanmean(dim=1),
+        "log_loss": weights @ -likelihood.log() / total,
+    }
+
+
+def _per_class(judged: Judged, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weights of all videos of each class, and of those that are recognised: (R, n) -> (R, classes) each."""
+    labels = judged["label"]
+    is_right = (judged["predicted"] == labels).double()
+    zeros = weights.new_zeros(len(weights), int(labels.max()) + 1)
+    return zeros.index_add(1, labels, weights), zeros.index_add(1, labels, weights * is_right)
+
+
+def depth_metrics(judged: Judged, weights: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Errors of depth in which all known pixels of the test set weigh alike, and AbsRel once more over frames.
+
+    `abs_rel` is the mean of |d* - d| / (d + EPSILON), with d* predicted and d true (LayerLock, sec. A.4.3);
+    `abs_rel_per_frame` the mean over frames of their means. `delta1` to `delta3` are the shares of pixels with
+    max(d* / d, d / d*) < 1.25, 1.25^2, 1.25^3; `mae` and `rmse` are in metres, `rmse_log` and `log10` (the mean of
+    |log10 d* - log10 d|) of logarithms.
+
+    Args:
+        judged: rows of `judge_depth`.
+        weights: (R, n), how often each row counts.
+
+    Returns:
+        (R,) per metric.
+    """
+
+    def mean(name: str, num: str = "num") -> torch.Tensor:
+        return weights @ judged[name] / (weights @ judged[num])
+
+    return {
+        "abs_rel": mean("relative"),
+        "abs_rel_per_frame": mean("frame_relative", "num_frames"),
+        **{f"delta{power}": mean(f"within{power}") for power in (1, 2, 3)},
+        "rmse": mean("squared").sqrt(),
+        "mae": mean("absolute"),
+        "rmse_log": mean("log_squared").sqrt(),
+        "log10": mean("log10"),
+    }
+
+
+@dataclass(frozen=True)
+class Task:
+    """How predictions of a kind are measured.
+
+    Args:
+        metrics: of judged rows and weights (R, n), (R,) values by name.
+        main_metric: what members of a sweep are ranked by.
+        is_higher_better: whether the main metric grows with quality.
+    """
+
+    metrics: Callable[[Judged, torch.Tensor], dict[str, torch.Tensor]]
+    main_metric: str
+    is_higher_better: bool
+
+
+TASKS = {
+    "classification": Task(classification_metrics, "top1", is_higher_better=True),
+    "depth": Task(depth_metrics, "abs_rel", is_higher_better=False),
+}
+
+
+def measure(task: Task, judged: Judged) -> dict[str, float]:
+    """The metrics of all rows. They are not finite where predictions are not."""
+    weights = torch.ones(1, len(judged["index"]), dtype=torch.float64)
+    return {name: value.item() for name, value in task.metrics(judged, weights).items()}
+
+
+def confusion_matrix(judged: Judged, num_classes: int) -> torch.Tensor:
+    """How many videos of a class (row) are taken for which (column): (num_classes, num_classes)."""
+    is_predicted = judged["predicted"] >= 0
+    cells = (judged["label"] * num_classes + judged["predicted"])[is_predicted]
+    return torch.bincount(cells, minlength=num_classes**2).view(num_classes, num_classes)
+
+
+def resampling_units(num_items: int, groups: list[str] | None) -> tuple[torch.Tensor, str]:
+    """What a bootstrap draws: the unit of each item (n,), counted from 0, and "groups" or "items".
+
+    Fewer than two groups tell nothing of how groups differ; then items are drawn.
+
+    Raises:
+        ValueError: if there is not one group per item.
+    """
+    if groups is None:
+        return torch.arange(num_items), "items"
+    if len(groups) != num_items:
+        raise ValueError(f"{num_items} items need as many groups, got {len(groups)}")
+    names = {name: number for number, name in enumerate(dict.fromkeys(groups))}
+    if len(names) < 2:
+        return torch.arange(num_items), "items"
+    return torch.tensor([names[name] for name in groups]), "groups"
+
+
+def intervals(
+    task: Task,
+    judged: Judged,
+    groups: list[str] | None = None,
+    num_resamples: int = NUM_RESAMPLES,
+    confidence: float = CONFIDENCE,
+    seed: int = 0,
+) -> dict[str, dict[str, float]]:
+    """Every metric with its percentile bootstrap interval: {"top1": {"value", "low", "high"}, ...}.
+
+    Test items are drawn with replacement, or whole groups of them (`resampling_units`): videos of one person or scene
+    succeed and fail together. The interval tells how the result would vary with other test items of the kind. It does
+    not tell how it varies with the seed of the training, and where the best of several members was chosen on the same
+    test items, it does not include that choice, which flatters the best. With few groups it is too narrow.
+
+    Args:
+        task: a value of `TASKS`.
+        judged: rows in the order of the test items.
+        groups: the group of each row.
+        num_resamples: draws.
+        confidence: share of the draws within the interval.
+        seed: of the draws.
+
+    Raises:
+        ValueError: for less than one draw, or no share.
+    """
+    if num_resamples < 1 or not 0 < confidence < 1:
+        raise ValueError(f"a bootstrap needs draws and a share in (0, 1), got {num_resamples} and {confidence}")
+    units, _ = resampling_units(len(judged["index"]), groups)
+    generator = torch.Generator().manual_seed(seed)
+    num_units, parts = int(units.max()) + 1, []
+    for start in range(0, num_resamples, max(1, CHUNK // len(units))):
+        size = min(max(1, CHUNK // len(units)), num_resamples - start)
+        drawn = torch.randint(num_units, (size, num_units), generator=generator)
+        counts = torch.zeros(size, num_units, dtype=torch.float64).scatter_add_(
+            1, drawn, torch.ones_like(drawn, dtype=torch.float64)
+        )
+        parts.append(task.metrics(judged, counts[:, units]))
+    edges = torch.tensor([(1 - confidence) / 2, (1 + confidence) / 2], dtype=torch.float64)
+    found = {}
+    for name, value in measure(task, judged).items():
+        low, high = torch.cat([part[name] for part in parts]).quantile(edges).tolist()
+        found[name] = {"value": value, "low": low, "high": high}
+    return found

@@ -1,0 +1,323 @@
+"""The results of a sweep of readouts: built from judged test items, checked, written and read as `results.json`."""
+
+import json
+import math
+import os
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+import torch
+
+from ..models import readout_depth_from_fraction
+from .metrics import CONFIDENCE, NUM_RESAMPLES, TASKS, Judged, confusion_matrix, intervals, measure, resampling_units
+
+
+FIXED_DEPTH_FRACTION = 0.95  # (LayerLock, sec. 4)
+NOT_MEASURABLE = "nothing is known of it to compare a prediction with"
+
+# What `results.json` holds: keys and types
+NUMBER = (int, float)
+ABOUT = {
+    "dataset": str,
+    "model": str,
+    "command": str,
+    "settings": dict,
+    "versions": dict,
+    "seconds": NUMBER,
+    "num_train": int,
+}
+TOP_LEVEL = {
+    "task": str,
+    **ABOUT,
+    "num_test": int,
+    "failed": list,
+    "intervals": dict,
+    "members": list,
+    "best": dict,
+    "fixed_depth": (dict, type(None)),
+    "per_depth": list,
+    "baselines": dict,
+}
+CLASSES = {"per_class": list, "confusion": list}
+ENTRY = {"depth": int, "depth_fraction": NUMBER, "learning_rate": NUMBER, "metrics": dict}
+INTERVAL = {"value": NUMBER, "low": NUMBER, "high": NUMBER}
+INTERVAL_OR_NULL = {key: (*kinds, type(None)) for key, kinds in INTERVAL.items()}  # of a member that diverged
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """One readout of a sweep.
+
+    Args:
+        depth: layers before it.
+        depth_fraction: the share of the encoder that was asked for.
+        learning_rate: its peak.
+        judged: its rows of the test items (`judge_classes`, `judge_depth`), `in_order`.
+        validation: its rows of other items, if the best is to be chosen on these.
+    """
+
+    depth: int
+    depth_fraction: float
+    learning_rate: float
+    judged: Judged
+    validation: Judged | None = None
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """The test items, whether or not they could be read.
+
+    Args:
+        names: one per item.
+        failed: the errors of items that could not be read, by their place.
+        groups: what items belong together, one name per item, or None.
+        class_names: in the order of the classes; empty where there are none.
+    """
+
+    names: list[str]
+    failed: dict[int, str]
+    groups: list[str] | None
+    class_names: list[str]
+
+    __test__ = False  # no test of pytest's
+
+
+def build_results(
+    task: str,
+    members: list[Member],
+    test_set: TestSet,
+    num_layers: int,
+    baselines: dict[str, Judged],
+    about: dict,
+    num_resamples: int = NUM_RESAMPLES,
+    seed: int = 0,
+) -> dict:
+    """What `results.json` holds.
+
+    The best member is chosen by the main metric of the task on the test items, as the paper does (LayerLock, sec.
+    A.4: "report the best results"), or on other items where the members have such rows. Members whose predictions are
+    not finite have null for metrics, and are never the best. Items without any known truth, such as clips without
+    depth, are listed with those that failed.
+
+    Args:
+        task: a key of `TASKS`.
+        members: of the sweep, each with a row for every item that did not fail.
+        test_set: the items.
+        num_layers: of the encoder; says which depth is at the fraction 0.95.
+        baselines: rows of predictions that need no encoder, by name.
+        about: "dataset", "model", "command", "settings" (what the numbers depend on: steps, sizes, seed; not paths),
+            "versions", "seconds", "num_train".
+        num_resamples, seed: of the bootstrap (`intervals`).
+
+    Raises:
+        ValueError: if rows are missing or too many, or no member predicts finite values.
+    """
+    if task not in TASKS:
+        raise ValueError(f"task is {task!r}; choose among {', '.join(TASKS)}")
+    if not members:
+        raise ValueError("a sweep without members has no results")
+    for member in members:
+        _check_rows(f"depth {member.depth}, learning rate {member.learning_rate:g}", member.judged, test_set)
+    for name, judged in baselines.items():
+        _check_rows(f"baseline {name}", judged, test_set)
+    is_measurable = members[0].judged["num"] > 0
+    kept = members[0].judged["index"][is_measurable].tolist()
+    if not kept:
+        raise ValueError(f"none of {len(test_set.names)} test items could be measured; {_first_error(test_set)}")
+    groups = None if test_set.groups is None else [test_set.groups[index] for index in kept]
+    units, unit_name = resampling_units(len(kept), groups)
+
+    def with_intervals(judged: Judged) -> dict:
+        rows = {name: values[is_measurable] for name, values in judged.items()}
+        found = intervals(TASKS[task], rows, groups, num_resamples, seed=seed)
+        return {name: {key: _finite(number) for key, number in values.items()} for name, values in found.items()}
+
+    def entry(member: Member, metrics: dict) -> dict:
+        return {
+            "depth": member.depth,
+            "depth_fraction": member.depth_fraction,
+            "learning_rate": member.learning_rate,
+            "metrics": metrics,
+        }
+
+    ordered = sorted(members, key=lambda member: (member.depth, member.learning_rate))
+    scores = _scores(task, ordered)
+    best = min(ordered, key=scores.get)
+    if math.isinf(scores[best]):
+        raise ValueError("no member of the sweep predicts finite values; use lower learning rates")
+    of_depths = [min(group, key=scores.get) for _, group in groupby(ordered, key=lambda member: member.depth)]
+    fixed_depth = readout_depth_from_fraction(num_layers, FIXED_DEPTH_FRACTION)
+    chosen_on = "test" if best.validation is None else "validation"
+    shown = {
+        member: entry(member, with_intervals(member.judged)) | {"is_chosen_on": chosen_on} for member in of_depths
+    }
+    failed = test_set.failed | {index: NOT_MEASURABLE for index in members[0].judged["index"][~is_measurable].tolist()}
+    results = {
+        "task": task,
+        **{key: about[key] for key in ABOUT},
+        "num_test": len(kept),
+        "failed": [{"name": test_set.names[index], "error": failed[index]} for index in sorted(failed)],
+        "intervals": {
+            "confidence": CONFIDENCE,
+            "num_resamples": num_resamples,
+            "seed": seed,
+            "units": unit_name,
+            "num_units": int(units.max()) + 1,
+        },
+        "members": [
+            entry(member, {name: _finite(value) for name, value in measure(TASKS[task], member.judged).items()})
+            for member in ordered
+        ],
+        "best": shown[best],
+        "fixed_depth": next((shown[member] for member in of_depths if member.depth == fixed_depth), None),
+        "per_depth": [shown[member] for member in of_depths],
+        **_per_class(best.judged, test_set.class_names),
+        "baselines": {name: with_intervals(judged) for name, judged in baselines.items()},
+    }
+    check_results(results)
+    return results
+
+
+def _check_rows(whose: str, judged: Judged, test_set: TestSet):
+    """Every test item is judged once, or failed."""
+    expected = [index for index in range(len(test_set.names)) if index not in test_set.failed]
+    found = judged["index"].tolist()
+    if found != expected:
+        wrong = sorted(set(found) ^ set(expected))
+        names = ", ".join(test_set.names[index] if index < len(test_set.names) else str(index) for index in wrong[:3])
+        raise ValueError(
+            f"{whose}: {len(found)} test items are judged, {len(expected)} of {len(test_set.names)} could be read"
+            + (f"; these differ: {names}" if wrong else "; they must come in order, each once")
+        )
+
+
+def _first_error(test_set: TestSet) -> str:
+    index = min(test_set.failed, default=None)
+    return NOT_MEASURABLE if index is None else f"{test_set.names[index]}: {test_set.failed[index]}"
+
+
+def _scores(task: str, members: list[Member]) -> dict[Member, float]:
+    """Least for the best member, infinite for those that do not predict finite values."""
+    if len({member.validation is None for member in members}) > 1:
+        raise ValueError("either all members are judged on validation items, or none")
+    metric, sign = TASKS[task].main_metric, -1 if TASKS[task].is_higher_better else 1
+    scores = {}
+    for member in members:
+        value = measure(TASKS[task], member.judged if member.validation is None else member.validation)[metric]
+        scores[member] = sign * value if math.isfinite(value) else math.inf
+    return scores
+
+
+def _per_class(judged: Judged, class_names: list[str]) -> dict:
+    if not class_names:
+        return {}
+    matrix = confusion_matrix(judged, len(class_names))
+    nums = torch.bincount(judged["label"], minlength=len(class_names)).tolist()
+    right = matrix.diagonal().tolist()
+    return {
+        "per_class": [
+            {"name": name, "num": num, "accuracy": correct / num if num else None}
+            for name, num, correct in zip(class_names, nums, right, strict=True)
+        ],
+        "confusion": matrix.tolist(),
+    }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def check_results(results) -> None:
+    """Refuse what is no content of a `results.json`.
+
+    Raises:
+        ValueError: naming the first thing that is wrong.
+    """
+    _check(results, TOP_LEVEL, "")
+    if results["task"] not in TASKS:
+        raise ValueError(f"task is {results['task']!r}, not one of {', '.join(TASKS)}")
+    main_metric = TASKS[results["task"]].main_metric
+    if not results["members"]:
+        raise ValueError("members is empty")
+    if results["task"] == "classification":
+        _check(results, CLASSES, "")
+        size = len(results["per_class"])
+        if [len(row) for row in results["confusion"]] != [size] * size:
+            raise ValueError(f"confusion must be {size} lists of {size} counts, as per_class has {size} classes")
+    for place, member in enumerate(results["members"]):
+        _check(member, ENTRY, f"members[{place}]")
+    _check(results["best"], {**ENTRY, "is_chosen_on": str}, "best")
+    rows = {"best": results["best"], "fixed_depth": results["fixed_depth"]}
+    rows |= {f"per_depth[{place}]": row for place, row in enumerate(results["per_depth"])}
+    for where, row in rows.items():
+        if row is not None:
+            _check(row, ENTRY, where)
+            _check(row["metrics"], {main_metric: dict}, f"{where}.metrics")
+            _check(row["metrics"][main_metric], INTERVAL_OR_NULL, f"{where}.metrics.{main_metric}")
+    _check(results["best"]["metrics"][main_metric], INTERVAL, f"best.metrics.{main_metric}")
+    for name, metrics in results["baselines"].items():
+        _check(metrics, {main_metric: dict}, f"baselines.{name}")
+        _check(metrics[main_metric], INTERVAL, f"baselines.{name}.{main_metric}")
+
+
+def _check(value, keys: dict, where: str):
+    if not isinstance(value, dict):
+        raise ValueError(f"{where or 'the file'} must be an object, not {type(value).__name__}")
+    for key, kinds in keys.items():
+        name = f"{where}.{key}" if where else key
+        if key not in value:
+            raise ValueError(f"{name} is missing")
+        if not isinstance(value[key], kinds) or isinstance(value[key], bool):
+            raise ValueError(f"{name} is {json.dumps(value[key])[:60]}, which is not of the right type")
+
+
+def write_results(results: dict, path: str | os.PathLike):
+    """Write `results.json`, strict JSON, whole or not at all.
+
+    Raises:
+        ValueError: as `check_results`, or for values that JSON does not have (NaN).
+    """
+    check_results(results)
+    path = Path(path)
+    part = path.with_name(path.name + ".part")
+    with part.open("w", encoding="utf-8") as file:
+        file.write(_text(results))
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+def _text(results: dict) -> str:
+    """JSON with a line per key, and per element of a list: a confusion matrix takes a line per class."""
+
+    def dump(value) -> str:
+        return json.dumps(value, allow_nan=False, ensure_ascii=False)
+
+    lines = [
+        f" {dump(key)}: [\n  " + ",\n  ".join(map(dump, value)) + "\n ]"
+        if isinstance(value, list) and value
+        else f" {dump(key)}: {dump(value)}"
+        for key, value in results.items()
+    ]
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def read_results(path: str | os.PathLike) -> dict:
+    """The content of a `results.json`.
+
+    Raises:
+        ValueError: naming the file and what is wrong with it.
+    """
+    try:
+        results = json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_refuse)
+        check_results(results)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:  # of JSON and of its encoding too
+        raise ValueError(f"{path} holds no results: {error}") from error
+    return results
+
+
+def _refuse(constant: str):
+    raise ValueError(f"{constant} is not JSON")

@@ -1,0 +1,287 @@
+import math
+
+import numpy as np
+import pytest
+import sklearn.metrics
+import torch
+import torchmetrics.functional as torchmetrics
+from torchmetrics.functional.classification import multiclass_accuracy, multiclass_confusion_matrix
+
+from layerlock_hf.evaluation.metrics import (
+    EPSILON,
+    TASKS,
+    confusion_matrix,
+    in_order,
+    intervals,
+    judge_classes,
+    judge_depth,
+    mean_probabilities,
+    measure,
+    resampling_units,
+)
+
+
+CLASSIFICATION, DEPTH = TASKS["classification"], TASKS["depth"]
+NUM_CLASSES = 8
+
+
+@pytest.fixture
+def videos():
+    """Probabilities of 8 classes for 300 videos that favour the true one, and the labels; class 6 never occurs."""
+    labels = torch.randint(NUM_CLASSES, (300,)) % 6 + torch.tensor([0, 1]).repeat(150) * 2
+    labels[labels == 6] = 7
+    logits = torch.randn(300, 3, NUM_CLASSES)
+    logits[range(300), :, labels] += 0.8
+    return mean_probabilities(logits), labels
+
+
+@pytest.fixture
+def clips():
+    """Predicted and true depth of 5 clips, a third of it unknown."""
+    metres = 0.3 + 6 * torch.rand(5, 4, 6, 8)
+    predicted = metres * (1 + 0.3 * torch.randn_like(metres)) + 0.05
+    return predicted, torch.where(torch.rand_like(metres) < 0.33, 0, metres)
+
+
+def judged(arguments, judge=judge_classes):
+    return judge(*arguments, torch.arange(len(arguments[1])))
+
+
+def test_accuracies_are_those_of_scikit_learn(videos):
+    probabilities, labels = videos
+    rows = judged(videos)
+    predicted = probabilities.argmax(dim=1)
+    names = range(NUM_CLASSES)
+    assert measure(CLASSIFICATION, rows) == pytest.approx(
+        {
+            "top1": sklearn.metrics.accuracy_score(labels, predicted),
+            "top5": sklearn.metrics.top_k_accuracy_score(labels, probabilities, k=5, labels=names),
+            "mean_class_accuracy": sklearn.metrics.recall_score(
+                labels, predicted, average="macro", labels=labels.unique()
+            ),
+            "log_loss": sklearn.metrics.log_loss(labels, probabilities, labels=names),
+        }
+    )
+    expected = sklearn.metrics.confusion_matrix(labels, predicted, labels=names)
+    assert np.array_equal(confusion_matrix(rows, NUM_CLASSES), expected)
+
+
+def test_accuracies_are_those_of_torchmetrics(videos):
+    probabilities, labels = videos
+    rows = judged(videos)
+    found = measure(CLASSIFICATION, rows)
+    for k in (1, 5):
+        expected = multiclass_accuracy(probabilities, labels, NUM_CLASSES, average="micro", top_k=k)
+        assert found[f"top{k}"] == pytest.approx(expected.item())
+    expected = multiclass_confusion_matrix(probabilities, labels, NUM_CLASSES)
+    assert torch.equal(confusion_matrix(rows, NUM_CLASSES), expected)
+
+
+def test_clips_are_averaged_after_softmax():
+    # One clip is sure of class 0, two lean to class 1: the mean of the logits would side with the one
+    logits = torch.tensor([[[9.0, 0.0], [0.0, 1.5], [0.0, 1.5]]])
+    assert mean_probabilities(logits).argmax() == 1
+    assert logits.mean(dim=1).argmax() == 0
+    assert mean_probabilities(logits).sum() == pytest.approx(1)
+
+
+def test_two_classes_have_no_top_five_to_miss():
+    rows = judged((torch.tensor([[0.9, 0.1], [0.9, 0.1]]), torch.tensor([0, 1])))
+    assert measure(CLASSIFICATION, rows)["top1"] == 0.5
+    assert measure(CLASSIFICATION, rows)["top5"] == 1
+
+
+def test_equal_probabilities_do_not_make_everything_right():
+    labels = torch.arange(NUM_CLASSES)
+    found = measure(CLASSIFICATION, judged((torch.full((NUM_CLASSES, NUM_CLASSES), 0.125), labels)))
+    assert found["top1"] == 1 / NUM_CLASSES
+    assert found["top5"] == 5 / NUM_CLASSES
+
+
+def test_what_is_not_finite_is_wrong(videos):
+    probabilities, labels = videos
+    before = measure(CLASSIFICATION, judged(videos))
+    probabilities[labels == 0] = torch.nan
+    rows = judged(videos)
+    found = measure(CLASSIFICATION, rows)
+    assert (rows["predicted"][labels == 0] == -1).all()
+    assert found["top1"] < before["top1"] and found["top5"] < before["top5"]
+    assert confusion_matrix(rows, NUM_CLASSES)[0].sum() == 0
+    assert confusion_matrix(rows, NUM_CLASSES).sum() == (labels != 0).sum()
+
+
+@pytest.mark.parametrize("judge, data", [(judge_classes, "videos"), (judge_depth, "clips")])
+def test_neither_batches_nor_their_order_matter(request, judge, data):
+    first, second = request.getfixturevalue(data)
+    whole = judge(first, second, torch.arange(len(second)))
+    ids = torch.randperm(len(second))
+    # Uneven parts, out of order, and one that comes twice
+    parts = [judge(first[part], second[part], part) for part in [*ids.split(3), ids[:2]]]
+    joined = in_order(parts)
+    assert joined.keys() == whole.keys()
+    for name, values in whole.items():
+        assert torch.equal(joined[name], values), name
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ((torch.ones(2, 3), torch.tensor([0, 3]), torch.arange(2)), "from 0 to 3, but there are 3"),
+        ((torch.ones(2, 3), torch.tensor([0, -1]), torch.arange(2)), "from -1 to 0"),
+        ((torch.ones(2, 4, 3), torch.tensor([0, 1]), torch.arange(2)), r"got \(2, 4, 3\)"),
+        ((torch.ones(2, 3), torch.tensor([0, 1]), torch.arange(3)), r"\(3,\)"),
+    ],
+)
+def test_classes_that_cannot_be_judged(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        judge_classes(*arguments)
+
+
+def test_depth_that_cannot_be_judged():
+    with pytest.raises(ValueError, match=r"\(1, 2, 4, 4\), \(1, 2, 4, 5\)"):
+        judge_depth(torch.ones(1, 2, 4, 4), torch.ones(1, 2, 4, 5), torch.arange(1))
+
+
+def test_parts_of_different_kinds_do_not_join(videos, clips):
+    with pytest.raises(ValueError, match="same columns"):
+        in_order([judged(videos), judged(clips, judge_depth)])
+    with pytest.raises(ValueError, match="same columns"):
+        in_order([])
+
+
+def test_depth_by_hand():
+    # Two frames: four known pixels, one at 10 m and one at the least; then one known pixel
+    metres = torch.tensor([[[[2.0, 10.0], [4.0, 0.001]], [[0.0, 1.0], [10.001, 0.0009]]]])
+    predicted = torch.tensor([[[[3.0, 10.0], [-1.0, 0.001]], [[7.0, 1.2], [9.0, 9.0]]]])
+    errors, truth = [1.0, 0, 5.0, 0, 0.2], [2.0, 10, 4.0, 0.001, 1]
+    relative = [error / (depth + EPSILON) for error, depth in zip(errors, truth, strict=True)]
+    logs = [math.log(1.5), 0, math.log(4 / 0.001), 0, math.log(1.2)]
+    found = measure(DEPTH, judge_depth(predicted, metres, torch.arange(1)))
+    assert (
+        found
+        == pytest.approx(
+            {
+                "abs_rel": sum(relative) / 5,  # 0.39: what is less than nothing is not clamped here
+                "abs_rel_per_frame": (sum(relative[:4]) / 4 + relative[4]) / 2,
+                "delta1": 3 / 5,
+                "delta2": 4 / 5,
+                "delta3": 4 / 5,
+                "rmse": math.sqrt((1 + 25 + 0.04) / 5),
+                "mae": 6.2 / 5,
+                "rmse_log": math.sqrt(sum(log**2 for log in logs) / 5),
+                "log10": sum(logs) / 5 / math.log(10),
+            },
+            rel=1e-6,
+        )
+    )
+
+
+def test_epsilon_is_in_the_denominator():
+    metres = torch.full((1, 1, 1, 1), 0.001)
+    found = measure(DEPTH, judge_depth(2 * metres, metres, torch.arange(1)))
+    assert found["abs_rel"] == pytest.approx(0.001 / (0.001 + EPSILON), rel=1e-6)
+    assert found["abs_rel"] != pytest.approx(1, rel=1e-4)
+
+
+def test_errors_are_those_of_scikit_learn_and_torchmetrics(clips):
+    predicted, metres = clips
+    is_known = metres > 0
+    pair = metres[is_known], predicted[is_known]
+    found = measure(DEPTH, judged(clips, judge_depth))
+    logs = [values.clamp(min=0.001).log() for values in pair]
+    for name, expected in {
+        "mae": sklearn.metrics.mean_absolute_error(*pair),
+        "rmse": sklearn.metrics.root_mean_squared_error(*pair),
+        "rmse_log": sklearn.metrics.root_mean_squared_error(*logs),
+        "abs_rel": sklearn.metrics.mean_absolute_percentage_error(*pair),
+    }.items():
+        assert found[name] == pytest.approx(expected, rel=1e-5), name
+    truth, guess = pair
+    assert found["abs_rel"] == pytest.approx(torchmetrics.mean_absolute_percentage_error(guess, truth).item(), 1e-5)
+    assert found["rmse"] == pytest.approx(torchmetrics.mean_squared_error(guess, truth, squared=False).item(), 1e-5)
+    ratio = torch.maximum(guess / truth, truth / guess)
+    for power in (1, 2, 3):
+        expected = ((ratio < 1.25**power) & (ratio > 0)).double().mean().item()
+        assert found[f"delta{power}"] == pytest.approx(expected)
+
+
+def test_what_is_predicted_where_depth_is_unknown_is_ignored(clips):
+    predicted, metres = clips
+    before = judged(clips, judge_depth)
+    predicted[metres == 0] = torch.nan
+    metres[0, 0, metres[0, 0] == 0] = torch.nan
+    after = judged((predicted, metres), judge_depth)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_pixels_weigh_alike_and_clips_without_depth_do_not_count(clips):
+    predicted, metres = clips
+    metres[1] = 0
+    metres[2, :, 1:] = 0
+    rows = judged((predicted, metres), judge_depth)
+    assert rows["num"][1] == 0
+    is_known = metres > 0
+    expected = ((predicted - metres).abs() / (metres + EPSILON))[is_known].double().mean().item()
+    found = measure(DEPTH, rows)
+    assert found["abs_rel"] == pytest.approx(expected, rel=1e-6)
+    kept = {name: values[[0, 2, 3, 4]] for name, values in rows.items()}
+    assert measure(DEPTH, kept) == found
+
+
+def test_depth_that_is_not_finite_does_not_hide(clips):
+    predicted, metres = clips
+    predicted[0, 0, metres[0, 0] > 0] = torch.nan
+    assert math.isnan(measure(DEPTH, judged(clips, judge_depth))["abs_rel"])
+
+
+def test_intervals_of_independent_videos_are_binomial():
+    num, share = 800, 0.7
+    labels = (torch.arange(num) >= share * num).long()
+    rows = judged((torch.tensor([[1.0, 0.0]]).expand(num, 2), labels))
+    found = intervals(CLASSIFICATION, rows)["top1"]
+    half = 1.96 * math.sqrt(share * (1 - share) / num)
+    assert found["value"] == share
+    assert found["low"] == pytest.approx(share - half, abs=0.1 * half)
+    assert found["high"] == pytest.approx(share + half, abs=0.1 * half)
+
+
+def test_groups_that_succeed_together_widen_the_interval():
+    labels = torch.arange(400) // 20 % 2  # 20 groups, of which every second is wrong
+    rows = judged((torch.tensor([[1.0, 0.0]]).expand(400, 2), labels))
+    groups = [str(place // 20) for place in range(400)]
+    alone, together = (intervals(CLASSIFICATION, rows, names)["top1"] for names in (None, groups))
+    width = {name: found["high"] - found["low"] for name, found in (("alone", alone), ("together", together))}
+    assert alone["value"] == together["value"] == 0.5
+    assert width["together"] == pytest.approx(width["alone"] * math.sqrt(20), rel=0.15)
+
+
+def test_a_single_group_is_no_sample():
+    assert resampling_units(4, ["a"] * 4)[1] == "items"
+    assert resampling_units(4, None)[1] == "items"
+    units, name = resampling_units(4, ["b", "a", "b", "c"])
+    assert (units.tolist(), name) == ([0, 1, 0, 2], "groups")
+    with pytest.raises(ValueError, match="4 items need as many groups, got 3"):
+        resampling_units(4, ["a", "b", "c"])
+
+
+def test_intervals_of_depth_weigh_pixels(clips):
+    rows = judged(clips, judge_depth)
+    found = intervals(DEPTH, rows, num_resamples=300)
+    # By hand: every resample is the mean over the pixels of the clips drawn
+    drawn = torch.randint(5, (3000, 5))
+    means = rows["relative"][drawn].sum(1) / rows["num"][drawn].sum(1)
+    low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    width = high - low
+    assert found["abs_rel"]["low"] == pytest.approx(low, abs=0.15 * width)
+    assert found["abs_rel"]["high"] == pytest.approx(high, abs=0.15 * width)
+
+
+def test_intervals_depend_on_their_seed_alone(videos):
+    rows = judged(videos)
+    torch.manual_seed(1)
+    first = intervals(CLASSIFICATION, rows, num_resamples=200)
+    torch.manual_seed(2)
+    assert intervals(CLASSIFICATION, rows, num_resamples=200) == first
+    assert intervals(CLASSIFICATION, rows, num_resamples=200, seed=1) != first
+    with pytest.raises(ValueError, match="got 0 and"):
+        intervals(CLASSIFICATION, rows, num_resamples=0)

@@ -1,0 +1,98 @@
+"""The pictures of train_readout.py show what they are given; how they look is for eyes."""
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.colors import to_rgb
+from matplotlib.image import imread
+
+import readout_plots
+from readout_plots import UNKNOWN_COLOUR, DepthClip, plot_confusion, plot_curves, plot_depth, plot_sweep
+
+
+@pytest.fixture
+def texts(monkeypatch):
+    """All texts of the figures that are saved, as they are closed."""
+    found = []
+
+    def close(figure):
+        artists = figure.findobj(lambda artist: hasattr(artist, "get_text"))
+        found.extend(artist.get_text() for artist in artists if artist.get_text())
+
+    monkeypatch.setattr(readout_plots.plt, "close", close)
+    yield found
+    monkeypatch.undo()
+    readout_plots.plt.close("all")
+
+
+def sweep(values: dict, task="classification", metric="top1"):
+    members = [
+        {"depth": depth, "depth_fraction": depth / 12, "learning_rate": rate, "metrics": {metric: value}}
+        for (depth, rate), value in values.items()
+    ]
+    best = members[0] | {"metrics": {metric: {"value": 0.75, "low": 0.5, "high": 1.0}}, "is_chosen_on": "test"}
+    return {"task": task, "model": "org/a$b$c", "dataset": "actions", "members": members, "best": best}
+
+
+def test_a_sweep_with_gaps_and_a_member_that_diverged(tmp_path, texts):
+    plot_sweep(sweep({(7, 1e-3): 0.75, (7, 1e-4): 0.5, (10, 1e-3): None}), tmp_path / "sweep.png")
+    assert {"75.0", "50.0", "diverged"} <= set(texts)
+    assert imread(tmp_path / "sweep.png").std() > 0.05
+
+
+def test_relative_errors_are_not_percentages(tmp_path, texts):
+    plot_sweep(sweep({(7, 1e-3): 0.0934, (7, 1e-4): 0.5}, "depth", "abs_rel"), tmp_path / "sweep.png")
+    assert {"0.093", "0.500"} <= set(texts)
+
+
+def test_curves(tmp_path, texts):
+    rows = [
+        {"step": step, "depth": depth, "learning_rate": rate, "loss": 1 / step if rate < 1e-3 else None}
+        for step in range(1, 300)
+        for depth in (4, 9)
+        for rate in (1e-4, 1e-3)
+    ]
+    plot_curves(rows, "classification", tmp_path / "curves.png")
+    assert {"learning rate 0.0001", "learning rate 0.001", "4", "9"} <= set(texts)
+    assert "top-1 accuracy (%)" not in texts
+    texts.clear()
+    rows += [{"step": 150, "depth": 4, "learning_rate": 1e-4, "top1": 0.5}]
+    plot_curves(rows, "classification", tmp_path / "curves.png")
+    assert "top-1 accuracy (%)" in texts
+    with pytest.raises(ValueError, match="log more often"):
+        plot_curves([], "depth", tmp_path / "none.png")
+
+
+@pytest.mark.parametrize("num_classes", [2, 174])
+def test_confusions(tmp_path, texts, num_classes):
+    confusion = 7 * np.eye(num_classes, dtype=int)
+    confusion[1, 0] = 5
+    names = [f"Pretending to put {'something ' * 6} number {number}" for number in range(num_classes)]
+    nums = confusion.sum(axis=1).tolist()
+    results = sweep({(7, 1e-3): 0.75}) | {
+        "confusion": confusion.tolist(),
+        "per_class": [{"name": name, "num": num, "accuracy": 0.5} for name, num in zip(names, nums, strict=True)],
+    }
+    plot_confusion(results, tmp_path / "confusion.png")
+    (listed,) = [text for text in texts if ": 5 of 12" in text]
+    assert listed.index("number 1") < listed.index("number 0: 5 of 12")
+    assert imread(tmp_path / "confusion.png").shape[0] > 500
+
+
+def test_unknown_depth_is_grey(tmp_path):
+    metres = 1 + torch.rand(4, 16, 24)
+    clip = DepthClip("redkitchen", (255 * torch.rand(4, 3, 16, 24)).byte(), metres, metres)
+
+    def share_of_grey(clips) -> float:
+        plot_depth(clips, tmp_path / "depth.png", num_frames=2)
+        picture = imread(tmp_path / "depth.png")[..., :3]
+        return (np.abs(picture - to_rgb(UNKNOWN_COLOUR)).max(axis=-1) < 0.01).mean()
+
+    known = share_of_grey([clip, clip])
+    metres = metres.clone()
+    metres[:, :8] = 0
+    metres[:, :2] = 30
+    unknown = share_of_grey([clip, DepthClip("fr1", clip.video, metres, clip.predicted)])
+    # Half of two of the four pictures of every frame of one clip of two
+    assert unknown - known > 0.05
+    share_of_grey([DepthClip("none", clip.video, 0 * metres, clip.predicted)])
