@@ -17,6 +17,8 @@ from transformers.video_processing_utils import VideoProcessorMixin
 from .video_reading import Choose, read_decoder, read_file
 
 
+MAX_FRAME_RATE = 1000
+SIDES = ("height", "width")
 # What the library itself writes into the file of a processor.
 LIBRARY_KEYS = {"auto_map", "image_processor_type", "processor_class", "video_processor_type"}
 
@@ -26,6 +28,7 @@ class LayerLockVideosKwargs(TypedDict, total=False):
 
     num_frames: int
     frame_stride: int
+    frame_rate: float | None
     do_sample_frames: bool | None
     do_resize: bool
     size: int | dict[str, int]
@@ -47,13 +50,16 @@ class LayerLockVideoProcessor(VideoProcessorMixin):
     Args:
         num_frames: frames T of a sampled clip.
         frame_stride: frames from one sampled frame to the next.
+        frame_rate: frames per second that `frame_stride` counts, as in pretraining; by default the average of each
+            video. Frames that are given as such have no times, and are counted as they come.
         do_sample_frames: cut a clip of `num_frames` frames out of the middle of every video, whose last frame is
             repeated where it is too short. By default files, URLs and decoders are sampled, and frames that are given
             as such are a clip already, unless the call names `num_frames` or `frame_stride`.
-        do_resize: resize the shortest side to `size`, bilinear and antialiased; the other side keeps the proportions.
-        size: shortest side in pixels, or `{"shortest_edge": pixels}`.
+        do_resize: resize to `size`, bilinear and antialiased.
+        size: shortest side in pixels, or `{"shortest_edge": pixels}`: the other side keeps the proportions of what a
+            player shows. With `{"height": pixels, "width": pixels}` whole frames are squeezed to that.
         do_center_crop: take the middle `crop_size` of the frames.
-        crop_size: side of a square in pixels, or `{"height": pixels, "width": pixels}`; by default a square of `size`.
+        crop_size: side of a square in pixels, or `{"height": pixels, "width": pixels}`; by default `size`.
         do_rescale: divide uint8 pixels by 255. Frames of floats need `do_rescale=False`.
         do_normalize: subtract `image_mean` and divide by `image_std`. The 4DS models take [0, 1] as it is.
         image_mean: one value per colour, for pixels in [0, 1].
@@ -69,6 +75,7 @@ class LayerLockVideoProcessor(VideoProcessorMixin):
         self,
         num_frames: int = 16,
         frame_stride: int = 2,
+        frame_rate: float | None = None,
         do_sample_frames: bool | None = None,
         do_resize: bool = True,
         size: int | dict[str, int] = 224,
@@ -88,6 +95,8 @@ class LayerLockVideoProcessor(VideoProcessorMixin):
         for name, value in (("num_frames", num_frames), ("frame_stride", frame_stride)):
             if not _is_count(value):
                 raise ValueError(f"{name} is {value!r}; give an integer of at least 1")
+        if frame_rate is not None and not (_is_number(frame_rate) and 0 < frame_rate <= MAX_FRAME_RATE):
+            raise ValueError(f"frame_rate is {frame_rate!r}; give frames per second, up to {MAX_FRAME_RATE}, or None")
         for name, values in (("image_mean", image_mean), ("image_std", image_std)):
             if not isinstance(values, (list, tuple)) or len(values) != 3:
                 raise ValueError(f"{name} is {values}; give one value for each of the 3 colours")
@@ -95,12 +104,14 @@ class LayerLockVideoProcessor(VideoProcessorMixin):
             raise ValueError(f"image_std is {image_std}; give values above 0")
         self.num_frames = num_frames
         self.frame_stride = frame_stride
+        self.frame_rate = frame_rate
         self.do_sample_frames = do_sample_frames
         self.do_resize = do_resize
-        self.size = _size("size", size, ("shortest_edge",))
+        self.size = _size("size", size, ("shortest_edge",), SIDES)
         self.do_center_crop = do_center_crop
-        crop_size = self.size["shortest_edge"] if crop_size is None else crop_size
-        self.crop_size = _size("crop_size", crop_size, ("height", "width"))
+        if crop_size is None:
+            crop_size = self.size.get("shortest_edge", self.size)
+        self.crop_size = _size("crop_size", crop_size, SIDES)
         self.do_rescale = do_rescale
         self.do_normalize = do_normalize
         self.image_mean = list(image_mean)  # as JSON has it
@@ -122,7 +133,12 @@ class LayerLockVideoProcessor(VideoProcessorMixin):
         return list(range(start, num_frames, self.frame_stride))[: self.num_frames]
 
     def preprocess(
-        self, videos, return_tensors: str | None = None, input_data_format: str | None = None, **overrides
+        self,
+        videos,
+        return_tensors: str | None = None,
+        input_data_format: str | None = None,
+        pixel_aspect: float = 1.0,
+        **overrides,
     ) -> BatchFeature:
         """Clips ready for the encoder: `pixel_values_videos`, float32 of shape (B, T, C, H, W).
 
@@ -132,6 +148,8 @@ class LayerLockVideoProcessor(VideoProcessorMixin):
                 tensors or arrays (C, H, W) or (H, W, C). A tensor or array of five dimensions is a batch of videos.
             return_tensors: `"np"` for arrays; tensors by default.
             input_data_format: `"channels_first"` or `"channels_last"`, where the shape of the frames leaves it open.
+            pixel_aspect: width of a pixel over its height in frames that are given as such; files and decoders tell
+                their own.
             overrides: settings of the processor, for this call.
 
         Raises:
@@ -144,7 +162,7 @@ class LayerLockVideoProcessor(VideoProcessorMixin):
         clips = []
         for index, video in enumerate(_as_list(videos)):
             try:
-                clips.append(processor._clip(video, is_asked_for, input_data_format))
+                clips.append(processor._clip(video, is_asked_for, input_data_format, pixel_aspect))
             except ValueError as error:
                 raise ValueError(f"video {index}: {error}") from error
         shapes = sorted({tuple(clip.shape) for clip in clips})
@@ -158,22 +176,35 @@ class LayerLockVideoProcessor(VideoProcessorMixin):
     def _settings(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.valid_kwargs.__annotations__}
 
-    def _clip(self, video, is_asked_for: bool, input_data_format: str | None) -> torch.Tensor:
+    def _clip(self, video, is_asked_for: bool, input_data_format: str | None, pixel_aspect: float) -> torch.Tensor:
         """The clip of one video: float32, shape (T, C, H, W)."""
-        is_encoded = isinstance(video, (str, bytes, os.PathLike)) or hasattr(video, "get_frames_at")
-        sampled = (is_encoded or is_asked_for) if self.do_sample_frames is None else self.do_sample_frames
-        frames = _load(video, self.sample_frames if sampled else _all_frames, input_data_format)
-        frames = self._center_crop(self._resize(frames))
-        if sampled and len(frames) < self.num_frames:
+        is_file, is_decoder = isinstance(video, (str, bytes, os.PathLike)), hasattr(video, "get_frames_at")
+        is_sampled = self.do_sample_frames
+        if is_sampled is None:
+            is_sampled = is_file or is_decoder or is_asked_for
+        choose = self.sample_frames if is_sampled else None
+        if is_file:
+            frames, pixel_aspect = read_file(video, choose, self.frame_rate)
+        elif is_decoder:
+            frames, pixel_aspect = read_decoder(video, choose, self.frame_rate)
+            frames = _to_rgb(frames.cpu(), input_data_format)
+        else:
+            frames = _to_rgb(_given_frames(video, choose or _all_frames), input_data_format)
+        frames = self._center_crop(self._resize(frames, pixel_aspect))
+        if is_sampled and len(frames) < self.num_frames:
             frames = torch.cat([frames, frames[-1:].expand(self.num_frames - len(frames), -1, -1, -1)])
         return self._rescale_and_normalize(frames)
 
-    def _resize(self, frames: torch.Tensor) -> torch.Tensor:
+    def _resize(self, frames: torch.Tensor, pixel_aspect: float) -> torch.Tensor:
         height, width = frames.shape[-2:]
-        side, shortest = self.size["shortest_edge"], min(height, width)
-        if not self.do_resize or shortest == side:
+        if "shortest_edge" in self.size:
+            shown_width = max(1, round(width * pixel_aspect))
+            side, shortest = self.size["shortest_edge"], min(height, shown_width)
+            size = (side * height // shortest, side * shown_width // shortest)
+        else:
+            size = (self.size["height"], self.size["width"])
+        if not self.do_resize or size == (height, width):
             return frames
-        size = (side * height // shortest, side * width // shortest)
         return F.interpolate(frames, size=size, mode="bilinear", antialias=True)
 
     def _center_crop(self, frames: torch.Tensor) -> torch.Tensor:
@@ -208,11 +239,16 @@ def _is_count(value) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
-def _size(name: str, size: int | dict[str, int], keys: tuple[str, ...]) -> dict[str, int]:
-    """A size in pixels with exactly these keys, from such a size or from one number for all of them."""
-    sizes = size if isinstance(size, dict) else dict.fromkeys(keys, size)
-    if set(sizes) != set(keys) or not all(map(_is_count, sizes.values())):
-        raise ValueError(f"{name} is {size}; give pixels, or a dictionary with {' and '.join(keys)}")
+def _is_number(value) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _size(name: str, size: int | dict[str, int], *forms: tuple[str, ...]) -> dict[str, int]:
+    """A size in pixels with exactly the keys of one of the forms; one number stands for all keys of the first."""
+    sizes = size if isinstance(size, dict) else dict.fromkeys(forms[0], size)
+    if set(sizes) not in map(set, forms) or not all(map(_is_count, sizes.values())):
+        known = " or ".join(map(" and ".join, forms))
+        raise ValueError(f"{name} is {size}; give pixels, or a dictionary with {known}")
     return dict(sizes)
 
 
@@ -235,29 +271,28 @@ def _as_list(videos) -> list:
     return [videos] if all(map(_is_frame, videos)) else list(videos)
 
 
-def _load(video, choose: Choose, input_data_format: str | None) -> torch.Tensor:
-    """The chosen frames of one video in any form: uint8, or float32 if given as floats, shape (T, 3, H, W)."""
-    if isinstance(video, (str, bytes, os.PathLike)):
-        return read_file(video, choose)
-    if hasattr(video, "get_frames_at"):
-        frames = read_decoder(video, choose).cpu()
-    elif isinstance(video, (list, tuple)):
+def _given_frames(video, choose: Choose) -> torch.Tensor:
+    """The chosen ones of frames that are given as such, in the order of dimensions that they have."""
+    if isinstance(video, (list, tuple)):
         if not video or not all(map(_is_frame, video)):
             raise ValueError("expected a list of frames: images of PIL, or tensors or arrays of 3 dimensions")
         frames = [_to_tensor(video[index]) for index in choose(len(video))]
         if len({frame.shape for frame in frames}) > 1:
             raise ValueError("the frames differ in shape")
-        frames = torch.stack(frames)
-    elif (is_torch_tensor(video) or is_numpy_array(video)) and video.ndim == 4:
+        return torch.stack(frames)
+    if (is_torch_tensor(video) or is_numpy_array(video)) and video.ndim == 4:
         if len(video) == 0:
             raise ValueError(f"no frames in {tuple(video.shape)}")
-        frames = _to_tensor(video[choose(len(video))])
-    else:
-        shape = f" of shape {tuple(video.shape)}" if hasattr(video, "shape") else ""
-        raise ValueError(
-            f"{type(video).__name__}{shape} is no video; give a path, a URL, bytes, a VideoDecoder, a list of frames, "
-            "or a tensor or array (T, C, H, W) or (T, H, W, C)"
-        )
+        return _to_tensor(video[choose(len(video))])
+    shape = f" of shape {tuple(video.shape)}" if hasattr(video, "shape") else ""
+    raise ValueError(
+        f"{type(video).__name__}{shape} is no video; give a path, a URL, bytes, a VideoDecoder, a list of frames, "
+        "or a tensor or array (T, C, H, W) or (T, H, W, C)"
+    )
+
+
+def _to_rgb(frames: torch.Tensor, input_data_format: str | None) -> torch.Tensor:
+    """uint8, or float32 if given as floats: (T, C, H, W) or (T, H, W, C) -> (T, 3, H, W), where C is 1 or 3."""
     if frames.dtype != torch.uint8 and not frames.is_floating_point():
         raise ValueError(f"frames are {frames.dtype}; give uint8, or floats with do_rescale=False")
     frames = _channels_first(frames, input_data_format)

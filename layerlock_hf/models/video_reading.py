@@ -1,18 +1,24 @@
-"""Reading chosen frames of a video file: torchcodec, or PyAV where torchcodec fails.
+"""Reading chosen frames of a video file: PyAV, or torchcodec where PyAV fails or is missing.
 
-Both give the same frames, except that they turn 10-bit video into RGB differently. Neither is imported before a file
-is read, so that the models load where both are missing. T frames, H and W pixels.
+PyAV comes first, as in pretraining: it tells when frames are shown, and mirrors those that are to be mirrored, which
+torchcodec does not. Neither is imported before a file is read, so that the models load where both are missing.
+T frames, H and W pixels.
 """
 
+import bisect
 import contextlib
 import functools
 import io
 import logging
+import math
 import os
+import statistics
 import urllib.request
 from collections.abc import Callable, Iterator
 
 import torch
+
+from .video_reading_pyav import Decoding, Upright, read_pyav, sensible_aspect
 
 
 logger = logging.getLogger(__name__)
@@ -25,12 +31,107 @@ TEXT = b"\t\n\r\f\x1b" + bytes(range(32, 256))
 # These may hold any bytes further on
 PLAYLISTS = (b"#EXTM3U", b"ffconcat")
 
+# Average over usual interval between frames, up to which the rate is constant but for some that were dropped
+MAX_GAPS = 1.1
+
 # From the number of frames of a video to the ascending indices of those to read.
 Choose = Callable[[int], list[int]]
 
 
-def read_file(source: str | bytes | os.PathLike, choose: Choose) -> torch.Tensor:
-    """The chosen frames of a file, a URL or the bytes of a file: uint8, shape (T, 3, H, W)."""
+def read_file(
+    source: str | bytes | os.PathLike, choose: Choose | None = None, frame_rate: float | None = None
+) -> tuple[torch.Tensor, float]:
+    """Some frames of a file, a URL or the bytes of a file.
+
+    Args:
+        source: the video.
+        choose: the frames, on a timeline of constant rate, where one that is shown for long counts several times; by
+            default every frame of the file, once.
+        frame_rate: frames per second of the timeline; by default the average of the video.
+
+    Returns:
+        uint8, shape (T, 3, H, W), upright; and the width of a pixel over its height.
+
+    Raises:
+        ValueError: naming the video, if nothing of it decodes.
+    """
+    source, name = _local(source)
+    with _openable(source) as file:
+        try:
+            frames, aspect, note = read_pyav(file, functools.partial(_chosen, choose=choose, frame_rate=frame_rate))
+        except (ImportError, ValueError) as error:
+            decoder_class = _torchcodec_decoder() if isinstance(file, str) else None
+            if decoder_class is None:
+                raise type(error)(f"{name}: {error}") from error
+            try:
+                frames, aspect = read_decoder(decoder_class(file, num_ffmpeg_threads=1), choose, frame_rate)
+            except (RuntimeError, ValueError, IndexError):
+                raise ValueError(f"{name}: {error}") from error
+            note = f"read by torchcodec alone: {error}"
+    if note:
+        logger.warning(f"{name}: {note}")
+    return frames, aspect
+
+
+def read_windows(source: str | bytes | os.PathLike, num_frames: int) -> Iterator[torch.Tensor]:
+    """All frames of a file, a URL or the bytes of a file, so many at a time, by PyAV alone: uint8, (T, 3, H, W).
+
+    Raises:
+        ValueError: naming the video, if nothing of it decodes. One that is damaged further on ends there, with a
+            warning.
+    """
+    source, name = _local(source)
+    with _openable(source) as file:
+        decoding, upright = Decoding(file), Upright()
+        num_read, window = 0, []
+        try:
+            for frame in decoding:
+                window.append(upright(frame))
+                num_read += 1
+                if len(window) == num_frames:
+                    yield torch.stack(window)
+                    window = []
+            if num_read == 0:
+                raise ValueError("no frame can be decoded")
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+        if window:
+            yield torch.stack(window)
+    if decoding.is_damaged:
+        logger.warning(f"{name}: only the first {num_read} frames decode")
+
+
+def shown_frames(seconds: list[float], frame_rate: float | None = None) -> list[int]:
+    """Which frame a player shows at each tick of a timeline of constant frame rate, as in pretraining.
+
+    Args:
+        seconds: ascending times at which the frames appear.
+        frame_rate: ticks per second; by default the usual rate of the frames, or the average one where it varies.
+
+    Returns:
+        indices of frames, one per tick.
+    """
+    if len(seconds) == 1:
+        return [0]
+    usual = statistics.median(after - before for before, after in zip(seconds[:-1], seconds[1:], strict=True))
+    average = (seconds[-1] - seconds[0]) / (len(seconds) - 1)
+    tick = usual if average <= MAX_GAPS * usual else average
+    length = seconds[-1] - seconds[0] + tick  # the last frame is shown as long as others
+    tick = tick if frame_rate is None else 1 / frame_rate
+    # In the middle of a tick, so that rounded times of a constant rate give 0, 1, 2, ...
+    times = (seconds[0] + (index + 0.5) * tick for index in range(max(1, round(length / tick))))
+    return [bisect.bisect_right(seconds, time) - 1 for time in times]
+
+
+def _chosen(seconds: list[float], choose: Choose | None, frame_rate: float | None) -> list[int]:
+    if choose is None:
+        return list(range(len(seconds)))
+    shown = shown_frames(seconds, frame_rate)
+    return [shown[index] for index in choose(len(shown))]
+
+
+def _local(source: str | bytes | os.PathLike) -> tuple[str | bytes, str]:
+    """An absolute path, or bytes; and the name for messages."""
     name = f"{len(source)} bytes" if isinstance(source, bytes) else os.fspath(source)
     if name.startswith(("http://", "https://")):
         source = _download(name)
@@ -39,17 +140,7 @@ def read_file(source: str | bytes | os.PathLike, choose: Choose) -> torch.Tensor
             raise ValueError(f"{name}: no such file")
         source = os.path.abspath(name)  # FFmpeg takes a name such as "a:b.mp4" for a protocol
     _refuse_playlists(source, name)
-    decoder_class = _torchcodec_decoder()
-    is_hidden = isinstance(source, bytes) and not hasattr(os, "memfd_create")  # no path without a copy on disk
-    if is_hidden or decoder_class is None:
-        return _read_pyav(source, name, choose)
-    try:
-        with _with_path(source) as path:
-            return read_decoder(decoder_class(path, num_ffmpeg_threads=1), choose)
-    except (RuntimeError, ValueError, IndexError) as error:
-        frames = _read_pyav(source, name, choose)
-        logger.warning(f"{name}: PyAV reads this video, torchcodec fails: {_one_line(error)}")
-        return frames
+    return source, name
 
 
 def _refuse_playlists(source: str | bytes, name: str):
@@ -64,15 +155,17 @@ def _refuse_playlists(source: str | bytes, name: str):
 
 
 @contextlib.contextmanager
-def _with_path(source: str | bytes) -> Iterator[str]:
-    """A path of the source. FFmpeg lets a file refer to other local files alone, but bytes to any address."""
+def _openable(source: str | bytes) -> Iterator[str | io.BytesIO]:
+    """A path where there is one. FFmpeg lets a file refer to other local files alone, but bytes to any address."""
     if isinstance(source, str):
         yield source
-        return
-    with open(os.memfd_create("video"), "w+b") as file:
-        file.write(source)
-        file.flush()
-        yield f"/proc/self/fd/{file.fileno()}"
+    elif not hasattr(os, "memfd_create"):  # no path without a copy on disk
+        yield io.BytesIO(source)
+    else:
+        with open(os.memfd_create("video"), "w+b") as file:
+            file.write(source)
+            file.flush()
+            yield f"/proc/self/fd/{file.fileno()}"
 
 
 @functools.cache
@@ -81,7 +174,7 @@ def _torchcodec_decoder() -> type | None:
     try:
         from torchcodec.decoders import VideoDecoder
     except (ImportError, RuntimeError, OSError) as error:
-        logger.warning(f"PyAV decodes the videos, slower than torchcodec, which does not load: {_one_line(error)}")
+        logger.warning(f"torchcodec does not load; PyAV alone decodes the videos: {_one_line(error)}")
         return None
     return VideoDecoder
 
@@ -100,83 +193,31 @@ def _download(url: str) -> bytes:
         raise ValueError(f"{url}: {error}") from error
 
 
-def read_decoder(decoder, choose: Choose) -> torch.Tensor:
-    """The chosen frames of a `VideoDecoder`, in the order of dimensions that it was made with."""
+def read_decoder(decoder, choose: Choose | None = None, frame_rate: float | None = None) -> tuple[torch.Tensor, float]:
+    """`read_file` of a `VideoDecoder`, with the frames in the order of dimensions that it was made with."""
+    _check_decoder(decoder)
+    if choose is None:
+        frames = decoder.get_frames_at(list(range(len(decoder)))).data
+    else:
+        # It does not tell when its frames are shown, but finds those that are shown at some times
+        begin, end = decoder.metadata.begin_stream_seconds, decoder.metadata.end_stream_seconds
+        tick = (end - begin) / len(decoder) if frame_rate is None else 1 / frame_rate
+        last = math.nextafter(end, begin)
+        indices = choose(max(1, round((end - begin) / tick)))
+        frames = decoder.get_frames_played_at([min(begin + (index + 0.5) * tick, last) for index in indices]).data
+    height_dim = -2 if frames.shape[1] == 3 else -3
+    return frames, _pixel_aspect(decoder, frames.shape[height_dim])
+
+
+def _check_decoder(decoder):
     if len(decoder) == 0:
         raise ValueError("no frames")
     if decoder.metadata.codec == "h264" and "444" in (decoder.metadata.pixel_format or ""):
         # Only the first frame names the x264 version, without which FFmpeg garbles 4:4:4 files of old versions
         decoder.get_frame_at(0)
-    return decoder.get_frames_at(choose(len(decoder))).data
 
 
-def _read_pyav(source: str | bytes, name: str, choose: Choose) -> torch.Tensor:
-    """`read_file` without torchcodec: decodes from the first frame on, and of a damaged file what precedes damage."""
-    try:
-        import av
-    except ImportError as error:
-        raise ImportError(
-            "videos decode with torchcodec or PyAV: pip install torchcodec, or pip install av"
-        ) from error
-    try:
-        with _open(av, source) as container:
-            stream = _video_stream(container)
-            num_packets = sum(1 for packet in container.demux(stream) if packet.size and not packet.is_discard)
-        frames = _pick(_decode(av, source), choose(num_packets)) if num_packets else []
-        if num_packets and len(frames) == len(choose(num_packets)):
-            return torch.stack(frames)
-        num_frames = sum(1 for _ in _decode(av, source))
-        if num_frames == 0:
-            raise ValueError("no frame can be decoded")
-        frames = _pick(_decode(av, source), choose(num_frames))
-    except (av.FFmpegError, ValueError) as error:
-        raise ValueError(f"{name}: {error}") from error
-    logger.warning(f"{name}: only {num_frames} of {num_packets} frames decode")
-    return torch.stack(frames)
-
-
-def _open(av, source: str | bytes):
-    # The whitelist keeps a playlist inside a file from opening network connections
-    file = io.BytesIO(source) if isinstance(source, bytes) else source
-    return av.open(file, options={"protocol_whitelist": "file"})
-
-
-def _video_stream(container):
-    stream = container.streams.best("video")
-    if stream is None:
-        raise ValueError("no video stream")
-    # Threaded decoding would report an error some frames after the damage, depending on the number of cores
-    stream.thread_type = "NONE"
-    return stream
-
-
-def _decode(av, source: str | bytes) -> Iterator:
-    """The frames before the first damage, in order of presentation."""
-    with _open(av, source) as container:
-        stream = _video_stream(container)
-        started = False
-        for packet in container.demux(stream):
-            try:
-                frames = packet.decode()
-            except av.FFmpegError:
-                # A recording may start in the middle of a group of pictures: what precedes the first frame is skipped
-                if not started:
-                    continue
-                # Frames after the damage refer to missing ones; those still in the decoder precede it
-                yield from stream.decode(None)
-                return
-            started = started or bool(frames)
-            yield from frames
-
-
-def _pick(frames: Iterator, indices: list[int]) -> list[torch.Tensor]:
-    """The frames at ascending indices, upright, as uint8 tensors (3, H, W); fewer where the video ends early."""
-    picked = []
-    for index, frame in enumerate(frames):
-        if len(picked) == len(indices):
-            break
-        if index == indices[len(picked)]:
-            # Bicubic concerns the chroma of odd-sized videos only, and is what torchcodec does
-            pixels = torch.from_numpy(frame.to_ndarray(format="rgb24", interpolation="BICUBIC"))
-            picked.append(torch.rot90(pixels, round(frame.rotation / 90), dims=(0, 1)).permute(2, 0, 1).contiguous())
-    return picked
+def _pixel_aspect(decoder, shown_height: int) -> float:
+    """Of the frames as they come, turned upright."""
+    aspect = sensible_aspect(decoder.metadata.pixel_aspect_ratio)
+    return aspect if decoder.metadata.height == shown_height else 1 / aspect
