@@ -18,6 +18,12 @@ from ...data.sources import SOURCE_COLUMN
 # Videos that are looked for before a list is believed to lie beside its videos; whoever has a part of a large dataset
 # has some of these
 NUM_LOOKED_FOR = 200
+# The value of the option `part` that takes everything, for either split
+ALL = "all"
+
+
+class NoSplit(ValueError):
+    """Nothing tells what is to train and what to test; the option part=all takes everything for either."""
 
 
 @dataclass(frozen=True)

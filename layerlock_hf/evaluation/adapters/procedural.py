@@ -10,7 +10,7 @@ from ...data import DecodingError
 from ...data.clips import one_line
 from ...data.procedural import MOTIONS
 from ...data.procedural import read_depth as read_depth_file
-from .base import DepthSequence, LabelledVideos, Origin, list_videos, read_csv, unknown_label
+from .base import ALL, DepthSequence, LabelledVideos, NoSplit, Origin, list_videos, read_csv, unknown_label
 from .roots import parse_range
 from .sequences import PairedSequence, VideoFrames, check_metric
 
@@ -27,7 +27,6 @@ test/...""",
 )
 LIST = "videos.csv"
 COLUMNS = ("path", "label", "motion")
-ALL = "all"
 
 
 @dataclass(frozen=True)
@@ -110,7 +109,7 @@ def _rows(
         return path, rows
     chosen = {"train": train, "test": test}[split]
     if chosen is None:
-        raise ValueError(
+        raise NoSplit(
             f"{str(path)!r} does not tell which videos are to {split}: say '{root}?train=0-799&test=800-999', or take "
             f"all by '{root}?part={ALL}'"
         )

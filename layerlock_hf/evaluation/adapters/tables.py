@@ -10,7 +10,7 @@ import pyarrow.parquet
 
 from ...data import files, load_videos
 from ...data.sources import READERS
-from .base import LabelledVideos, is_any_there, read_text, unknown_label
+from .base import ALL, LabelledVideos, NoSplit, is_any_there, read_text, unknown_label
 
 
 LIST_SUFFIXES = (*READERS, ".parquet")
@@ -22,7 +22,6 @@ NAMES = {
     "train": ("train", "training"),
     "test": ("test", "testing", "val", "valid", "validation", "validate", "dev"),
 }
-ALL = "all"
 
 
 @dataclass(frozen=True)
@@ -144,7 +143,7 @@ def _split_folder(root: Path, split: str) -> Path:
     for name in NAMES[split]:
         if (_existing(root) / name).is_dir():
             return root / name
-    raise ValueError(
+    raise NoSplit(
         f"{str(root)!r} has no folder {' or '.join(NAMES[split])}; where {str(root)!r} holds the classes themselves, "
         f"'{root}?part={ALL}' takes all videos"
     )
@@ -163,9 +162,7 @@ def _lists_of(root: Path) -> dict[str, Path]:
     if len(here) == 1:
         return {ALL: here[0]}
     found = f"holds {', '.join(path.name for path in here)}" if here else "holds no list"
-    raise ValueError(
-        f"{str(root)!r} {found}; expected is one of {', '.join(LIST_SUFFIXES)}, or train.csv and test.csv"
-    )
+    raise ValueError(f"{str(root)!r} {found}; expected is one {', '.join(LIST_SUFFIXES)}, or train.csv and test.csv")
 
 
 def _lists_in(folder: Path) -> list[Path]:
@@ -211,7 +208,7 @@ def _of_split(rows: _Rows, split: str, part: str | None) -> _Rows:
     if part is not None:
         return rows if part == ALL else rows.where(SPLIT_COLUMN, part)
     if SPLIT_COLUMN not in rows.columns:
-        raise ValueError(
+        raise NoSplit(
             f"{str(rows.path)!r} has no column {SPLIT_COLUMN!r}, so that training and testing would share all videos; "
             f"add one, give a folder with train.csv and test.csv, or take every row by '{rows.path}?part={ALL}'"
         )
