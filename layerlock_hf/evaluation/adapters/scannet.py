@@ -86,7 +86,7 @@ class SensSequence:
     @cached_property
     def offsets(self) -> np.ndarray:
         """Where every whole frame begins, in bytes. Found once, as each frame tells where the next is."""
-        with open(self.path, "rb") as file:
+        with open(self.path, "rb", buffering=0) as file:  # else it reads on into the images
             return np.fromiter(self._walk(file), np.int64)
 
     def _walk(self, file: BinaryIO) -> Iterator[int]:
