@@ -109,7 +109,8 @@ def _rows(
         return path, rows
     chosen = {"train": train, "test": test}[split]
     if chosen is None:
-        raise NoSplit(
+        # Where something is told of the other split, all would be too much
+        raise (ValueError if train or test else NoSplit)(
             f"{str(path)!r} does not tell which videos are to {split}: say '{root}?train=0-799&test=800-999', or take "
             f"all by '{root}?part={ALL}'"
         )

@@ -29,6 +29,8 @@ SEVEN_SCENES_INVALID = 65535
 UNITS = {"millimetre": 1000.0, "millimeter": 1000.0, "mm": 1000.0, "metre": 1.0, "meter": 1.0, "m": 1.0}
 # Sequences of a scene of 7-Scenes: lines such as "sequence1"
 OWNERS_LISTS = {"train": "TrainSplit.txt", "test": "TestSplit.txt"}
+# The name of a recording, and its frames, None for all of them
+Item = tuple[str, range | None]
 NUM_LEVELS = 4  # of folders in which recordings are sought: those of a dataset, a scene, a recording
 
 
@@ -57,11 +59,10 @@ def read_rgbd(
         raise ORIGIN.refusal(f"{str(root)!r} {state}")
     if part not in (None, ALL):
         raise ValueError(f"part is {part!r}; it may be {ALL!r} alone")
-    items = {name: _items(root, scenes, name, text) for name, text in (("train", train), ("test", test))}
-    if part == ALL:
-        items = {split: [(name, None) for name in scenes]}
-    elif items[split] is None:
-        raise NoSplit(
+    items = {split: [(name, None) for name in scenes]} if part == ALL else _split(root, scenes, train, test)
+    if split not in items:
+        # Where something is told of the other split, all would be too much
+        raise (ValueError if items else NoSplit)(
             f"nothing tells which part of {str(root)!r} is to {split}: say which recordings or frames, such as "
             f"'{root}?{_example(scenes)}', write them to {root / split}.txt, or take all of it by '{root}?part={ALL}'"
         )
@@ -85,26 +86,28 @@ def _find_scenes(root: Path) -> dict[str, tuple[Callable, Path]]:
             if open_scene is None:
                 others += [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
             else:
-                name = root.resolve().name if folder == root else folder.relative_to(root).as_posix()
+                name = root.absolute().name if folder == root else folder.relative_to(root).as_posix()
                 found[name] = (open_scene, folder)
         folders = others
     return dict(sorted(found.items()))
 
 
-def _items(root: Path, scenes: dict, split: str, text: str | None) -> list[tuple[str, range | None]] | None:
-    """Names of recordings and the frames of each, None for all of them; or None if nothing tells."""
-    path = root / f"{split}.txt"
-    if text is not None:
-        items = text.split(",")
-    elif path.is_file():
-        items = [" ".join(words) for _, words in read_lines(path)]
-    else:
-        names = _owners_split(scenes, split)
-        return None if names is None else [(name, None) for name in names]
-    return [parsed for item in items for parsed in _parse(root, scenes, item.strip())]
+def _split(root: Path, scenes: dict, train: str | None, test: str | None) -> dict[str, list[Item]]:
+    """What is to train and to test, of these what is told."""
+    lists = {split: root / f"{split}.txt" for split in OWNERS_LISTS}
+    told = {split: text.split(",") for split, text in (("train", train), ("test", test)) if text is not None}
+    told = told or {
+        split: [" ".join(words) for _, words in read_lines(path)] for split, path in lists.items() if path.is_file()
+    }
+    if not told:
+        return _owners_split(scenes)
+    return {
+        split: [parsed for item in items for parsed in _parse(root, scenes, item.strip())]
+        for split, items in told.items()
+    }
 
 
-def _parse(root: Path, scenes: dict, item: str) -> list[tuple[str, range | None]]:
+def _parse(root: Path, scenes: dict, item: str) -> list[Item]:
     name, colon, frames = item.rpartition(":")
     if not colon and item not in scenes and len(scenes) == 1 and item[:1].isdigit():
         name, colon, frames = next(iter(scenes)), ":", item
@@ -118,24 +121,29 @@ def _parse(root: Path, scenes: dict, item: str) -> list[tuple[str, range | None]
     return [(scene, parse_range(frames) if colon else None) for scene in names]
 
 
-def _owners_split(scenes: dict, split: str) -> list[str] | None:
-    """The recordings that lists beside them, those of 7-Scenes, name; None where one has no list beside it."""
+def _owners_split(scenes: dict) -> dict[str, list[Item]]:
+    """What the lists beside recordings, those of 7-Scenes, tell; of a split only if all recordings have its list."""
     by_parent = {}
     for name, (_, folder) in scenes.items():
         by_parent.setdefault(folder.parent, {})[folder.name] = name
+    return {
+        split: [item for parent, names in by_parent.items() for item in _listed(parent / file, names)]
+        for split, file in OWNERS_LISTS.items()
+        if all((parent / file).is_file() for parent in by_parent)
+    }
+
+
+def _listed(path: Path, names: dict[str, str]) -> list[Item]:
+    """The recordings in a list of the owners, given the names of those beside it by their folders."""
     chosen = []
-    for parent, names in by_parent.items():
-        path = parent / OWNERS_LISTS[split]
-        if not path.is_file():
-            return None
-        for number, words in read_lines(path):
-            digits = words[0].removeprefix("sequence")
-            if not digits.isdecimal():
-                raise ValueError(f"{str(path)!r}, line {number}: expected a sequence such as sequence1")
-            folder = f"seq-{int(digits):02d}"
-            if folder not in names:
-                raise ValueError(f"{str(path)!r} names {folder}, which is not beside it; unpack {folder}.zip there")
-            chosen.append(names[folder])
+    for number, words in read_lines(path):
+        digits = words[0].removeprefix("sequence")
+        if not digits.isdecimal():
+            raise ValueError(f"{str(path)!r}, line {number}: expected a sequence such as sequence1")
+        folder = f"seq-{int(digits):02d}"
+        if folder not in names:
+            raise ValueError(f"{str(path)!r} names {folder}, which is not beside it; unpack {folder}.zip there")
+        chosen.append((names[folder], None))
     return chosen
 
 
@@ -144,10 +152,10 @@ def _example(scenes: dict) -> str:
     return f"train={first}&test={others[0]}" if others else "train=0-99&test=100-149"
 
 
-def _check_disjoint(root: Path, items: dict[str, list[tuple[str, range | None]] | None]):
+def _check_disjoint(root: Path, items: dict[str, list[Item]]):
     """Raise a `ValueError` if frames are to train and to test."""
-    for name, frames in items.get("train") or []:
-        for other, tested in items.get("test") or []:
+    for name, frames in items.get("train", []):
+        for other, tested in items.get("test", []):
             is_shared = frames is None or tested is None or max(frames[0], tested[0]) <= min(frames[-1], tested[-1])
             if name == other and is_shared:
                 raise ValueError(f"{str(root)!r}: training and testing share frames of {name}")
@@ -202,7 +210,7 @@ def open_seven_scenes(folder: Path, name: str) -> PairedSequence:
         kind: {path.name.split(".")[0]: str(path) for path in folder.glob(f"frame-*.{kind}.png")}
         for kind in ("color", "depth")
     }
-    return _paired(folder, name, folder.resolve().parent.name, files["color"], files["depth"], SEVEN_SCENES_INVALID)
+    return _paired(folder, name, folder.absolute().parent.name, files["color"], files["depth"], SEVEN_SCENES_INVALID)
 
 
 def open_nyu(folder: Path, name: str) -> PairedSequence:

@@ -106,29 +106,29 @@ def read_table(root: Path, split: str, *, part: str | None = None, **filters: st
 def read_folder(root: Path, split: str, *, part: str | None = None) -> LabelledVideos:
     """Folders of classes: train/CLASS/NAME.mp4 and test/CLASS/NAME.mp4, or with part=all CLASS/NAME.mp4.
 
-    Classes are those of train/, in alphabetical order.
+    Classes are those of train/ where it is there, in alphabetical order.
 
     Raises:
         ValueError: if a folder is missing, a video lies in no class, or in one that train/ lacks.
     """
     if part not in (None, ALL):
-        raise ValueError(f"part is {part!r}; of folders it may be {ALL} alone")
-    if part == ALL:
-        train = folder = _existing(root)
-    else:
-        folders = {name: _split_folder(root, name) for name in NAMES}
-        train, folder = folders["train"], folders[split]
-    class_names = sorted(path.name for path in train.iterdir() if path.is_dir() and not path.name.startswith("."))
+        raise ValueError(f"part is {part!r}; of folders it may be {ALL!r} alone")
+    folders = {split: _existing(root)} if part == ALL else _split_folders(root)
+    if split not in folders:
+        raise ValueError(f"{str(root)!r} has no folder {' or '.join(NAMES[split])}")
+    folder = folders[split]
+    classes = folders.get("train", folder)
+    class_names = sorted(path.name for path in classes.iterdir() if path.is_dir() and not path.name.startswith("."))
     order = {name: label for label, name in enumerate(class_names)}
     videos = load_videos(str(folder))
-    paths = [Path(video["path"]) for video in videos["video"]]
     labels = []
-    for path in paths:
+    for video in videos["video"]:
+        path = Path(video["path"])
         label, *rest = path.relative_to(folder).parts
         if not rest:
             raise ValueError(f"{str(path)!r} lies in no folder of a class; expected {str(folder)}/CLASS/{path.name}")
         if label not in order:
-            raise unknown_label(path, "its folder", label, str(train))
+            raise unknown_label(path, "its folder", label, str(classes))
         labels.append(order[label])
     return LabelledVideos(videos, labels, class_names)
 
@@ -139,14 +139,17 @@ def _existing(root: Path) -> Path:
     return root
 
 
-def _split_folder(root: Path, split: str) -> Path:
-    for name in NAMES[split]:
-        if (_existing(root) / name).is_dir():
-            return root / name
-    raise NoSplit(
-        f"{str(root)!r} has no folder {' or '.join(NAMES[split])}; where {str(root)!r} holds the classes themselves, "
-        f"'{root}?part={ALL}' takes all videos"
-    )
+def _split_folders(root: Path) -> dict[str, Path]:
+    """The folders of those splits that have one."""
+    named = {split: [_existing(root) / name for name in names] for split, names in NAMES.items()}
+    found = {split: next((path for path in paths if path.is_dir()), None) for split, paths in named.items()}
+    found = {split: path for split, path in found.items() if path is not None}
+    if not found:
+        raise NoSplit(
+            f"{str(root)!r} has no folders train and test; where it holds the classes themselves, "
+            f"'{root}?part={ALL}' takes all videos"
+        )
+    return found
 
 
 def _lists_of(root: Path) -> dict[str, Path]:

@@ -45,6 +45,17 @@ def depth_of(index, height=12, width=16, per_metre=1000):
     return depth
 
 
+def write_video(path, num_frames):
+    """A video of such images; returns its path."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=30, options={"crf": "1"})
+        stream.height, stream.width, stream.pix_fmt = 32, 32, "yuv444p"
+        for index in range(num_frames):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(colour_of(index, 32, 32), format="rgb24")))
+        container.mux(stream.encode())
+    return str(path)
+
+
 def indices_of(colour, depth):
     """What the colour and the depth of frames tell of their indices."""
     red = [round((frame[0].float().mean().item() - 10) / 20) for frame in colour]
@@ -58,6 +69,7 @@ def images():
     class Images:
         png, jpeg = staticmethod(png), staticmethod(jpeg)
         colour, depth, indices = staticmethod(colour_of), staticmethod(depth_of), staticmethod(indices_of)
+        video = staticmethod(write_video)
 
     return Images
 

@@ -114,14 +114,22 @@ def test_folders_of_classes(write):
     assert (names(train), train.labels) == (["1.mp4", "2.mp4"], [0, 1])
     assert (names(test), test.labels, test.class_names) == (["3.avi"], [1], ["run", "walk"])
     assert read_labelled("folder", f"{root}/train?part=all", "test").labels == [0, 1]
-    with pytest.raises(ValueError, match="has no folder train or training.*part=all"):
+    with pytest.raises(ValueError, match="has no folders train and test.*part=all"):
         read_labelled("folder", str(root / "train"), "train")
+    assert read_labelled("folder", str(root / "train"), "test", may_lack_split=True).labels == [0, 1]
     write("val/fly/4.mp4")
     with pytest.raises(ValueError, match="4.mp4', its folder: the label 'fly'"):
         read_labelled("folder", str(root), "test")
     write("train/5.mp4")
     with pytest.raises(ValueError, match="5.mp4' lies in no folder of a class"):
         read_labelled("folder", str(root), "train")
+
+
+def test_a_folder_of_one_split_alone(write):
+    root = write("test/walk/1.mp4")
+    assert read_labelled("folder", str(root), "test").class_names == ["walk"]
+    with pytest.raises(ValueError, match="has no folder train or training"):
+        read_labelled("folder", str(root), "train", may_lack_split=True)  # "test" is no class
 
 
 def test_real_actions():
