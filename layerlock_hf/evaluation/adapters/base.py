@@ -1,0 +1,206 @@
+"""What adapters give, and the pieces that they share."""
+
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import datasets
+import pyarrow
+from torch import Tensor
+
+from ...data.addresses import address_table
+from ...data.sources import SOURCE_COLUMN
+
+
+# Videos that are looked for before a list is believed to lie beside its videos; whoever has a part of a large dataset
+# has some of these
+NUM_LOOKED_FOR = 200
+# The value of the option `part` that takes everything, for either split
+ALL = "all"
+
+
+class NoSplit(ValueError):
+    """Nothing tells what is to train and what to test; the option part=all takes everything for either."""
+
+
+@dataclass(frozen=True)
+class LabelledVideos:
+    """Videos of one split, and their classes.
+
+    Attributes:
+        videos: as `layerlock_hf.data.load_videos` gives it. It keeps videos that a list names and that are absent:
+            decoding reports them, as "missing".
+        labels: the class of every row, counted from 0.
+        class_names: of all classes, also of those that this split lacks.
+        groups: what each row belongs to (a person, a recording): rows of one group are not independent. None if
+            unknown.
+    """
+
+    videos: datasets.Dataset
+    labels: list[int]
+    class_names: list[str]
+    groups: list[str] | None = None
+
+    def relabelled(self, class_names: Sequence[str]) -> "LabelledVideos":
+        """The same videos with classes counted in another order, such as that of the data of training.
+
+        Raises:
+            ValueError: naming a class that is not among these, if a video has it.
+        """
+        order = {name: index for index, name in enumerate(class_names)}
+        unknown = sorted({self.class_names[label] for label in self.labels} - set(order))
+        if unknown:
+            raise ValueError(f"the classes {', '.join(class_names)} lack {unknown[0]!r}, which some videos have")
+        labels = [order[self.class_names[label]] for label in self.labels]
+        return replace(self, labels=labels, class_names=list(class_names))
+
+
+class DepthSequence(Protocol):
+    """Frames of one recording with their depth; can be pickled.
+
+    Attributes:
+        name: of the recording, for reports.
+        group: the scene that it shows: recordings of one scene are not independent.
+    """
+
+    name: str
+    group: str
+
+    def __len__(self) -> int:
+        """The number of frames."""
+
+    def read(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        """Colour, uint8 (T, 3, H, W), and depth, float32 (T, h, w) in metres, 0 where it is unknown. The sizes may
+        differ.
+
+        Raises:
+            DecodingError: if one of these frames cannot be had.
+        """
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a dataset comes from, for people who do not have it yet.
+
+    Attributes:
+        name: what its owners call it.
+        page: address at which they give it.
+        licence: their terms in a few words.
+        layout: the folders and files that are expected, one per line.
+    """
+
+    name: str
+    page: str
+    licence: str
+    layout: str
+
+    def refusal(self, problem: str) -> ValueError:
+        """The error that says what is wrong, what was expected, and where to get it."""
+        layout = "\n".join(f"    {line}" for line in self.layout.strip().splitlines())
+        return ValueError(f"{problem}. {self.name} is expected as\n{layout}\nGet it from {self.page} ({self.licence})")
+
+    def find(self, root: Path, *patterns: str) -> Path:
+        """The file or folder in `root` that the first of these patterns with any match stands for.
+
+        Raises:
+            ValueError: if there is none, or several match one pattern.
+        """
+        if not root.is_dir():
+            raise self.refusal(f"{str(root)!r} is no folder")
+        for pattern in patterns:
+            found = sorted(root.glob(pattern))
+            if len(found) > 1:
+                raise ValueError(f"{str(root)!r} holds {found[0].name} and {found[1].name}; keep one of them there")
+            if found:
+                return found[0]
+        raise self.refusal(f"{str(root)!r} lacks {' or '.join(patterns)}")
+
+    def place(self, root: Path, patterns: Sequence[str], names: Sequence[str]) -> list[str]:
+        """The paths of videos, by the first of some patterns, such as "videos/{}.webm", by which any is there.
+
+        Raises:
+            ValueError: if none is there.
+        """
+        for pattern in patterns:
+            paths = [str(root / pattern.format(name)) for name in names]
+            if is_any_there(paths):
+                return paths
+        raise self.refusal(f"none of the listed videos is there, such as {str(root / patterns[0].format(names[0]))!r}")
+
+
+def is_any_there(paths: Sequence[str]) -> bool:
+    """Whether any of an even sample of local paths exists."""
+    return any(Path(path).exists() for path in paths[:: -(-len(paths) // NUM_LOOKED_FOR) or 1])
+
+
+def list_videos(
+    paths: list[str], labels: list[int], class_names: list[str], groups: list[str] | None = None
+) -> LabelledVideos:
+    """Videos that are files of their own, one label each."""
+    table = address_table(paths)
+    table = table.append_column(SOURCE_COLUMN, pyarrow.repeat(pyarrow.scalar(0, pyarrow.int32()), len(paths)))
+    videos = datasets.Dataset(datasets.table.InMemoryTable(table)).cast_column("video", datasets.Video(decode=False))
+    return LabelledVideos(videos, labels, class_names, groups)
+
+
+def read_text(path: Path) -> str:
+    """
+    Raises:
+        ValueError: naming the file, if it is no text.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{str(path)!r} is no text: {error}") from error
+
+
+def read_lines(path: Path) -> list[tuple[int, list[str]]]:
+    """The words of every line that has any, and its number counted from 1.
+
+    Raises:
+        ValueError: naming the file, if there is none or it is no text.
+    """
+    numbered = [(number, line.split()) for number, line in enumerate(read_text(path).splitlines(), start=1)]
+    numbered = [(number, words) for number, words in numbered if words]
+    if not numbered:
+        raise ValueError(f"{str(path)!r} is empty")
+    return numbered
+
+
+def read_json(path: Path):
+    """
+    Raises:
+        ValueError: naming the file, if it is no JSON.
+    """
+    try:
+        return json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{str(path)!r} is no JSON: {error}") from error
+
+
+def read_csv(path: Path, columns: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
+    """Every row of a CSV file, and the number of its line.
+
+    Raises:
+        ValueError: naming the file, if it is empty, or lacks one of these columns or, in some line, its value.
+    """
+    reader = csv.DictReader(read_text(path).splitlines(), skipinitialspace=True)
+    rows = [(reader.line_num, row) for row in reader]
+    lacking = [name for name in columns if name not in (reader.fieldnames or [])]
+    if lacking:
+        raise ValueError(f"{str(path)!r} has no column {lacking[0]!r}; expected are {', '.join(columns)}")
+    for number, row in rows:
+        empty = [name for name in columns if not row[name]]
+        if empty:
+            raise ValueError(f"{str(path)!r}, line {number}: no {empty[0]}")
+    if not rows:
+        raise ValueError(f"{str(path)!r} lists nothing")
+    return rows
+
+
+def unknown_label(path: Path, place: str, label: str, known: str) -> ValueError:
+    """The error for a label that is none of the classes; `place` is, for example, "line 3"."""
+    return ValueError(f"{str(path)!r}, {place}: the label {label!r} is none of the classes of {known}")

@@ -1,0 +1,248 @@
+import json
+import logging
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from layerlock_hf.data import DecodingError
+from layerlock_hf.evaluation.adapters import read_depth
+from layerlock_hf.evaluation.adapters.rgbd import associate
+
+
+META = {"depth_unit": "millimetre", "invalid_depth": 0}
+
+
+@pytest.fixture
+def write_scene(write, images):
+    """A function that writes a recording of meta.json, color/ and depth/."""
+
+    def write_scene(name, num_frames=5, **facts):
+        for index in range(num_frames):
+            write(f"{name}/color/{index:06d}.jpg", images.jpeg(images.colour(index, 16, 32)))
+            write(f"{name}/depth/{index:06d}.png", images.png(images.depth(index)))
+        return write(f"{name}/meta.json", json.dumps(META | facts))
+
+    return write_scene
+
+
+@pytest.fixture
+def warnings(caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("layerlock_hf"), "propagate", True)
+    with caplog.at_level("WARNING"):
+        yield caplog
+
+
+def summary(root, split, may_lack_split=False):
+    return [(one.name, len(one)) for one in read_depth("rgbd", str(root), split, may_lack_split)]
+
+
+def test_scenes_and_frames_are_chosen_by_one_root(write_scene):
+    write_scene("a")
+    root = write_scene("b")
+    across = f"{root}?train=a&test=b"
+    assert (summary(across, "train"), summary(across, "test")) == ([("a", 5)], [("b", 5)])
+    within = f"{root}?train=a:0-2,b:0-1&test=a:4-4,b:2-4"
+    assert summary(within, "train") == [("a:0-2", 3), ("b:0-1", 2)]
+    assert summary(within, "test") == [("a:4-4", 1), ("b:2-4", 3)]
+    assert summary(f"{root}/a?train=0-2&test=3-4", "test") == [("a:3-4", 2)]
+    assert summary(f"{root}?part=all", "train") == [("a", 5), ("b", 5)]
+    assert summary(root / "b", "test", may_lack_split=True) == [("b", 5)]
+    with pytest.raises(ValueError, match="nothing tells"):  # what is to test is not to train
+        summary(f"{root}?test=b", "train", may_lack_split=True)
+
+
+def test_scenes_may_be_listed_in_files(write_scene, write):
+    write_scene("a")
+    write_scene("b")
+    write("train.txt", "a\nb:0-1\n")
+    root = write("test.txt", "b:2-4\n")
+    assert (summary(root, "train"), summary(root, "test")) == ([("a", 5), ("b:0-1", 2)], [("b:2-4", 3)])
+
+
+@pytest.mark.parametrize(
+    "query, message",
+    [
+        ("", r"nothing tells which part .* is to train: .*\?train=a&test=b.*train.txt.*part=all"),
+        ("?test=a", "nothing tells which part .* is to train"),
+        ("?train=c", "holds no recording 'c', but a, b"),
+        ("?train=a:0-5", "a has 5 frames, 0-4; there is no frame 5"),
+        ("?train=a:x", "'x' is no range"),
+        ("?train=a:0-2&test=a:2-3", "training and testing share frames of a"),
+        ("?train=a&test=a:2-3", "training and testing share frames of a"),
+        ("?part=a", "part is 'a'"),
+        ("?scenes=a", "no option 'scenes'; choose from train, test, part"),
+    ],
+)
+def test_unclear_splits_are_refused(write_scene, query, message):
+    write_scene("a")
+    root = write_scene("b")
+    with pytest.raises(ValueError, match=message):
+        read_depth("rgbd", f"{root}{query}", "train")
+
+
+def test_folder_without_recordings(tmp_path):
+    with pytest.raises(ValueError, match="(?s)holds no recording.*TrainSplit.txt"):
+        read_depth("rgbd", str(tmp_path), "train")
+
+
+def test_video_with_depth_images_is_paired_by_number(write, write_scene, images, warnings):
+    root = write_scene("a", num_frames=6)
+    for path in (root / "a/color").iterdir():
+        path.unlink()
+    images.video(root / "a/color.mp4", 6)
+    assert summary(f"{root}?part=all", "test") == [("a", 6)] and not warnings.text
+    (root / "a/depth/000002.png").unlink()
+    (sequence,) = read_depth("rgbd", f"{root}?part=all", "test")
+    assert "6 frames of colour and 5 of depth are paired to 5" in warnings.text
+    sequence = pickle.loads(pickle.dumps(sequence))
+    colour, depth = sequence.read([1, 2, 4])
+    assert images.indices(colour, depth) == ([1, 3, 5], [1, 3, 5])  # not shifted
+
+
+def test_the_unit_must_be_known(write, write_scene):
+    root = write_scene("a", depth_unit="unknown")
+    with pytest.raises(ValueError, match="meta.json': depth is not metric: depth_unit is 'unknown'; expected"):
+        read_depth("rgbd", f"{root}?part=all", "test")
+    write("a/meta.json", "{}")
+    with pytest.raises(ValueError, match="depth_unit is None"):
+        read_depth("rgbd", f"{root}?part=all", "test")
+    write("a/meta.json", '{"depth_unit": "metre"}')  # 1000 m
+    with pytest.raises(ValueError, match="the median of frame 0 would be 1000 m"):
+        read_depth("rgbd", f"{root}?part=all", "test")
+    write("a/meta.json", json.dumps(META))
+    for index in range(5):
+        write(f"a/depth/{index:06d}.png", b"\x89PNG nonsense")
+    with pytest.raises(ValueError, match="no depth can be had"):
+        read_depth("rgbd", f"{root}?part=all", "test")
+
+
+def test_a_video_without_its_facts(write):
+    root = write("a/color.mp4")
+    with pytest.raises(ValueError, match="a/meta.json' is missing"):
+        read_depth("rgbd", f"{root}?part=all", "test")
+
+
+def test_depth_of_8_bits_is_refused(write, write_scene, images):
+    root = write_scene("a")
+    for index in range(5):
+        write(f"a/depth/{index:06d}.png", images.png(np.full((4, 4), 128, np.uint8)))
+    with pytest.raises(ValueError, match="depth is not metric: .*one channel of 16 bits.* gray"):
+        read_depth("rgbd", f"{root}?part=all", "test")
+
+
+@pytest.fixture
+def tum(write, images):
+    """Colour at 0, 33, 67 and 100 ms; depth at 10, 50 (nearer to 67) and 130 ms, stored in units of 0.2 mm."""
+    times = {
+        "rgb": ("10.000000", "10.033000", "10.067000", "10.100000"),
+        "depth": ("10.010000", "10.050000", "10.130000"),
+    }
+    for kind, stamps in times.items():
+        lines = [f"{stamp} {kind}/{stamp}.png" for stamp in stamps]
+        write(f"fr1/{kind}.txt", "\n".join(["# color images", "# file: 'a.bag'", "# timestamp filename", *lines]))
+    for index, stamp in enumerate(times["rgb"]):
+        write(f"fr1/rgb/{stamp}.png", images.png(images.colour(index)))
+    for index, stamp in zip((0, 2, 5), times["depth"], strict=True):
+        root = write(f"fr1/depth/{stamp}.png", images.png(images.depth(index, per_metre=5000)))
+    return root
+
+
+def test_tum_is_paired_by_time(tum, images, warnings):
+    (sequence,) = read_depth("rgbd", f"{tum}?test=fr1", "test")
+    assert (sequence.name, sequence.group, len(sequence)) == ("fr1", "fr1", 2)
+    # 33 ms is 17 ms from 50 ms as 67 ms is, but 130 ms has no partner within 20 ms
+    red, depth = images.indices(*sequence.read([0, 1]))
+    assert (red[0], depth) == (0, [0, 2]) and red[1] in (1, 2)
+    assert "4 frames of colour and 3 of depth are paired to 2" in warnings.text
+
+
+def test_closest_times_are_paired_first():
+    assert associate([0.0, 0.03, 0.06], [0.012, 0.028, 0.085]) == [(0.0, 0.012), (0.03, 0.028)]
+    # Each time once, though 0.01 is within reach of both
+    assert associate([0.0, 0.015], [0.01]) == [(0.015, 0.01)]
+
+
+def test_damaged_tum(tum, write):
+    write("fr1/depth.txt", "10.0 depth/10.png extra\n")
+    with pytest.raises(ValueError, match="depth.txt', line 1: expected a time and a file"):
+        read_depth("rgbd", f"{tum}?part=all", "test")
+    (tum / "fr1/depth.txt").unlink()
+    with pytest.raises(ValueError, match="(?s)depth.txt' is missing.*cvg.cit.tum.de"):
+        read_depth("rgbd", f"{tum}?part=all", "test")
+
+
+def test_absent_image_of_tum_is_reported_when_read(tum):
+    (tum / "fr1/rgb/10.000000.png").unlink()
+    (sequence,) = read_depth("rgbd", f"{tum}?part=all", "test")
+    with pytest.raises(DecodingError, match="10.000000.png: no such file"):
+        sequence.read([0])
+    sequence.read([1])
+
+
+@pytest.fixture
+def seven_scenes(write, images):
+    for sequence in (1, 2, 3):
+        for index in range(sequence):
+            start = f"chess/seq-{sequence:02d}/frame-{index:06d}"
+            depth = images.depth(index)
+            depth[:, 1] = 65535
+            write(f"{start}.color.png", images.png(images.colour(index)))
+            write(f"{start}.depth.png", images.png(depth))
+            write(f"{start}.pose.txt", "1 0 0 0")
+    write("chess/TrainSplit.txt", "sequence1\nsequence3\n")
+    return write("chess/TestSplit.txt", "sequence2\n")
+
+
+@pytest.mark.parametrize("folder, start", [("", "chess/"), ("chess", "")])
+def test_seven_scenes_by_the_owners_split(seven_scenes, folder, start, images):
+    root = seven_scenes / folder
+    train, test = (read_depth("rgbd", str(root), split) for split in ("train", "test"))
+    assert [(one.name, one.group, len(one)) for one in train] == [
+        (f"{start}seq-01", "chess", 1),
+        (f"{start}seq-03", "chess", 3),
+    ]
+    assert [one.name for one in test] == [f"{start}seq-02"]
+    colour, depth = train[1].read([2, 0])
+    assert images.indices(colour, depth) == ([2, 0], [2, 0])
+    assert not depth[:, :, :2].any()  # 65535 is unknown as 0 is
+
+
+def test_scenes_of_seven_scenes_may_be_chosen(seven_scenes):
+    assert summary(f"{seven_scenes}?train=chess", "train") == [(f"chess/seq-0{n}", n) for n in (1, 2, 3)]
+    with pytest.raises(ValueError, match="nothing tells which part .* is to test"):
+        read_depth("rgbd", f"{seven_scenes}?train=chess", "test")
+    with pytest.raises(ValueError, match="names frames of 3 recordings"):
+        read_depth("rgbd", f"{seven_scenes}?train=chess:0-1", "train")
+
+
+def test_damaged_seven_scenes(seven_scenes, write):
+    write("chess/TestSplit.txt", "sequence4\n")
+    with pytest.raises(ValueError, match="TestSplit.txt' names seq-04, .*; unpack seq-04.zip there"):
+        read_depth("rgbd", str(seven_scenes), "test")
+    (seven_scenes / "chess/TestSplit.txt").unlink()
+    with pytest.raises(ValueError, match="nothing tells which part"):
+        read_depth("rgbd", str(seven_scenes), "test")
+
+
+def test_nyu(write, images):
+    for index in (0, 7):
+        write(f"sync/office_0001/rgb_{index:05d}.jpg", images.jpeg(images.colour(index, 16, 32)))
+        root = write(f"sync/office_0001/sync_depth_{index:05d}.png", images.png(images.depth(index)))
+    (sequence,) = read_depth("rgbd", f"{root}?test=sync/office_0001", "test")
+    assert (sequence.group, len(sequence)) == ("office_0001", 2)
+    assert images.indices(*sequence.read([1])) == ([7], [7])
+
+
+@pytest.mark.parametrize(
+    "scene, num_frames, medians", [("redkitchen", 350, (1.878, 1.888)), ("fr1_xyz", 500, (1.175, 1.14))]
+)
+def test_real_scenes(scene, num_frames, medians):
+    root = Path(__file__).parents[3].parent / "shared/data/rgbd"
+    if not root.is_dir():
+        pytest.skip(f"{root} is absent")
+    (sequence,) = read_depth("rgbd", f"{root}?test={scene}", "test")
+    colour, depth = sequence.read([0, 1])
+    assert (len(sequence), tuple(colour.shape)) == (num_frames, (2, 3, 240, 320))
+    assert [frame[frame > 0].median().item() for frame in depth] == pytest.approx(medians)
