@@ -1,0 +1,109 @@
+"""The settings of train_readout.py, from recipes and flags."""
+
+from dataclasses import dataclass, field
+
+from transformers import HfArgumentParser
+
+from cores import count_cores
+from layerlock_hf.data import DECODE_TIMEOUT, ClipTransform
+from layerlock_hf.evaluation import SweepArguments
+from layerlock_hf.evaluation.adapters import DEPTH, LABELLED
+from layerlock_hf.evaluation.tasks import TASK_CLASSES
+from recipe_flags import parse_with_recipe
+
+
+@dataclass
+class EncoderArguments:
+    """What is read."""
+
+    model: str = field(metadata={"help": "Folder or Hub id of an encoder: ours, or any ViT of Transformers."})
+    random_weights: bool = field(default=False, metadata={"help": "Draw the encoder's weights anew: a control."})
+    image_size: int | None = field(default=None, metadata={"help": "Pixels; by default what the encoder is made for."})
+    num_frames: int | None = field(default=None, metadata={"help": "Of a clip; by default as the encoder's."})
+    readout_hidden_size: int | None = field(default=None, metadata={"help": "Width of the readouts."})
+    readout_num_attention_heads: int | None = field(default=None, metadata={"help": "Attention heads of the readouts."})
+
+
+@dataclass
+class ClipArguments:
+    """Which videos are shown, and how."""
+
+    task: str = field(metadata={"help": "What is learnt.", "choices": list(TASK_CLASSES)})
+    data: str = field(metadata={"help": "Where the data set lies: see EVALUATION_DATA.md."})
+    output_dir: str = field(metadata={"help": "Folder to write."})
+    dataset: str = field(
+        default="table",
+        metadata={
+            "help": f"What the data set is: {', '.join(LABELLED)} (classification), {', '.join(DEPTH)} (depth)."
+        },
+    )
+    test_data: str | None = field(default=None, metadata={"help": "As data, if the tests lie elsewhere."})
+    frame_stride: int = field(default=2, metadata={"help": "Frames from one frame of a clip to the next."})
+    frame_rate: float | None = field(
+        default=None, metadata={"help": "Frames per second that frame_stride counts; by default those of each video."}
+    )
+    augment: bool = field(
+        default=True, metadata={"help": "Crop and flip at random; else every video has one clip, in its middle."}
+    )
+    resize_factor: float = field(
+        default=1.15, metadata={"help": "The shortest side is resized to this, times image_size, before the crop."}
+    )
+    flip_probability: float = field(default=0.5, metadata={"help": "Share of the clips that are mirrored."})
+    jitter_strength: float = field(default=0.0, metadata={"help": "Strength of changes of colour; 1: Table 12."})
+    jitter_probability: float = field(default=0.8, metadata={"help": "Share of the clips whose colours change."})
+    gray_probability: float = field(default=0.0, metadata={"help": "Share of the clips that lose their colours."})
+    ignores_aspect: bool = field(
+        default=False, metadata={"help": "Squeeze all frames to squares: their shape tells nothing then."}
+    )
+    is_still: bool = field(
+        default=False, metadata={"help": "Show the middle frame of every clip alone: a control without motion."}
+    )
+    num_test_clips: int = field(default=1, metadata={"help": "Clips of a test video whose answers are averaged."})
+    max_test_clips: int | None = field(default=None, metadata={"help": "Depth: clips that are tested, evenly spread."})
+    feature_cache: str | None = field(
+        default=None,
+        metadata={"help": "Folder to keep features in, bfloat16, so that each clip is encoded once (no augment)."},
+    )
+    decode_timeout: float = field(
+        default=DECODE_TIMEOUT, metadata={"help": "Seconds until a video that hangs is given up."}
+    )
+    max_bad_fraction: float = field(
+        default=0.5, metadata={"help": "Unusable fraction of the training videos that stops the run."}
+    )
+
+    def __post_init__(self):
+        if self.feature_cache is not None and self.augment:
+            raise ValueError("feature_cache keeps one clip of every video: it needs --augment false")
+        if self.task == "depth" and self.num_test_clips != 1:
+            raise ValueError("num_test_clips: depth is tested clip by clip; leave it at 1")
+        for name, is_for_depth in (("max_test_clips", True), ("is_still", False), ("frame_rate", False)):
+            if getattr(self, name) not in (None, False) and (self.task == "depth") != is_for_depth:
+                raise ValueError(f"{name} is not for {self.task}")
+
+    def transform(self, image_size: int) -> ClipTransform:
+        """How clips are cropped and changed."""
+        return ClipTransform(
+            image_size,
+            self.resize_factor,
+            jitter_strength=self.jitter_strength,
+            jitter_probability=self.jitter_probability,
+            gray_probability=self.gray_probability,
+            flip_probability=self.flip_probability,
+            ignores_aspect=self.ignores_aspect,
+        )
+
+
+def parse(arguments: list[str]) -> tuple[EncoderArguments, ClipArguments, SweepArguments]:
+    """The settings of the recipe, if there is one, overridden by flags.
+
+    Raises:
+        ValueError: naming what is unknown or out of its bounds.
+    """
+    parser = HfArgumentParser(
+        (EncoderArguments, ClipArguments, SweepArguments),
+        allow_abbrev=False,
+        usage="%(prog)s [--config RECIPE] --model MODEL --task TASK --data DATA --output_dir OUT [--SETTING VALUE ...]",
+    )
+    parser.add_argument("--config", help="Recipe (YAML).")
+    parser.set_defaults(num_workers=max(1, count_cores() - 1))
+    return parse_with_recipe(parser, arguments)[:3]
