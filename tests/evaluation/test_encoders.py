@@ -1,3 +1,4 @@
+import copy
 import json
 
 import numpy as np
@@ -5,6 +6,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForVideoClassification
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.videomae.image_processing_pil_videomae import VideoMAEImageProcessorPil
 
@@ -14,6 +16,7 @@ from layerlock_hf.models import (
     AnyEncoder,
     AnyEncoderConfig,
     AnyEncoderForVideoClassification,
+    LayerLockVideoProcessor,
     LayerLockViTConfig,
     LayerLockViTForDepthEstimation,
     LayerLockViTForPretraining,
@@ -106,6 +109,23 @@ def test_checkpoints_of_ours(tiny_config, tmp_path):
     assert torch.equal(longer.tap(video, [5])[0], encoder.tap(video, [5])[0])
     with pytest.raises(ValueError, match="image_size must be a multiple of patch_size"):
         load_encoder(tmp_path, image_size=17)
+
+
+def test_a_loaded_encoder_is_saved_with_a_readout(tmp_path):
+    make_vjepa2().save_pretrained(tmp_path)
+    write(tmp_path, image_mean=[0.5] * 3, image_std=[0.25] * 3)
+    encoder = load_encoder(tmp_path, num_frames=6)
+    config = copy.deepcopy(encoder.config)
+    config.update({"readout_depth": 1, "readout_hidden_size": 16, "readout_num_attention_heads": 2, "num_labels": 3})
+    model = AutoModelForVideoClassification.from_config(config).eval()
+    model.encoder.load_state_dict(encoder.state_dict())
+    model.save_pretrained(tmp_path / "readout")
+    loaded = AutoModelForVideoClassification.from_pretrained(tmp_path / "readout")
+    video = torch.rand(2, 6, 3, 16, 16)
+    assert torch.equal(loaded.encoder.tap(video, [1])[0], encoder.tap(video, [1])[0])
+    assert torch.equal(loaded(video).logits, model(video).logits)
+    processor = LayerLockVideoProcessor.from_config(loaded.config)
+    assert processor([(video[0] * 255).byte()]).pixel_values_videos.shape == (1, 6, 3, 16, 16)
 
 
 def test_readouts_of_other_encoders(tmp_path):
