@@ -4,7 +4,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 from pathlib import Path
 
-from ...data import read_clip
+from ...data import DecodingError, read_clip
 from .base import ALL, DepthSequence, NoSplit, Origin, read_json, read_lines
 from .roots import parse_range
 from .sequences import DepthImages, Excerpt, ImageFrames, PairedSequence, VideoFrames, check_metric, numbered, pair
@@ -223,7 +223,7 @@ def open_video(folder: Path, name: str) -> PairedSequence:
     """meta.json; color.mp4 or images in color/; and depth/000000.png, which has the number of its frame.
 
     Raises:
-        ValueError: if meta.json is missing or does not name the unit of depth.
+        ValueError: if meta.json is missing or does not name the unit of depth, or the video cannot be read.
     """
     path = folder / "meta.json"
     if not path.is_file():
@@ -240,7 +240,10 @@ def open_video(folder: Path, name: str) -> PairedSequence:
     if not video.is_file():
         colour = numbered(folder / "color", "*.jpg", "*.png")
         return _paired(folder, name, folder.name, colour, depth, invalid, per_metre)
-    num_frames = read_clip(str(video), lambda num_frames: [0]).num_frames
+    try:
+        num_frames = read_clip(str(video), lambda num_frames: [0]).num_frames
+    except DecodingError as error:
+        raise ValueError(f"{str(video)!r} cannot be read: {error}") from error
     shared = pair(str(folder), range(num_frames), depth)
     images = DepthImages([depth[number] for number in shared], per_metre, invalid)
     check_metric(str(folder), images)

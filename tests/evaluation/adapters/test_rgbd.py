@@ -1,5 +1,4 @@
 import json
-import logging
 import pickle
 from pathlib import Path
 
@@ -28,8 +27,7 @@ def write_scene(write, images):
 
 
 @pytest.fixture
-def warnings(caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("layerlock_hf"), "propagate", True)
+def warnings(caplog):
     with caplog.at_level("WARNING"):
         yield caplog
 
@@ -115,6 +113,13 @@ def test_the_unit_must_be_known(write, write_scene):
     for index in range(5):
         write(f"a/depth/{index:06d}.png", b"\x89PNG nonsense")
     with pytest.raises(ValueError, match="no depth can be had"):
+        read_depth("rgbd", f"{root}?part=all", "test")
+
+
+def test_a_damaged_video_is_named(write, write_scene):
+    write_scene("a")
+    root = write("a/color.mp4", "no video")
+    with pytest.raises(ValueError, match="a/color.mp4.* cannot be read: text, no video"):
         read_depth("rgbd", f"{root}?part=all", "test")
 
 

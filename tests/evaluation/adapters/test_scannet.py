@@ -1,4 +1,3 @@
-import logging
 import pickle
 import struct
 import zlib
@@ -101,8 +100,7 @@ def test_no_sens_at_all(root, write):
         read_depth("scannet", str(root), "test")
 
 
-def test_a_missing_list_and_missing_scenes(root, caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("layerlock_hf"), "propagate", True)
+def test_a_missing_list_and_missing_scenes(root, caplog):
     (root / "scans/scene0000_00/scene0000_00.sens").unlink()
     with caplog.at_level("WARNING"):
         assert [one.name for one in read_depth("scannet", str(root), "train")] == ["scene0000_01"]

@@ -1,4 +1,3 @@
-import logging
 import pickle
 
 import numpy as np
@@ -95,9 +94,7 @@ def test_images_are_numbered_by_their_names(write):
         numbered(root, "*.png")
 
 
-def test_what_has_no_partner_is_left_out_with_a_warning(caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
-    monkeypatch.setattr(logging.getLogger("layerlock_hf"), "propagate", True)
+def test_what_has_no_partner_is_left_out_with_a_warning(caplog):
     with caplog.at_level("WARNING"):
         assert pair("x", range(5), [9, 4, 1]) == [1, 4]
     assert "x: 5 frames of colour and 3 of depth are paired to 2" in caplog.text
