@@ -84,7 +84,7 @@ class Isolated:
 
     def __del__(self):
         if self._owner == os.getpid():
-            self._end()
+            self._kill()  # the pipe closes itself; in a cycle of references it may have done so before
 
     def __getstate__(self) -> dict:
         return {**vars(self), "_owner": -1, "_child": -1, "_pipe": None, "_shared": None}
@@ -141,8 +141,11 @@ class Isolated:
 
     def _end(self, wait: bool = True) -> int:
         """Kill the child, if it is not dead; the number of the signal that it died of, 0 if of none."""
-        self._owner = -1
         self._pipe.close()
+        return self._kill(wait)
+
+    def _kill(self, wait: bool = True) -> int:
+        self._owner = -1
         try:
             os.kill(self._child, signal.SIGKILL)
             _, status = os.waitpid(self._child, 0 if wait else os.WNOHANG)

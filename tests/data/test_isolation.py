@@ -175,3 +175,14 @@ def is_alive(process):
             return file.read().split()[2] != "Z"
     except FileNotFoundError:
         return False
+
+
+def test_the_child_ends_whichever_of_a_cycle_is_collected_first():
+    isolated = Isolated(abs, 5.0)
+    assert isolated(-1) == 1
+    os.close(isolated._pipe.fileno())  # as the pipe does when it is collected
+    child = isolated._child
+    isolated.__del__()
+    isolated._pipe._handle = None
+    with pytest.raises(ProcessLookupError):
+        os.kill(child, 0)
