@@ -1,6 +1,6 @@
 """LayerLock and its relatives: self-supervised pretraining of video ViTs with progressive freezing.
 
-Importing the package registers the models with the Auto classes of Transformers.
+Importing the package registers the models with the Auto classes of Transformers, and the pipeline for depth of videos.
 """
 
 from transformers import (
@@ -13,6 +13,7 @@ from transformers import (
 
 # The one at the root of Transformers is a placeholder where torchvision is missing
 from transformers.models.auto.video_processing_auto import AutoVideoProcessor
+from transformers.pipelines import PIPELINE_REGISTRY
 
 from .models import (
     AnyEncoder,
@@ -29,6 +30,7 @@ from .models import (
     Objective,
     Pixels,
     Stage,
+    VideoDepthEstimationPipeline,
     post_process_depth_estimation,
     readout_depth_from_fraction,
 )
@@ -42,6 +44,9 @@ AutoModelForPreTraining.register(LayerLockViTConfig, LayerLockViTForPretraining,
 AutoVideoProcessor.register(LayerLockViTConfig, LayerLockVideoProcessor, exist_ok=True)
 AutoModelForVideoClassification.register(LayerLockViTConfig, LayerLockViTForVideoClassification, exist_ok=True)
 AutoModelForDepthEstimation.register(LayerLockViTConfig, LayerLockViTForDepthEstimation, exist_ok=True)
+PIPELINE_REGISTRY.register_pipeline(
+    "video-depth-estimation", VideoDepthEstimationPipeline, pt_model=AutoModelForDepthEstimation, type="video"
+)
 
 AutoConfig.register(AnyEncoderConfig.model_type, AnyEncoderConfig, exist_ok=True)
 AutoModel.register(AnyEncoderConfig, AnyEncoder, exist_ok=True)
@@ -64,6 +69,7 @@ __all__ = [
     "Objective",
     "Pixels",
     "Stage",
+    "VideoDepthEstimationPipeline",
     "post_process_depth_estimation",
     "readout_depth_from_fraction",
 ]

@@ -11,6 +11,7 @@ from .modeling_layerlock_readout import (
     post_process_depth_estimation,
 )
 from .objectives import Latents, Objective, Pixels, Stage
+from .pipeline_video_depth import VideoDepthEstimationPipeline
 from .video_processing_layerlock import LayerLockVideoProcessor
 
 
@@ -34,6 +35,7 @@ __all__ = [
     "Objective",
     "Pixels",
     "Stage",
+    "VideoDepthEstimationPipeline",
     "patchify",
     "post_process_depth_estimation",
     "readout_depth_from_fraction",

@@ -187,9 +187,9 @@ class LayerLockVideoProcessor(VideoProcessorMixin):
             frames, pixel_aspect = read_file(video, choose, self.frame_rate)
         elif is_decoder:
             frames, pixel_aspect = read_decoder(video, choose, self.frame_rate)
-            frames = _to_rgb(frames.cpu(), input_data_format)
+            frames = to_rgb(frames.cpu(), input_data_format)
         else:
-            frames = _to_rgb(_given_frames(video, choose or _all_frames), input_data_format)
+            frames = to_rgb(given_frames(video, choose or _all_frames), input_data_format)
         frames = self._center_crop(self._resize(frames, pixel_aspect))
         if is_sampled and len(frames) < self.num_frames:
             frames = torch.cat([frames, frames[-1:].expand(self.num_frames - len(frames), -1, -1, -1)])
@@ -271,7 +271,7 @@ def _as_list(videos) -> list:
     return [videos] if all(map(_is_frame, videos)) else list(videos)
 
 
-def _given_frames(video, choose: Choose) -> torch.Tensor:
+def given_frames(video, choose: Choose) -> torch.Tensor:
     """The chosen ones of frames that are given as such, in the order of dimensions that they have."""
     if isinstance(video, (list, tuple)):
         if not video or not all(map(_is_frame, video)):
@@ -291,7 +291,7 @@ def _given_frames(video, choose: Choose) -> torch.Tensor:
     )
 
 
-def _to_rgb(frames: torch.Tensor, input_data_format: str | None) -> torch.Tensor:
+def to_rgb(frames: torch.Tensor, input_data_format: str | None) -> torch.Tensor:
     """uint8, or float32 if given as floats: (T, C, H, W) or (T, H, W, C) -> (T, 3, H, W), where C is 1 or 3."""
     if frames.dtype != torch.uint8 and not frames.is_floating_point():
         raise ValueError(f"frames are {frames.dtype}; give uint8, or floats with do_rescale=False")

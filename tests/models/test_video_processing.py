@@ -13,15 +13,14 @@ import PIL.Image
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import VideoClassificationPipeline
-from transformers.modeling_outputs import ImageClassifierOutput
+from transformers import pipeline
 from transformers.models.auto.video_processing_auto import AutoVideoProcessor
 
 import layerlock_hf.models
-from layerlock_hf import LayerLockVideoProcessor
+from layerlock_hf import LayerLockVideoProcessor, LayerLockViTForVideoClassification
 from layerlock_hf.data import center_crop, read_clip
 from layerlock_hf.data.procedural import write_procedural_dataset
-from layerlock_hf.models import LayerLockViTModel, LayerLockViTPreTrainedModel, video_reading
+from layerlock_hf.models import LayerLockViTModel, video_reading
 
 
 NUM_FRAMES = 20
@@ -393,24 +392,39 @@ def test_clips_fit_the_model(tiny_config, processor, paths):
     assert model(**processor(paths)).last_hidden_state.shape == (2, 32, 32)
 
 
-class Classifier(LayerLockViTPreTrainedModel):
-    def __init__(self, config):
-        super().__init__(config)
-        self.encoder, self.head = LayerLockViTModel(config), torch.nn.Linear(config.hidden_size, config.num_labels)
-        self.post_init()
+@pytest.fixture
+def checkpoint(tiny_config, processor, tmp_path):
+    """A folder of a classifier of three classes, one of which has a name."""
+    tiny_config.id2label = {0: "LABEL_0", 1: "hug", 2: "LABEL_2"}
+    LayerLockViTForVideoClassification(tiny_config).save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    return str(tmp_path)
 
-    def forward(self, pixel_values_videos):
-        return ImageClassifierOutput(logits=self.head(self.encoder(pixel_values_videos).last_hidden_state.mean(dim=1)))
 
-
-def test_pipeline_classifies_files(tiny_config, processor, paths):
-    tiny_config.num_labels = 3
-    model = Classifier(tiny_config).eval()
-    pipeline = VideoClassificationPipeline(model=model, video_processor=processor, device="cpu")
+def test_pipeline_classifies_files(checkpoint, processor, paths, website):
+    classify = pipeline("video-classification", model=checkpoint, device="cpu")
+    assert type(classify.video_processor) is LayerLockVideoProcessor
     with torch.no_grad():
-        expected = model(**processor(paths[0])).logits[0].softmax(-1).sort(descending=True).values
-    assert torch.allclose(torch.tensor([row["score"] for row in pipeline(paths[0])]), expected, atol=1e-6)
-    assert len(pipeline(paths, num_frames=8)) == 2
+        expected = classify.model(**processor(paths)).logits.softmax(-1)
+    for one, scores in zip(classify(paths), expected, strict=True):
+        assert {row["label"] for row in one} == {"LABEL_0", "hug", "LABEL_2"}
+        found = torch.tensor([row["score"] for row in one])
+        assert torch.allclose(found, scores.sort(descending=True).values, atol=1e-6)
+    (website.root / "a.mp4").write_bytes(Path(paths[0]).read_bytes())
+    best = classify(paths[0], top_k=1)
+    assert len(best) == 1
+    assert classify(f"{website.url}/a.mp4", top_k=1) == classify(Path(paths[0]).read_bytes(), top_k=1) == best
+    assert len(classify(paths, num_frames=8)) == 2
+    with pytest.raises(ValueError, match="missing.mp4: no such file"):
+        classify("missing.mp4")
+
+
+def test_pipeline_classifies_batches(checkpoint, processor, paths):
+    # The library's pipeline makes batches only where it was given an image processor or a tokenizer
+    batched = pipeline("video-classification", model=checkpoint, image_processor=processor, device="cpu")
+    scores = [[row["score"] for row in one] for one in batched([*paths, paths[0]], batch_size=2)]
+    alone = [[row["score"] for row in batched(path)] for path in [*paths, paths[0]]]
+    assert torch.allclose(torch.tensor(scores), torch.tensor(alone), atol=1e-6)
 
 
 @pytest.mark.slow
