@@ -133,6 +133,11 @@ def describe_stages(model: LayerLockViTForPretraining, stages) -> list[dict]:
     return rows
 
 
+def message_of(error: BadData | LossNotFinite) -> str:
+    """Without the traceback that it comes with from a data worker."""
+    return str(error).splitlines()[-1].removeprefix(f"{BadData.__module__}.{BadData.__name__}: ")
+
+
 def print_table(rows: list[dict]):
     columns = list(rows[0])
     cells = [
@@ -285,9 +290,7 @@ def main(arguments: list[str]):
     except (CheckpointRefused, CheckpointNotWritten) as error:
         raise SystemExit(f"error: {error}") from None
     except (BadData, LossNotFinite) as error:
-        # From a data worker, the message comes last in its traceback
-        message = str(error).splitlines()[-1].removeprefix(f"{BadData.__module__}.{BadData.__name__}: ")
-        raise SystemExit(f"error: {message}") from None
+        raise SystemExit(f"error: {message_of(error)}") from None
     except RuntimeError as error:
         if not str(error).startswith(LOST_WORKER):
             raise

@@ -21,7 +21,9 @@ class EncoderArguments:
     image_size: int | None = field(default=None, metadata={"help": "Pixels; by default what the encoder is made for."})
     num_frames: int | None = field(default=None, metadata={"help": "Of a clip; by default as the encoder's."})
     readout_hidden_size: int | None = field(default=None, metadata={"help": "Width of the readouts."})
-    readout_num_attention_heads: int | None = field(default=None, metadata={"help": "Attention heads of the readouts."})
+    readout_num_attention_heads: int | None = field(
+        default=None, metadata={"help": "Attention heads of the readouts."}
+    )
 
 
 @dataclass
@@ -102,7 +104,7 @@ def parse(arguments: list[str]) -> tuple[EncoderArguments, ClipArguments, SweepA
     parser = HfArgumentParser(
         (EncoderArguments, ClipArguments, SweepArguments),
         allow_abbrev=False,
-        usage="%(prog)s [--config RECIPE] --model MODEL --task TASK --data DATA --output_dir OUT [--SETTING VALUE ...]",
+        usage="%(prog)s --model MODEL --task TASK --data DATA --output_dir OUT [--config RECIPE] [--SETTING VALUE]",
     )
     parser.add_argument("--config", help="Recipe (YAML).")
     parser.set_defaults(num_workers=max(1, count_cores() - 1))

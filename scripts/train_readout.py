@@ -3,28 +3,214 @@
 python scripts/train_readout.py --model PATH_OR_HUB_ID --task classification|depth --data DATA --output_dir OUT
                                 [--config scripts/recipes/readout-ssv2.yaml] [--SETTING VALUE ...]
 
-Under `accelerate launch` or `torchrun` the batches are shared by all processes. The same command goes on where it was
-stopped. OUT receives `results.json`, pictures (`sweep.png`, `curves.png`, `confusion.png` or `depth.png`), the losses
-in `metrics.jsonl`, videos that cannot be read in `bad_videos.jsonl`, and in `model/` the encoder with the best
-readout, which `AutoModelForVideoClassification` or `AutoModelForDepthEstimation` loads.
+DATA names a data set, with options: EVALUATION_DATA.md beside this program says how data sets must lie. Under
+`accelerate launch` or `torchrun` all processes share each batch. The same command goes on where it was stopped.
 
-DATA names a data set, with options: EVALUATION_DATA.md beside this program says how data sets must lie.
+OUT receives `results.json`, pictures (`sweep.png`, `curves.png`, and `confusion.png` or `depth.png`), the losses in
+`metrics.jsonl`, videos that cannot be read in `bad_videos.jsonl`, the weights of all readouts, and in `model/` the
+encoder with the best of them, which `AutoModelForVideoClassification` or `AutoModelForDepthEstimation` loads.
 """
 
+import copy
+import hashlib
+import platform
+import shlex
 import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
+import transformers
 from accelerate import PartialState
-from transformers import set_seed
+from huggingface_hub.errors import StrictDataclassError
+from torch import nn
+from transformers import AutoModelForDepthEstimation, AutoModelForVideoClassification, set_seed
 
+import layerlock_hf
+from layerlock_hf import LayerLockVideoProcessor
 from layerlock_hf.data import BadData
-from layerlock_hf.evaluation import Sweep, load_encoder, sweep_members, write_results
+from layerlock_hf.evaluation import Sweep, load_encoder, sweep_members
 from layerlock_hf.evaluation.features import EncodedFeatures, FeatureStore, FixedClips, StoredFeatures
-from layerlock_hf.evaluation.sets import SETS
+from layerlock_hf.evaluation.protocol import Member
+from layerlock_hf.evaluation.results import Member as JudgedMember
+from layerlock_hf.evaluation.results import build_results, write_results
+from layerlock_hf.evaluation.sweep import METRICS
 from layerlock_hf.evaluation.tasks import TASK_CLASSES
+from layerlock_hf.models.modeling_layerlock_readout import depth_of_boxes
 from layerlock_hf.training.processes import run_and_exit
-from pretrain import check_output
-from readout_arguments import parse
+from pretrain import check_output, message_of, read_lines
+from readout_arguments import ClipArguments, EncoderArguments, parse
+from readout_plots import DepthClip, plot_confusion, plot_curves, plot_depth, plot_sweep
+from readout_sets import SETS
+
+
+RESULTS, MODEL = "results.json", "model"
+AUTO_CLASSES = {"classification": AutoModelForVideoClassification, "depth": AutoModelForDepthEstimation}
+# What changes neither the readouts nor their results
+INCIDENTAL = ("output_dir", "num_workers", "save_steps", "feature_cache", "decode_timeout")
+NUM_FILMS = 4
+
+
+def fingerprint(encoder: nn.Module) -> str:
+    """Of all weights."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, values in encoder.state_dict().items():
+        digest.update(name.encode())
+        digest.update(values.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def load(args: EncoderArguments, seed: int) -> nn.Module:
+    set_seed(seed)  # for weights that are drawn
+    try:
+        return load_encoder(args.model, args.random_weights, args.image_size, args.num_frames)
+    except ValueError as error:
+        raise ValueError(f"model: {error}") from error
+
+
+def readout_config(encoder: nn.Module, args: EncoderArguments):
+    """Of the readouts: the encoder's, with the sizes asked for."""
+    config = copy.deepcopy(encoder.config)
+    sizes = ("readout_hidden_size", "readout_num_attention_heads")
+    config.update({name: getattr(args, name) for name in sizes if getattr(args, name) is not None})
+    config.check_readout()
+    return config
+
+
+def features_and_clips(encoder, sets, task, args: ClipArguments, sweep_args, depths: list[int], identity: dict):
+    """How features are had, and the clips of training and of the test."""
+    if args.feature_cache is not None:
+        stores = []
+        for name, clips in (("train", sets.fixed_clips()), ("test", sets.test_clips())):
+            store = FeatureStore(Path(args.feature_cache) / name, clips, depths, identity)
+            store.fill(EncodedFeatures(encoder), task.collate_test, sweep_args.batch_size, sweep_args.num_workers)
+            stores.append(store)
+        training = FixedClips(stores[0], sweep_args.num_examples, sweep_args.seed)
+        return StoredFeatures(PartialState().device), training, stores[1]
+    if args.augment:
+        training = sets.training_clips()
+    else:
+        training = FixedClips(sets.fixed_clips(), sweep_args.num_examples, sweep_args.seed)
+    return EncodedFeatures(encoder), training, sets.test_clips()
+
+
+def save_model(encoder, readout: nn.Module, member: Member, config, sets, args: ClipArguments, folder: Path):
+    """The encoder with the readout, and the processor that makes clips as the test does."""
+    config = copy.deepcopy(config)
+    config.readout_depth = member.depth
+    if args.task == "classification":
+        config.id2label = dict(enumerate(sets.train.class_names))
+        config.label2id = {name: index for index, name in config.id2label.items()}
+    model = AUTO_CLASSES[args.task].from_config(config)
+    model.encoder.load_state_dict(encoder.state_dict())
+    getattr(model, f"{args.task}_readout").load_state_dict(readout.state_dict())
+    model.save_pretrained(folder)
+    size = round(config.image_size * args.resize_factor)
+    if args.ignores_aspect:
+        size = {"height": size, "width": size}
+    LayerLockVideoProcessor.from_config(
+        config, size=size, frame_stride=args.frame_stride, frame_rate=args.frame_rate
+    ).save_pretrained(folder)
+
+
+@torch.no_grad()
+def film(encoder, readout: nn.Module, member: Member, config, clips) -> list[DepthClip]:
+    """A few test clips with what the readout says of them."""
+    names, shown = clips.names(), []
+    for place in range(min(NUM_FILMS, len(clips))):
+        index = place * len(clips) // min(NUM_FILMS, len(clips))
+        item = clips[index]
+        if "error" not in item:
+            (features,) = EncodedFeatures(encoder)(item, [member.depth])
+            predicted = depth_of_boxes(readout.to(features.device)(features), config)[0].cpu()
+            shown.append(DepthClip(names[index], item["pixel_values_videos"][0], item["labels"], predicted))
+    return shown
+
+
+def main(arguments: list[str]):
+    started = time.monotonic()
+    try:
+        encoder_args, args, sweep_args = parse(arguments)
+        output, state = Path(args.output_dir), PartialState()
+        if state.is_main_process:
+            check_output(output)
+        encoder = load(encoder_args, sweep_args.seed).to(state.device)
+        config = readout_config(encoder, encoder_args)
+        sets = SETS[args.task](args, sweep_args, config, output)
+        task = sets.task()
+        members = sweep_members(sweep_args, config.num_hidden_layers)
+        settings = asdict(encoder_args) | asdict(args) | asdict(sweep_args)
+        settings = {name: value for name, value in settings.items() if name not in INCIDENTAL}
+        identity = settings | {"weights": fingerprint(encoder), "num_train": sets.num_train}
+        depths = sorted({member.depth for member in members})
+        if state.is_main_process:
+            print(
+                f"{len(members)} readouts of {sum(p.numel() for p in task.build_readout().parameters()) / 1e6:.2f}M "
+                f"parameters at depths {depths} of {config.num_hidden_layers}, {sweep_args.num_steps} steps"
+            )
+        read_features, training, test = features_and_clips(
+            encoder, sets, task, args, sweep_args, depths, {"weights": identity["weights"], "clips": asdict(args)}
+        )
+        sweep = Sweep(task, read_features, members, sweep_args, training, test, output, identity)
+        judged = sweep.run()
+        if state.is_main_process:
+            about = {
+                "dataset": args.dataset,
+                "model": encoder_args.model,
+                "command": shlex.join(["train_readout.py", *arguments]),
+                "settings": settings,
+                "versions": {
+                    "layerlock_hf": layerlock_hf.__version__,
+                    "transformers": transformers.__version__,
+                    "torch": torch.__version__,
+                    "python": platform.python_version(),
+                },
+                "num_train": sets.num_train,
+                "seconds": time.monotonic() - started,
+            }
+            rows = [JudgedMember(m.depth, m.depth_fraction, m.learning_rate, judged[m]) for m in members]
+            results = build_results(
+                args.task,
+                rows,
+                sets.test_set(sweep.errors),
+                config.num_hidden_layers,
+                sets.baselines(sweep.errors),
+                about,
+            )
+            write_results(results, output / RESULTS)
+            report(results, sweep, encoder, config, sets, args, members)
+    except (ValueError, StrictDataclassError) as error:
+        raise SystemExit(f"error: {error}") from error
+    except BadData as error:
+        raise SystemExit(f"error: {message_of(error)}") from None
+
+
+def report(results: dict, sweep: Sweep, encoder, config, sets, args: ClipArguments, members: list[Member]):
+    """Pictures, the model, and a summary."""
+    output, best = Path(args.output_dir), results["best"]
+    member = next(m for m in members if (m.depth, m.learning_rate) == (best["depth"], best["learning_rate"]))
+    readout = sweep.load_readout(member)
+    plot_sweep(results, output / "sweep.png")
+    plot_curves(read_lines(output / METRICS), args.task, output / "curves.png")
+    if args.task == "depth":
+        plot_depth(film(encoder, readout, member, config, sets.test_clips()), output / "depth.png")
+    else:
+        plot_confusion(results, output / "confusion.png")
+    save_model(encoder, readout, member, config, sets, args, output / MODEL)
+    metric = TASK_CLASSES[args.task].metrics.main_metric
+    for name, entry in (("best", best), ("at depth 0.95", results["fixed_depth"])):
+        if entry is not None:
+            value = entry["metrics"][metric]
+            print(
+                f"{name:14} {metric} {value['value']:.4f} [{value['low']:.4f}, {value['high']:.4f}]  "
+                f"depth {entry['depth']}, learning rate {entry['learning_rate']:g}"
+            )
+    for name, metrics in results["baselines"].items():
+        print(f"{name:14} {metric} {metrics[metric]['value']:.4f}")
+    if results["failed"]:
+        print(f"{len(results['failed'])} test items could not be read: see failed in {output / RESULTS}")
+
+
+if __name__ == "__main__":
+    run_and_exit(lambda: main(sys.argv[1:]))

@@ -17,6 +17,8 @@ from .probes import (
     probe_depths,
     r2,
 )
+from .protocol import SweepArguments, sweep_members
+from .sweep import Sweep
 
 
 __all__ = [
@@ -24,6 +26,8 @@ __all__ = [
     "DepthTrainingClips",
     "OnlineReadout",
     "Ridge",
+    "Sweep",
+    "SweepArguments",
     "TestClips",
     "TrainingClips",
     "abs_rel",
@@ -40,4 +44,5 @@ __all__ = [
     "mean_features",
     "probe_depths",
     "r2",
+    "sweep_members",
 ]

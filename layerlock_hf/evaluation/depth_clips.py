@@ -207,6 +207,14 @@ class DepthTestClips(torch.utils.data.Dataset):
             "group": sequence.group,
         }
 
+    def names(self) -> list[str]:
+        """Of every clip: its sequence and frames."""
+        return [_name(*self._shown(index)) for index in range(len(self))]
+
+    def groups(self) -> list[str]:
+        """Of every clip: what its sequence belongs with."""
+        return [self._shown(index)[0].group for index in range(len(self))]
+
     def _shown(self, index: int):
         """The sequence of a clip, and its frames."""
         number, first = self._clips[index]

@@ -13,6 +13,9 @@ from ..models.modeling_layerlock_readout import depth_loss, depth_of_boxes, is_k
 from .metrics import TASKS, Judged, judge_classes, judge_depth, mean_probabilities
 
 
+IN_BATCHES = ("pixel_values_videos", "features", "labels", "index")  # of what test items hold
+
+
 class Task:
     """
     Args:
@@ -35,7 +38,7 @@ class Task:
     def collate_test(self, items: list[dict]) -> dict:
         """A batch of test items: clips (n * K, ...), "labels" and "index" (n,), "errors" by index."""
         errors = {item["index"]: item["error"] for item in items if "error" in item}
-        items = [item for item in items if "error" not in item]
+        items = [{name: item[name] for name in IN_BATCHES if name in item} for item in items if "error" not in item]
         batch = default_collate(items) if items else {"index": []}
         for name in ("pixel_values_videos", "features"):
             if name in batch:
@@ -104,3 +107,6 @@ class Depth(Task):
 
     def test(self, outputs: torch.Tensor, batch: dict) -> Judged:
         return judge_depth(depth_of_boxes(outputs, self.config), batch["labels"].to(outputs.device), batch["index"])
+
+
+TASK_CLASSES = {task.name: task for task in (Classification, Depth)}
