@@ -77,7 +77,7 @@ def test_a_list_for_each_split(write, files):
         (ROWS, "?set=c", "no row has set 'c', but a, b"),
         (ROWS, "?part=test", "no row has split 'test', but train, val"),
         (ROWS[2:3], "", r"no rows to train, but of val; choose by '.*l.csv\?part=NAME'"),
-        ([*ROWS, {**ROWS[0], "split": "trian"}], "", "row 6: the split 'trian' is none that is known"),
+        ([*ROWS, {**ROWS[0], "split": "later"}], "", "row 6: the split 'later' is none that is known"),
         ([*ROWS, {**ROWS[0], "split": ""}], "", "row 6: the split ''"),
         ([{**ROWS[0], "path": "0.mp4"}], "", "none of the videos .* is there, such as .*0.mp4"),
         ([{**ROWS[0], "group": ""}], "", "row 1: no group"),
