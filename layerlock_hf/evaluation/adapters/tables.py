@@ -195,6 +195,8 @@ def _read_list(path: Path, filters: dict[str, str]) -> _Rows:
         read = READERS[path.suffix.lower()]
         rows = read(io.StringIO(read_text(path), newline=""))
         columns = {name: [row.get(name) for row in rows] for name in rows[0] if name}
+    if SPLIT_COLUMN in columns:
+        columns[SPLIT_COLUMN] = [str(value or "").strip().lower() for value in columns[SPLIT_COLUMN]]
     rows = _Rows(path, list(range(1, len(videos) + 1)), videos, columns)
     for column, value in filters.items():
         rows = rows.where(column, value)
@@ -203,8 +205,8 @@ def _read_list(path: Path, filters: dict[str, str]) -> _Rows:
 
 def _split_name(rows: _Rows, split: str) -> str | None:
     """What rows of this split have in their column split; None if none is of it."""
-    present = {str(value).lower(): str(value) for value in rows.columns.get(SPLIT_COLUMN, [])}
-    return next((present[name] for name in NAMES[split] if name in present), None)
+    present = set(rows.columns.get(SPLIT_COLUMN, []))
+    return next((name for name in NAMES[split] if name in present), None)
 
 
 def _of_split(rows: _Rows, split: str, part: str | None) -> _Rows:
@@ -215,13 +217,15 @@ def _of_split(rows: _Rows, split: str, part: str | None) -> _Rows:
             f"{str(rows.path)!r} has no column {SPLIT_COLUMN!r}, so that training and testing would share all videos; "
             f"add one, give a folder with train.csv and test.csv, or take every row by '{rows.path}?part={ALL}'"
         )
+    choose = f"choose by '{rows.path}?part=NAME', or take every row by '{rows.path}?part={ALL}'"
+    known = {name for names in NAMES.values() for name in names}
+    for number, value in zip(rows.numbers, rows.columns[SPLIT_COLUMN], strict=True):
+        if value not in known:  # else it would be left out without a word
+            raise ValueError(f"{str(rows.path)!r}, row {number}: the split {value!r} is none that is known; {choose}")
     name = _split_name(rows, split)
     if name is None:
-        present = sorted({str(value) for value in rows.columns[SPLIT_COLUMN]})
-        raise ValueError(
-            f"{str(rows.path)!r} has no rows to {split}: its splits are {', '.join(present)}. Choose one by "
-            f"'{rows.path}?part={present[0]}', or all rows by '{rows.path}?part={ALL}'"
-        )
+        present = sorted(set(rows.columns[SPLIT_COLUMN]))
+        raise ValueError(f"{str(rows.path)!r} has no rows to {split}, but of {', '.join(present)}; {choose}")
     return rows.where(SPLIT_COLUMN, name)
 
 

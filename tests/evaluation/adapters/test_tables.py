@@ -76,7 +76,9 @@ def test_a_list_for_each_split(write, files):
         (ROWS, "?color=red", "no column 'color'; it has set, class, path"),
         (ROWS, "?set=c", "no row has set 'c', but a, b"),
         (ROWS, "?part=test", "no row has split 'test', but train, val"),
-        ([{**ROWS[0], "split": "x"}], "", r"no rows to train: its splits are x. Choose one by '.*l.csv\?part=x'"),
+        (ROWS[2:3], "", r"no rows to train, but of val; choose by '.*l.csv\?part=NAME'"),
+        ([*ROWS, {**ROWS[0], "split": "later"}], "", "row 6: the split 'later' is none that is known"),
+        ([*ROWS, {**ROWS[0], "split": ""}], "", "row 6: the split ''"),
         ([{**ROWS[0], "path": "0.mp4"}], "", "none of the videos .* is there, such as .*0.mp4"),
         ([{**ROWS[0], "group": ""}], "", "row 1: no group"),
     ],
@@ -85,6 +87,11 @@ def test_damaged_lists(root, write, rows, query, message):
     write("l.csv", csv_of(rows))
     with pytest.raises(ValueError, match=message):
         read_labelled("table", f"{root}/l.csv{query}", "train")
+
+
+def test_splits_may_be_written_in_capitals(root, write):
+    write("l.csv", csv_of([{**row, "split": row["split"].upper()} for row in ROWS[:2]] + ROWS[2:]))
+    assert names(read_labelled("table", str(root / "l.csv"), "train")) == ["1.mp4", "2.mp4", "4.mp4"]
 
 
 def test_a_label_that_no_training_row_has(root, write):
