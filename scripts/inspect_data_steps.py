@@ -98,7 +98,7 @@ class Look:
             content = {"crop": frames, "augmentation": self.augmentation}
         else:
             content = {"pixel_values_videos": frames}
-        return content | {"position": position, "is_padded": False}
+        return content | {"position": position, "video_index": 0, "is_padded": False}
 
 
 def look_at_clips(clips: PretrainingClips, decode_timeout: float, num_clips: int, report: BadVideos) -> list[Look]:
