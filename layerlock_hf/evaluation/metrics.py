@@ -43,7 +43,7 @@ def judge_classes(probabilities: torch.Tensor, labels: torch.Tensor, indices: to
     if probabilities.ndim != 2 or not len(probabilities) == len(labels) == len(indices):
         shapes = ", ".join(str(tuple(values.shape)) for values in (probabilities, labels, indices))
         raise ValueError(f"probabilities, labels and indices must be (n, K), (n,) and (n,); got {shapes}")
-    probabilities, labels = probabilities.double().cpu(), labels.long().cpu()
+    probabilities, labels = probabilities.cpu().double(), labels.cpu().long()
     num_classes = probabilities.shape[1]
     if len(labels) and not 0 <= labels.min() <= labels.max() < num_classes:
         raise ValueError(f"labels run from {labels.min()} to {labels.max()}, but there are {num_classes} classes")
