@@ -256,8 +256,10 @@ def intervals(
         seed: of the draws.
 
     Raises:
-        ValueError: for less than one draw, or no share.
+        ValueError: without rows, for less than one draw, or no share.
     """
+    if not len(judged["index"]):
+        raise ValueError("there are no test items to measure")
     if num_resamples < 1 or not 0 < confidence < 1:
         raise ValueError(f"a bootstrap needs draws and a share in (0, 1), got {num_resamples} and {confidence}")
     units, _ = resampling_units(len(judged["index"]), groups)
