@@ -56,8 +56,7 @@ def _log_shape(sizes: list[tuple[int, int]], uses_size: bool) -> torch.Tensor:
     if (pixels <= 0).any():
         raise ValueError("sizes of frames must be positive")
     logs = pixels.log()
-    # Rounded, so that equal ratios of different sizes are one shape
-    return logs if uses_size else (logs[:, 1:] - logs[:, :1]).round(decimals=9)
+    return logs if uses_size else logs[:, 1:] - logs[:, :1]
 
 
 def _class_counts(places: torch.Tensor, labels: list[int], num_places: int, num_classes: int) -> torch.Tensor:

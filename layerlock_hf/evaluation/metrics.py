@@ -43,7 +43,7 @@ def judge_classes(probabilities: torch.Tensor, labels: torch.Tensor, indices: to
     if probabilities.ndim != 2 or not len(probabilities) == len(labels) == len(indices):
         shapes = ", ".join(str(tuple(values.shape)) for values in (probabilities, labels, indices))
         raise ValueError(f"probabilities, labels and indices must be (n, K), (n,) and (n,); got {shapes}")
-    probabilities, labels = probabilities.double().cpu(), labels.long().cpu()
+    probabilities, labels = probabilities.cpu().double(), labels.cpu().long()
     num_classes = probabilities.shape[1]
     if len(labels) and not 0 <= labels.min() <= labels.max() < num_classes:
         raise ValueError(f"labels run from {labels.min()} to {labels.max()}, but there are {num_classes} classes")
@@ -256,8 +256,10 @@ def intervals(
         seed: of the draws.
 
     Raises:
-        ValueError: for less than one draw, or no share.
+        ValueError: without rows, for less than one draw, or no share.
     """
+    if not len(judged["index"]):
+        raise ValueError("there are no test items to measure")
     if num_resamples < 1 or not 0 < confidence < 1:
         raise ValueError(f"a bootstrap needs draws and a share in (0, 1), got {num_resamples} and {confidence}")
     units, _ = resampling_units(len(judged["index"]), groups)

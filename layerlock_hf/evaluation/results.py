@@ -16,8 +16,9 @@ from .metrics import CONFIDENCE, NUM_RESAMPLES, TASKS, Judged, confusion_matrix,
 FIXED_DEPTH_FRACTION = 0.95  # (LayerLock, sec. 4)
 NOT_MEASURABLE = "nothing is known of it to compare a prediction with"
 
-# What `results.json` holds: keys and types
+# What `results.json` holds: types by key, `...` for every key, and lists of one type
 NUMBER = (int, float)
+NUMBER_OR_NULL = (int, float, type(None))  # null where a member diverged, or where there is nothing to count
 ABOUT = {
     "dataset": str,
     "model": str,
@@ -27,22 +28,22 @@ ABOUT = {
     "seconds": NUMBER,
     "num_train": int,
 }
-TOP_LEVEL = {
+MEMBER = {"depth": int, "depth_fraction": NUMBER, "learning_rate": NUMBER}
+INTERVALS = {...: dict.fromkeys(("value", "low", "high"), NUMBER_OR_NULL)}
+SHOWN = {**MEMBER, "metrics": INTERVALS, "is_chosen_on": str}
+CONTENT = {
     "task": str,
     **ABOUT,
     "num_test": int,
-    "failed": list,
-    "intervals": dict,
-    "members": list,
-    "best": dict,
+    "failed": [{"name": str, "error": str}],
+    "intervals": {"confidence": NUMBER, "num_resamples": int, "seed": int, "units": str, "num_units": int},
+    "members": [{**MEMBER, "metrics": {...: NUMBER_OR_NULL}}],
+    "best": SHOWN,
     "fixed_depth": (dict, type(None)),
-    "per_depth": list,
-    "baselines": dict,
+    "per_depth": [SHOWN],
+    "baselines": {...: INTERVALS},
 }
-CLASSES = {"per_class": list, "confusion": list}
-ENTRY = {"depth": int, "depth_fraction": NUMBER, "learning_rate": NUMBER, "metrics": dict}
-INTERVAL = {"value": NUMBER, "low": NUMBER, "high": NUMBER}
-INTERVAL_OR_NULL = {key: (*kinds, type(None)) for key, kinds in INTERVAL.items()}  # of a member that diverged
+CLASSES = {"per_class": [{"name": str, "num": int, "accuracy": NUMBER_OR_NULL}], "confusion": [[int]]}
 
 
 @dataclass(frozen=True, eq=False)
@@ -234,42 +235,53 @@ def check_results(results) -> None:
     Raises:
         ValueError: naming the first thing that is wrong.
     """
-    _check(results, TOP_LEVEL, "")
+    _check(results, CONTENT, "")
     if results["task"] not in TASKS:
         raise ValueError(f"task is {results['task']!r}, not one of {', '.join(TASKS)}")
-    main_metric = TASKS[results["task"]].main_metric
     if not results["members"]:
         raise ValueError("members is empty")
+    if results["fixed_depth"] is not None:
+        _check(results["fixed_depth"], SHOWN, "fixed_depth")
     if results["task"] == "classification":
         _check(results, CLASSES, "")
         size = len(results["per_class"])
         if [len(row) for row in results["confusion"]] != [size] * size:
             raise ValueError(f"confusion must be {size} lists of {size} counts, as per_class has {size} classes")
-    for place, member in enumerate(results["members"]):
-        _check(member, ENTRY, f"members[{place}]")
-    _check(results["best"], {**ENTRY, "is_chosen_on": str}, "best")
-    rows = {"best": results["best"], "fixed_depth": results["fixed_depth"]}
-    rows |= {f"per_depth[{place}]": row for place, row in enumerate(results["per_depth"])}
-    for where, row in rows.items():
-        if row is not None:
-            _check(row, ENTRY, where)
-            _check(row["metrics"], {main_metric: dict}, f"{where}.metrics")
-            _check(row["metrics"][main_metric], INTERVAL_OR_NULL, f"{where}.metrics.{main_metric}")
-    _check(results["best"]["metrics"][main_metric], INTERVAL, f"best.metrics.{main_metric}")
-    for name, metrics in results["baselines"].items():
-        _check(metrics, {main_metric: dict}, f"baselines.{name}")
-        _check(metrics[main_metric], INTERVAL, f"baselines.{name}.{main_metric}")
+    main_metric = TASKS[results["task"]].main_metric
+    measured = {f"members[{place}]": row["metrics"] for place, row in enumerate(results["members"])}
+    measured |= {f"per_depth[{place}]": row["metrics"] for place, row in enumerate(results["per_depth"])}
+    measured |= {name: results[name]["metrics"] for name in ("best", "fixed_depth") if results[name] is not None}
+    measured |= {f"baselines.{name}": metrics for name, metrics in results["baselines"].items()}
+    for where, metrics in measured.items():
+        if main_metric not in metrics:
+            raise ValueError(f"{where} has no {main_metric}")
+    certain = {"best": results["best"]["metrics"], **results["baselines"]}
+    for name, metrics in certain.items():
+        if None in metrics[main_metric].values():
+            raise ValueError(f"{main_metric} of {name} is null")
 
 
-def _check(value, keys: dict, where: str):
-    if not isinstance(value, dict):
-        raise ValueError(f"{where or 'the file'} must be an object, not {type(value).__name__}")
-    for key, kinds in keys.items():
-        name = f"{where}.{key}" if where else key
-        if key not in value:
-            raise ValueError(f"{name} is missing")
-        if not isinstance(value[key], kinds) or isinstance(value[key], bool):
-            raise ValueError(f"{name} is {json.dumps(value[key])[:60]}, which is not of the right type")
+def _check(value, kind, where: str):
+    """Whether a value is of a kind: a type or several, [kind] or {key: kind}."""
+    if isinstance(kind, dict):
+        _check_type(value, dict, where)
+        kinds = dict.fromkeys(value, kind[...]) if ... in kind else kind
+        for key, inner in kinds.items():
+            name = f"{where}.{key}" if where else key
+            if key not in value:
+                raise ValueError(f"{name} is missing")
+            _check(value[key], inner, name)
+    elif isinstance(kind, list):
+        _check_type(value, list, where)
+        for place, element in enumerate(value):
+            _check(element, kind[0], f"{where}[{place}]")
+    else:
+        _check_type(value, kind, where)
+
+
+def _check_type(value, kinds, where: str):
+    if not isinstance(value, kinds) or isinstance(value, bool):
+        raise ValueError(f"{where or 'the content'} is {json.dumps(value)[:60]}, which is not of the right type")
 
 
 def write_results(results: dict, path: str | os.PathLike):

@@ -285,3 +285,5 @@ def test_intervals_depend_on_their_seed_alone(videos):
     assert intervals(CLASSIFICATION, rows, num_resamples=200, seed=1) != first
     with pytest.raises(ValueError, match="got 0 and"):
         intervals(CLASSIFICATION, rows, num_resamples=0)
+    with pytest.raises(ValueError, match="no test items"):
+        intervals(CLASSIFICATION, {name: values[:0] for name, values in rows.items()})

@@ -201,8 +201,13 @@ def test_what_is_no_json_replaces_no_file(members, test_set, tmp_path):
         ({"num_test": True}, "num_test is true"),
         ({"best": {"depth": 1}}, "best.depth_fraction is missing"),
         ({"confusion": [[1]]}, "confusion must be 3 lists of 3 counts"),
-        ({"per_depth": [3]}, r"per_depth\[0\] must be an object, not int"),
+        ({"confusion": [1, 2, 3]}, r"confusion\[0\] is 1, which"),
+        ({"per_depth": [3]}, r"per_depth\[0\] is 3, which"),
+        ({"fixed_depth": {}}, "fixed_depth.depth is missing"),
+        ({"intervals": {}}, "intervals.confidence is missing"),
+        ({"failed": ["a.mp4"]}, r'failed\[0\] is "a.mp4"'),
         ({"baselines": {"majority": {"top1": 0.5}}}, "baselines.majority.top1 is 0.5"),
+        ({"baselines": {"majority": {}}}, "baselines.majority has no top1"),
     ],
 )
 def test_a_damaged_file(members, test_set, tmp_path, change, message):
@@ -212,9 +217,16 @@ def test_a_damaged_file(members, test_set, tmp_path, change, message):
         read_results(path)
 
 
+def test_the_best_has_a_value(members, test_set, tmp_path):
+    results = build(members, test_set)
+    results["best"]["metrics"]["top1"]["low"] = None
+    with pytest.raises(ValueError, match="top1 of best is null"):
+        write_results(results, tmp_path / "results.json")
+
+
 @pytest.mark.parametrize(
     "content, message",
-    [(b"{", "holds no results"), (b"[]", "must be an object, not list"), (b'{"a": NaN}', "NaN is not JSON")]
+    [(b"{", "holds no results"), (b"[]", r"the content is \[\]"), (b'{"a": NaN}', "NaN is not JSON")]
     + [(b"\xff\xfe", "holds no results"), (None, "cannot be read: No such file")],
 )
 def test_no_file_of_results(tmp_path, content, message):

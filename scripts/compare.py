@@ -1,0 +1,304 @@
+"""Several results.json of train_readout.py as one table and one picture.
+
+python scripts/compare.py RUN_A/results.json RUN_B/results.json --output FOLDER
+
+Writes results.md and results.png. Every dataset has a section. The first file of a section is what the others are
+compared with: where another test set, other steps or other settings make the numbers not comparable, a note says so.
+Numbers that the LayerLock paper prints for a dataset (Table 1) stand beside it as references.
+"""
+
+import argparse
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+
+from layerlock_hf.evaluation.metrics import TASKS
+from layerlock_hf.evaluation.results import FIXED_DEPTH_FRACTION, read_results
+from readout_plots import BEST_COLOUR, SHOWN
+
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+
+
+FIXED_COLOUR, BASELINE_COLOUR, PAPER_COLOUR = "#4c566a", "#b07d00", "#8a8f99"
+SECOND_METRIC = {"classification": "top5", "depth": "delta1"}
+MAX_DIFFERENCES = 6  # that a note lists
+PAPER_MARK = "†"
+PAPER_NOTE = (
+    f"{PAPER_MARK} As printed in the LayerLock paper (Table 1), **not measured here**: best of 18 readouts trained on "
+    "1.28M examples, sizes in millions of parameters."
+)
+# Table 1 of the paper: model, millions of parameters as printed, and results in the units of our metrics
+PAPER = (
+    ("4DS-G (MAE)", "1,848", {"ssv2": 0.631, "kinetics700": 0.521, "scannet": 0.102}),
+    ("4DS-G + LayerLock", "1,868", {"ssv2": 0.661, "kinetics700": 0.563, "scannet": 0.100}),
+    ("4DS-e (MAE)", "3,811", {"ssv2": 0.646, "kinetics700": 0.544, "scannet": 0.094}),
+    ("4DS-e + LayerLock", "3,818", {"ssv2": 0.671, "kinetics700": 0.579, "scannet": 0.098}),
+    ("V-JEPA-L", "235", {"ssv2": 0.521, "kinetics700": 0.425, "scannet": 0.157}),
+    ("V-JEPA-L + LayerLock", "303", {"ssv2": 0.570, "kinetics700": 0.435, "scannet": 0.151}),
+)
+PAPER_TASKS = {"ssv2": "classification", "kinetics700": "classification", "scannet": "depth"}
+# Other names of the datasets, without what is no letter or digit
+ALIASES = {
+    "somethingsomethingv2": "ssv2",
+    "sthsthv2": "ssv2",
+    "k700": "kinetics700",
+    "k7002020": "kinetics700",
+    "kinetics7002020": "kinetics700",
+}
+
+
+@dataclass(frozen=True)
+class Section:
+    """The results on one dataset.
+
+    Args:
+        task, dataset: of all of them.
+        labels: what each is called; names of models, and of folders where models share a name.
+        results: contents of the files.
+        notes: of each, why it is not comparable with the first; empty if it is.
+    """
+
+    task: str
+    dataset: str
+    labels: list[str]
+    results: list[dict]
+    notes: list[list[str]]
+
+    @property
+    def metric(self) -> str:
+        return TASKS[self.task].main_metric
+
+    @property
+    def anchors(self) -> list[tuple[str, float]]:
+        """What the paper prints for this dataset: labels and values."""
+        name = re.sub("[^a-z0-9]", "", self.dataset.lower())
+        name = ALIASES.get(name, name)
+        if PAPER_TASKS.get(name) != self.task:
+            return []
+        return [(f"{model}, {size}M {PAPER_MARK}", values[name]) for model, size, values in PAPER]
+
+
+def sections_of(files: list[tuple[Path, dict]]) -> list[Section]:
+    """Results by task and dataset, in the order in which they come."""
+    grouped: dict[tuple[str, str], list[tuple[Path, dict]]] = {}
+    for path, results in files:
+        grouped.setdefault((results["task"], results["dataset"]), []).append((path, results))
+    sections = []
+    for (task, dataset), members in grouped.items():
+        models = [results["model"] for _, results in members]
+        labels = [
+            model if models.count(model) == 1 else f"{model} ({path.resolve().parent.name})"
+            for model, (path, _) in zip(models, members, strict=True)
+        ]
+        results = [results for _, results in members]
+        notes = [differences(results[0], other) for other in results]
+        sections.append(Section(task, dataset, labels, results, notes))
+    return sections
+
+
+def differences(first: dict, other: dict) -> list[str]:
+    """What lets the numbers of two files not be compared: "max_steps is 100, not 2000"."""
+    pairs = {
+        "the number of test items": [one["num_test"] + len(one["failed"]) for one in (first, other)],
+        "the number of training items": [one["num_train"] for one in (first, other)],
+        "the number of classes": [len(one.get("per_class", [])) for one in (first, other)],
+        "the data that chose the best": [one["best"]["is_chosen_on"] for one in (first, other)],
+    }
+    for name in [*first["settings"], *other["settings"]]:
+        pairs[name] = [one["settings"].get(name) for one in (first, other)]
+    found = [
+        f"{name} is {_plain(theirs)}, not {_plain(ours)}" for name, (ours, theirs) in pairs.items() if ours != theirs
+    ]
+    failed = [{row["name"] for row in one["failed"]} for one in (first, other)]
+    if failed[0] != failed[1]:
+        found.insert(0, f"other test items failed ({len(failed[1])}, not {len(failed[0])})")
+    rest = len(found) - MAX_DIFFERENCES
+    return found if rest <= 0 else [*found[:MAX_DIFFERENCES], f"{rest} more settings differ"]
+
+
+def _plain(value) -> str:
+    return "absent" if value is None else str(value)
+
+
+def markdown(sections: list[Section]) -> str:
+    """The page: a table per section, with its notes."""
+    return "# Results\n\n" + "\n".join(_section_text(section) for section in sections)
+
+
+def _section_text(section: Section) -> str:
+    metric, second = SHOWN[section.metric], SHOWN[SECOND_METRIC[section.task]]
+    header = (
+        "Model",
+        f"{metric.name}, best",
+        "at depth, learning rate",
+        f"at {FIXED_DEPTH_FRACTION} depth",
+        f"{second.name} of the best",
+        "Baselines",
+        "Test items",
+        "Failed",
+    )
+    lines = [header, ["---"] * len(header)]
+    notes = []
+    for label, results, reasons in zip(section.labels, section.results, section.notes, strict=True):
+        if reasons:
+            notes.append(_escaped(f"[{len(notes) + 1}] Not comparable with the first row: {'; '.join(reasons)}."))
+            label = f"{label} [{len(notes)}]"
+        lines.append(_row(section, label, results))
+    for label, value in section.anchors:
+        lines.append([label, metric.text(value), *["–"] * (len(header) - 2)])
+    first = section.results[0]["intervals"]
+    notes.append(
+        f"In brackets: {100 * first['confidence']:g}% bootstrap intervals over {_units(section)}. They contain "
+        "neither the seed of the training nor, where the best was chosen on the test items, that choice."
+    )
+    notes += [PAPER_NOTE] * bool(section.anchors)
+    direction = "higher" if TASKS[section.task].is_higher_better else "lower"
+    table = "\n".join(f"| {' | '.join(str(cell) for cell in line)} |" for line in lines)
+    title = f"## {_escaped(section.dataset)}: {metric.name}, {direction} is better"
+    return "\n\n".join([title, table, *notes]) + "\n"
+
+
+def _row(section: Section, label: str, results: dict) -> list[str]:
+    best, fixed = results["best"], results["fixed_depth"]
+    second = SECOND_METRIC[section.task]
+    has_second = second in best["metrics"]
+    baselines = [
+        f"{_escaped(name.replace('_', ' '))} {SHOWN[section.metric].text(metrics[section.metric]['value'])}"
+        for name, metrics in results["baselines"].items()
+    ]
+    return [
+        _escaped(label),
+        _interval_text(section.metric, best),
+        f"{best['depth']} ({best['depth_fraction']:.2g}), {best['learning_rate']:g}",
+        "–" if fixed is None else _interval_text(section.metric, fixed),
+        _interval_text(second, best) if has_second else "–",
+        ", ".join(baselines) or "–",
+        str(results["num_test"]),
+        str(len(results["failed"])),
+    ]
+
+
+def _interval_text(metric: str, entry: dict) -> str:
+    values = entry["metrics"][metric]
+    if None in values.values():
+        return "diverged"
+    value, low, high = (SHOWN[metric].text(values[name]) for name in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
+
+
+def _units(section: Section) -> str:
+    """What the bootstrap drew, of all files: "9 groups"."""
+    drawn = {f"{results['intervals']['num_units']} {results['intervals']['units']}" for results in section.results}
+    return " or ".join(sorted(drawn))
+
+
+def _escaped(text: str) -> str:
+    """Markdown tables end a cell at a bar and a row at a line break."""
+    return " ".join(text.split()).replace("|", r"\|")
+
+
+def plot(sections: list[Section], path: Path):
+    """A panel per section: the best and the fixed depth of every model with their intervals, baselines, references."""
+    num_rows = [len(one.results) + len(one.results[0]["baselines"]) + len(one.anchors) for one in sections]
+    heights = [1.15 + 0.44 * num for num in num_rows]
+    figure, panels = plt.subplots(
+        len(sections),
+        1,
+        figsize=(10.5, sum(heights) + 0.5),
+        height_ratios=heights,
+        squeeze=False,
+        layout="constrained",
+    )
+    for section, axes in zip(sections, panels[:, 0], strict=True):
+        _panel(section, axes)
+    kinds = [("best of the sweep", BEST_COLOUR, "o"), (f"at {FIXED_DEPTH_FRACTION} depth", FIXED_COLOUR, "s")]
+    kinds += [("baseline", BASELINE_COLOUR, "v")] * any(section.results[0]["baselines"] for section in sections)
+    has_anchors = any(section.anchors for section in sections)
+    kinds += [(f"{PAPER_MARK} of the paper, not measured here", PAPER_COLOUR, "D")] * has_anchors
+    handles = [plt.Line2D([], [], color=colour, marker=mark, ls="", label=name) for name, colour, mark in kinds]
+    if any(any(section.notes) for section in sections):
+        hollow = {"color": FIXED_COLOUR, "marker": "o", "markerfacecolor": "white", "linestyle": ""}
+        handles.append(plt.Line2D([], [], **hollow, label="[n] not comparable"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _panel(section: Section, axes):
+    shown = SHOWN[section.metric]
+    names, number = [], 0
+    for label, results, reasons in zip(section.labels, section.results, section.notes, strict=True):
+        number += bool(reasons)
+        place = len(names)
+        _mark(axes, place - 0.11, section.metric, results["best"]["metrics"], BEST_COLOUR, "o", bool(reasons))
+        if results["fixed_depth"] is not None:
+            fixed = results["fixed_depth"]["metrics"]
+            _mark(axes, place + 0.17, section.metric, fixed, FIXED_COLOUR, "s", bool(reasons))
+        names.append(f"{label} [{number}]" if reasons else label)
+    # Those of the first file; the table has all
+    for name, metrics in section.results[0]["baselines"].items():
+        _mark(axes, len(names), section.metric, metrics, BASELINE_COLOUR, "v", False)
+        value = shown.factor * metrics[section.metric]["value"]
+        axes.axvline(value, color=BASELINE_COLOUR, linewidth=0.8, linestyle="--", zorder=0, alpha=0.6)
+        names.append(name.replace("_", " "))
+    for label, value in section.anchors:
+        axes.plot(shown.factor * value, len(names), "D", color=PAPER_COLOUR, markersize=6)
+        names.append(label)
+    axes.set_yticks(range(len(names)), [name.replace("$", r"\$") for name in names])
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    direction = "right" if TASKS[section.task].is_higher_better else "left"
+    axes.set_xlabel(f"{shown.name}; better to the {direction}")
+    axes.set_title(section.dataset.replace("$", r"\$"), loc="left", fontsize=12, weight="bold")
+    axes.grid(axis="x", alpha=0.3)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+
+
+def _mark(axes, place: float, metric: str, metrics: dict, colour: str, marker: str, is_hollow: bool):
+    """A value and its interval, unless the predictions diverged."""
+    if None in metrics[metric].values():
+        return
+    value, low, high = (SHOWN[metric].factor * metrics[metric][name] for name in ("value", "low", "high"))
+    axes.plot([low, high], [place, place], color=colour, linewidth=2, solid_capstyle="butt")
+    axes.plot(value, place, marker, color=colour, markerfacecolor="white" if is_hollow else colour, markersize=7)
+
+
+def read_all(paths: list[Path]) -> list[tuple[Path, dict]]:
+    """Every file, or all that is wrong with any.
+
+    Raises:
+        ValueError: naming every bad file.
+    """
+    files, errors = [], []
+    for path in paths:
+        try:
+            files.append((path, read_results(path)))
+        except ValueError as error:
+            errors.append(str(error))
+    if errors:
+        raise ValueError("; ".join(errors))
+    return files
+
+
+def main(arguments: list[str] | None = None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path, nargs="+", metavar="RESULTS.json")
+    parser.add_argument("--output", type=Path, required=True, help="folder for results.md and results.png")
+    args = parser.parse_args(arguments)
+    try:
+        sections = sections_of(read_all(args.results))
+        args.output.mkdir(parents=True, exist_ok=True)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from None
+    page = markdown(sections)
+    (args.output / "results.md").write_text(page, encoding="utf-8")
+    plot(sections, args.output / "results.png")
+    print(page)
+
+
+if __name__ == "__main__":
+    main()
