@@ -132,7 +132,9 @@ class DepthVideo:
         height, width = frames.shape[-2:]
         if self._stream is None:
             self._legend = torch.from_numpy(legend(height, self.max_depth).copy())
-            self._stream = self._container.add_stream("libx264", rate=self.rate, options={"crf": "20"})
+            # With threads of its own, an encoder that is left to the garbage collector hangs a child that collects it
+            options = {"crf": "20", "threads": "1"}
+            self._stream = self._container.add_stream("libx264", rate=self.rate, options=options)
             self._stream.height, self._stream.width = height, 2 * width + LEGEND_WIDTH
             self._stream.pix_fmt = "yuv420p"
         depth = F.interpolate(depth.unsqueeze(1), size=(height, width), mode="bilinear").squeeze(1)
