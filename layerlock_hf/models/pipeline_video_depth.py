@@ -95,7 +95,7 @@ class VideoDepthEstimationPipeline(Pipeline):
         for window in windows:
             size = tuple(window.shape[-2:])
             for first in range(min(stride, len(window))):
-                batch.append(self._clip(window[first::stride]))
+                batch.append(squeezed_clip(window[first::stride], self.video_processor, self.model.config))
                 positions.append(torch.arange(num_read + first, num_read + len(window), stride))
                 if len(batch) == clips_per_pass:
                     depths += self._depths(batch)
@@ -112,18 +112,19 @@ class VideoDepthEstimationPipeline(Pipeline):
     def postprocess(self, model_outputs: dict) -> dict:
         return model_outputs
 
-    def _clip(self, frames: torch.Tensor) -> torch.Tensor:
-        """What the model sees of up to `num_frames` frames: (T', 3, H, W) -> (1, num_frames, 3, S, S)"""
-        side, missing = self.model.config.image_size, self.model.config.num_frames - len(frames)
-        size = {"height": side, "width": side}
-        clip = self.video_processor(frames, do_sample_frames=False, do_resize=True, size=size, do_center_crop=False)
-        clip = clip["pixel_values_videos"]
-        return torch.cat([clip, clip[:, -1:].expand(-1, missing, -1, -1, -1)], dim=1)
-
     def _depths(self, clips: list[torch.Tensor]) -> list[torch.Tensor]:
         """Depth of each clip, float32 on the CPU, (num_frames, S, S)."""
         videos = torch.cat(clips).to(self.device, self.model.dtype)
         return list(self.model(pixel_values_videos=videos).predicted_depth.float().cpu())
+
+
+def squeezed_clip(frames: torch.Tensor, processor, config) -> torch.Tensor:
+    """What a model of depth sees of up to `num_frames` frames: (T', 3, H, W) -> (1, num_frames, 3, S, S)"""
+    size = {"height": config.image_size, "width": config.image_size}
+    settings = {"input_data_format": "channels_first", "do_resize": True, "size": size, "do_center_crop": False}
+    # Sampling repeats the last frame where there are too few
+    settings |= {"do_sample_frames": True, "num_frames": config.num_frames, "frame_stride": 1}
+    return processor(frames, **settings)["pixel_values_videos"]
 
 
 def windows_of(video, num_frames: int) -> Iterator[torch.Tensor]:

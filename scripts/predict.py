@@ -1,0 +1,225 @@
+"""Predict with a trained readout: a folder of videos in, classes or depth out.
+
+python scripts/predict.py MODEL VIDEOS OUT [--batch_size 8] [--num_workers 4] [--top_k 5] [--num_clips 1] [--bf16]
+
+MODEL is a folder or an id on the Hub of a model for video classification or depth estimation, saved with its video
+processor. VIDEOS is whatever pretraining takes: a folder, a list (.csv, .json, .jsonl, .parquet) or a tar of videos.
+
+OUT/predictions.jsonl has one line per video, in the order of the list:
+    {"path": ..., "labels": [{"label": ..., "score": ...}, ...]}                        of a model for classification
+    {"path": ..., "depth": "NAME.mp4", "num_frames": ..., "metres": {"min", "median", "max"}}      of one for depth
+    {"path": ..., "error": ..., "kind": ...}                              of a video that cannot be read, and why
+A video that is read in part only has a "note". Scores of several clips of a video (--num_clips, from its beginning to
+its end) are averaged.
+
+A depth video shows the input, its depth in colours, and the metres of the colours, from 0 to --max_depth. The model
+sees whole frames, squeezed to the square that it takes; depth is stretched back. Where the frame rate of a video
+varies, the depth video has its average. With --npz OUT/NAME.npz holds `depth` in metres as the model gave it, float32
+(T, S, S).
+
+Videos are decoded in child processes, which a bad file may crash or hang. Files in OUT are whole or do not exist.
+Exits with status 1 if the model cannot be loaded or no video can be read.
+"""
+
+import argparse
+import functools
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+from transformers import AutoConfig, AutoModelForDepthEstimation, AutoModelForVideoClassification
+from transformers.models.auto.video_processing_auto import AutoVideoProcessor
+from transformers.utils import logging
+
+import layerlock_hf  # noqa: F401  (registers the models)
+from cores import count_cores
+from layerlock_hf.data import DECODE_TIMEOUT, DecodingError, Isolated, fetch, load_videos, name_of, read_clip
+from predict_depth import predict_depth
+
+
+PREDICTIONS = "predictions.jsonl"
+NUM_TOLD = 10  # bad videos that are printed, of all that are in the file
+
+
+class ClassifiedClips(torch.utils.data.Dataset):
+    """The clips of each video of a list, made in a child process.
+
+    An item is {"index", "clips": float (K, T, C, S, S), "note"}, or {"index", "error", "kind"}.
+    """
+
+    def __init__(self, videos, processor, num_clips: int):
+        self.videos = videos
+        self.processor = processor
+        self.num_clips = num_clips
+        self._read = Isolated(self._clips, DECODE_TIMEOUT)
+
+    def __len__(self) -> int:
+        return len(self.videos)
+
+    def __getitem__(self, index: int) -> dict:
+        try:
+            clips, note = self._read(fetch(self.videos[index]))
+        except DecodingError as error:
+            return {"index": index, "error": str(error), "kind": error.kind}
+        return {"index": index, "clips": torch.from_numpy(clips), "note": note}
+
+    def _clips(self, source: str | bytes) -> tuple[np.ndarray, str | None]:
+        clips = []
+        for number in range(self.num_clips):  # one after the other: together they may not fit into memory
+            choose = functools.partial(self._indices, number=number)
+            clip = read_clip(source, choose, frame_rate=self.processor.frame_rate)
+            settings = {"do_sample_frames": True, "frame_stride": 1}  # repeats the last frame of a short one
+            settings |= {"input_data_format": "channels_first", "pixel_aspect": clip.pixel_aspect}
+            clips.append(self.processor(clip.frames, **settings)["pixel_values_videos"])
+        return torch.cat(clips).numpy(), clip.note
+
+    def _indices(self, length: int, number: int) -> list[int]:
+        """The frames of one of the clips, of a video of so many frames."""
+        if self.num_clips == 1:
+            return self.processor.sample_frames(length)
+        stride = self.processor.frame_stride
+        last_start = max(0, length - (self.processor.num_frames - 1) * stride - 1)
+        start = round(last_start * number / (self.num_clips - 1))
+        return list(range(start, length, stride))[: self.processor.num_frames]
+
+
+def classify(model, processor, videos, args) -> Iterator[tuple[int, dict]]:
+    """The number and the prediction of each video, in order."""
+    clips = ClassifiedClips(videos, processor, args.num_clips)
+    loader = torch.utils.data.DataLoader(
+        clips, batch_size=args.batch_size, num_workers=args.num_workers, collate_fn=list
+    )
+    for items in loader:
+        read = [item for item in items if "clips" in item]
+        rows = iter(best_labels(model, [item["clips"] for item in read], args))
+        for item in items:
+            index = item.pop("index")
+            if "clips" not in item:
+                yield index, item
+            else:
+                yield index, {"labels": next(rows), **({"note": item["note"]} if item["note"] else {})}
+
+
+def best_labels(model, videos: list[torch.Tensor], args) -> list[list[dict]]:
+    """The most likely labels of each video, from its clips (K, T, C, H, W)."""
+    if not videos:
+        return []
+    config, scores = model.config, []
+    for clips in torch.cat(videos).split(args.batch_size):
+        with torch.inference_mode(), torch.autocast(model.device.type, torch.bfloat16, enabled=args.bf16):
+            logits = model(pixel_values_videos=clips.to(model.device)).logits.float()
+        is_multi_label = config.problem_type == "multi_label_classification"
+        scores.append((logits.sigmoid() if is_multi_label else logits.softmax(dim=-1)).cpu())
+    means = torch.cat(scores).split([len(clips) for clips in videos])
+    best = [scores.mean(dim=0).topk(min(args.top_k, config.num_labels)) for scores in means]
+    return [
+        [
+            {"label": config.id2label[label], "score": round(score, 6)}
+            for score, label in zip(values.tolist(), labels.tolist(), strict=True)
+        ]
+        for values, labels in best
+    ]
+
+
+# By the end of the name of the model's class: how it is loaded, and what makes its predictions
+TASKS = {
+    "ForVideoClassification": (AutoModelForVideoClassification, classify),
+    "ForDepthEstimation": (AutoModelForDepthEstimation, predict_depth),
+}
+
+
+def load(name: str):
+    """The model, its processor, and what makes its predictions.
+
+    Raises:
+        ValueError: if it is none of the models that predict, or lacks trained weights.
+        OSError: if it cannot be found.
+    """
+    config = AutoConfig.from_pretrained(name)
+    architecture = (config.architectures or ["model of unknown class"])[0]
+    tasks = [task for ending, task in TASKS.items() if architecture.endswith(ending)]
+    if not tasks:
+        raise ValueError(f"{name} is a {architecture}; give a readout for classification or depth")
+    model_class, predict = tasks[0]
+    model, info = model_class.from_pretrained(name, output_loading_info=True)
+    if info["missing_keys"]:
+        raise ValueError(f"{name} lacks weights, such as {sorted(info['missing_keys'])[0]}; give a trained readout")
+    return model.eval(), AutoVideoProcessor.from_pretrained(name), predict
+
+
+def write_predictions(predictions, videos, folder: Path) -> tuple[Counter, list[str]]:
+    """Write the lines, with a progress bar; count the errors by kind, and tell of each."""
+    kinds, told = Counter(), []
+    part = folder / f"{PREDICTIONS}.part"
+    with part.open("w", encoding="utf-8") as file, tqdm(total=len(videos), unit="video") as progress:
+        for index, prediction in predictions:
+            path = name_of(videos[index], index)
+            file.write(json.dumps({"path": path, **prediction}, ensure_ascii=False) + "\n")
+            if "error" in prediction:
+                kinds[prediction["kind"]] += 1
+                told.append(f"{path}: {prediction['error']}")
+                progress.set_postfix(bad=kinds.total())
+            progress.update()
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(folder / PREDICTIONS)
+    return kinds, told
+
+
+def count(text: str) -> int:
+    """An argument that is a number of things, at least one."""
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"is {text}; give at least 1")
+    return int(text)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("model", metavar="MODEL", help="Folder or id on the Hub.")
+    parser.add_argument("videos", metavar="VIDEOS", help="Folder, list or tar.")
+    parser.add_argument("out", metavar="OUT", type=Path, help="Folder without predictions so far.")
+    parser.add_argument("--batch_size", type=count, default=8, help="Clips per pass through the model (default 8).")
+    parser.add_argument(
+        "--num_workers", type=int, default=min(4, count_cores()), help="Processes that decode; 0 is this one."
+    )
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="As PyTorch has it.")
+    parser.add_argument("--bf16", action="store_true", help="Compute in bfloat16.")
+    parser.add_argument("--top_k", type=count, default=5, help="Labels per video (default 5).")
+    parser.add_argument("--num_clips", type=count, default=1, help="Clips per video that is classified (default 1).")
+    parser.add_argument("--max_depth", type=float, default=10.0, help="Metres of the last colour (default 10).")
+    parser.add_argument("--npz", action="store_true", help="Write the metres of depth, too.")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    args = build_parser().parse_args(arguments)
+    logging.disable_progress_bar()
+    try:
+        if (args.out / PREDICTIONS).exists():
+            raise ValueError(f"{args.out} holds predictions already; give another folder")
+        if args.max_depth <= 0 or args.num_workers < 0:
+            raise ValueError("max_depth must be above 0, and num_workers at least 0")
+        model, processor, predict = load(args.model)
+        videos = load_videos(args.videos)
+    except (ValueError, OSError) as error:
+        print(f"predict.py: {error}", file=sys.stderr)
+        return 1
+    args.out.mkdir(parents=True, exist_ok=True)
+    kinds, told = write_predictions(predict(model.to(args.device), processor, videos, args), videos, args.out)
+    print(f"{len(videos) - kinds.total()} of {len(videos)} videos are in {args.out / PREDICTIONS}")
+    if told:
+        print(f"{kinds.total()} cannot be read: {', '.join(f'{kind} {num}' for kind, num in kinds.most_common())}")
+        print("\n".join(f"  {line}" for line in [*told[:NUM_TOLD], *["..."] * (len(told) > NUM_TOLD)]))
+    return 1 if kinds.total() == len(videos) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

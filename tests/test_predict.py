@@ -1,0 +1,190 @@
+"""The program that predicts, from a folder of videos to the files that it leaves."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from transformers import pipeline
+
+import predict
+import predict_depth
+from layerlock_hf import (
+    LayerLockVideoProcessor,
+    LayerLockViTForDepthEstimation,
+    LayerLockViTForPretraining,
+    LayerLockViTForVideoClassification,
+)
+from layerlock_hf.data import DecodingError, read_clip
+from layerlock_hf.data.procedural import write_procedural_dataset
+
+
+NUM_FRAMES = 19
+
+
+@pytest.fixture
+def videos(tmp_path):
+    """A folder of three videos of 19 frames, of which the second is text."""
+    write_procedural_dataset(tmp_path / "data", 3, num_frames=NUM_FRAMES, image_size=48, progress=False)
+    folder = tmp_path / "data" / "videos"
+    sorted(folder.glob("*.mp4"))[1].write_text("no video")
+    return folder
+
+
+@pytest.fixture
+def save(tiny_config, tmp_path):
+    def save(model_class):
+        folder = tmp_path / model_class.__name__
+        tiny_config.num_labels = 7
+        model_class(tiny_config).save_pretrained(folder)
+        LayerLockVideoProcessor.from_config(tiny_config, size=18).save_pretrained(folder)
+        return str(folder)
+
+    return save
+
+
+def run(model, videos, out, *more):
+    arguments = [str(model), str(videos), str(out), "--device", "cpu", "--num_workers", "0", *map(str, more)]
+    return predict.main(arguments)
+
+
+def lines(out):
+    return [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
+
+
+def read_all(path):
+    return read_clip(str(path), lambda available: list(range(available)))
+
+
+@pytest.mark.parametrize("batch_size", [1, 8])
+def test_classes_are_those_of_the_pipeline(save, videos, tmp_path, capsys, batch_size):
+    model = save(LayerLockViTForVideoClassification)
+    assert run(model, videos, tmp_path / "out", "--batch_size", batch_size, "--top_k", 2) == 0
+    rows = lines(tmp_path / "out")
+    paths = sorted(map(str, videos.glob("*.mp4")))
+    assert [row["path"] for row in rows] == paths
+    assert rows[1] == {"path": paths[1], "error": "text, no video", "kind": "text"}
+    classify = pipeline("video-classification", model=model, device="cpu")
+    for row in (rows[0], rows[2]):
+        expected = classify(row["path"], top_k=2)
+        assert [label["label"] for label in row["labels"]] == [label["label"] for label in expected]
+        assert [label["score"] for label in row["labels"]] == pytest.approx(
+            [label["score"] for label in expected], abs=1e-5
+        )
+    output = capsys.readouterr().out
+    assert "2 of 3 videos" in output
+    assert f"1 cannot be read: text 1\n  {paths[1]}: text, no video\n" in output
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["predictions.jsonl"]
+
+
+def test_scores_of_clips_are_averaged(save, videos, tmp_path):
+    model = save(LayerLockViTForVideoClassification)
+    assert run(model, videos, tmp_path / "out", "--num_clips", 3, "--batch_size", 2, "--top_k", 99) == 0
+    row = lines(tmp_path / "out")[0]
+    classifier = LayerLockViTForVideoClassification.from_pretrained(model).eval()
+    processor = LayerLockVideoProcessor.from_pretrained(model)
+    frames = processor(row["path"], do_sample_frames=False).pixel_values_videos[0]
+    # Clips of 4 frames with stride 2 span 7 of the 19
+    clips = torch.stack([frames[start : start + 7 : 2] for start in (0, 6, 12)])
+    with torch.no_grad():
+        expected = classifier(clips).logits.softmax(-1).mean(dim=0)
+    scores = {label["label"]: label["score"] for label in row["labels"]}
+    assert [scores[f"LABEL_{index}"] for index in range(7)] == pytest.approx(expected.tolist(), abs=1e-5)
+
+
+def test_depth_is_that_of_the_pipeline(save, videos, tmp_path):
+    model = save(LayerLockViTForDepthEstimation)
+    assert run(model, videos, tmp_path / "out", "--npz", "--batch_size", 3) == 0
+    rows = lines(tmp_path / "out")
+    assert rows[1]["kind"] == "text"
+    estimate = pipeline("video-depth-estimation", model=model, device="cpu")
+    for row in (rows[0], rows[2]):
+        expected = estimate(row["path"])["predicted_depth"]
+        metres = torch.from_numpy(np.load((tmp_path / "out" / row["depth"]).with_suffix(".npz"))["depth"])
+        assert torch.allclose(metres, expected, atol=1e-5)
+        assert row["num_frames"] == NUM_FRAMES
+        assert row["metres"]["max"] == pytest.approx(expected.max().item(), abs=1e-3)
+        shown, given = read_all(tmp_path / "out" / row["depth"]), read_all(row["path"])
+        assert shown.frames.shape == (NUM_FRAMES, 3, 48, 2 * 48 + 72)
+        assert (shown.frames[..., :48].float() - given.frames).abs().mean() < 8
+        assert torch.allclose(shown.timestamps, given.timestamps, atol=1e-3)
+    assert len(list((tmp_path / "out").iterdir())) == 5
+
+
+def test_colours_tell_metres(save, videos, tmp_path, monkeypatch):
+    def forward(self, pixel_values_videos):
+        depth = torch.full_like(pixel_values_videos[:, :, 0], 0.1)
+        depth[..., 8:] = 9.9
+        return SimpleNamespace(predicted_depth=depth)
+
+    model = save(LayerLockViTForDepthEstimation)
+    monkeypatch.setattr(LayerLockViTForDepthEstimation, "forward", forward)
+    assert run(model, videos, tmp_path / "out") == 0
+    clip = read_all(tmp_path / "out" / lines(tmp_path / "out")[0]["depth"])
+    frame = clip.frames[0].permute(1, 2, 0).int().numpy()
+    near, far = frame[20, 48 + 8], frame[20, 48 + 40]
+    assert near[0] > near[2] + 50  # red
+    assert far[2] > far[0]  # blue
+    legend = frame[:, 96 + 12]
+    assert np.abs(legend[40] - near).max() < 80
+    assert legend[8][2] > legend[8][0] + 50
+
+
+def test_a_video_that_fails_half_way_leaves_no_file(save, videos, tmp_path, monkeypatch):
+    read = predict_depth.Windows._window
+
+    def window(self, index):
+        if index == 1:
+            raise DecodingError("it hangs", "timeout")
+        return read(self, index)
+
+    monkeypatch.setattr(predict_depth.Windows, "_window", window)
+    assert run(save(LayerLockViTForDepthEstimation), videos, tmp_path / "out") == 1
+    assert [row["kind"] for row in lines(tmp_path / "out")] == ["timeout", "text", "timeout"]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["predictions.jsonl"]
+
+
+def test_what_cannot_be_done_is_named(save, videos, tmp_path, capsys):
+    model, out = save(LayerLockViTForVideoClassification), tmp_path / "out"
+    pretraining = save(LayerLockViTForPretraining)
+    for arguments, message in [
+        ((pretraining, videos, out), "is a LayerLockViTForPretraining; give a readout"),
+        ((tmp_path / "none", videos, out), "none"),
+        ((model, tmp_path / "none.csv", out), "none.csv"),
+        ((model, videos, out, "--max_depth", 0), "max_depth must be above 0"),
+    ]:
+        assert run(*arguments) == 1
+        assert message in capsys.readouterr().err
+    assert not out.exists()
+    assert run(model, videos, out) == 0
+    assert run(model, videos, out) == 1
+    assert "holds predictions already" in capsys.readouterr().err
+
+
+def test_readouts_without_weights_are_refused(save, tiny_config, videos, tmp_path, capsys):
+    model = save(LayerLockViTForPretraining)
+    config = json.loads((tmp_path / "LayerLockViTForPretraining" / "config.json").read_text())
+    config["architectures"] = ["LayerLockViTForVideoClassification"]
+    (tmp_path / "LayerLockViTForPretraining" / "config.json").write_text(json.dumps(config))
+    assert run(model, videos, tmp_path / "out") == 1
+    assert "lacks weights, such as classification_readout" in capsys.readouterr().err
+
+
+def test_files_of_one_name_are_told_apart():
+    rows = [{"video": {"path": path, "bytes": None}} for path in ("/a/x.mp4", "/b/x.mp4", "/b/y.avi")]
+    assert predict_depth.file_names(rows) == ["x-0", "x-1", "y"]
+
+
+@pytest.mark.slow
+def test_workers_change_nothing(save, videos, tmp_path):
+    for model_class, name in [
+        (LayerLockViTForVideoClassification, "classes"),
+        (LayerLockViTForDepthEstimation, "depth"),
+    ]:
+        model = save(model_class)
+        assert run(model, videos, tmp_path / name / "0") == 0
+        assert run(model, videos, tmp_path / name / "2", "--num_workers", 2, "--bf16") == 0
+        for one, other in zip(lines(tmp_path / name / "0"), lines(tmp_path / name / "2"), strict=True):
+            assert set(one) == set(other)
+            assert one.get("num_frames") == other.get("num_frames")
