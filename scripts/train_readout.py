@@ -33,7 +33,6 @@ from layerlock_hf.data import BadData
 from layerlock_hf.evaluation import Sweep, load_encoder, sweep_members
 from layerlock_hf.evaluation.features import EncodedFeatures, FeatureStore, FixedClips, StoredFeatures
 from layerlock_hf.evaluation.protocol import Member
-from layerlock_hf.evaluation.results import Member as JudgedMember
 from layerlock_hf.evaluation.results import build_results, write_results
 from layerlock_hf.evaluation.sweep import METRICS
 from layerlock_hf.evaluation.tasks import TASK_CLASSES
@@ -169,10 +168,9 @@ def main(arguments: list[str]):
                 "num_train": sets.num_train,
                 "seconds": time.monotonic() - started,
             }
-            rows = [JudgedMember(m.depth, m.depth_fraction, m.learning_rate, judged[m]) for m in members]
             results = build_results(
                 args.task,
-                rows,
+                judged,
                 sets.test_set(sweep.errors),
                 config.num_hidden_layers,
                 sets.baselines(sweep.errors),

@@ -7,7 +7,8 @@ import torch
 
 import compare
 from layerlock_hf.evaluation.metrics import judge_classes, judge_depth
-from layerlock_hf.evaluation.results import Member, TestSet, build_results, write_results
+from layerlock_hf.evaluation.protocol import Member
+from layerlock_hf.evaluation.results import TestSet, build_results, write_results
 
 
 ABOUT = {"dataset": "ut_interaction", "command": "x", "versions": {}, "seconds": 1.0, "num_train": 7}
@@ -29,7 +30,7 @@ def write(tmp_path):
         test_set = TestSet(names, dict.fromkeys(failed, "empty"), None, ["hug", "kick"] * (task == "classification"))
         settings = {"max_steps": steps, **(settings or {})}
         about = ABOUT | {"model": model, "settings": settings} | about
-        members = [Member(10, 0.95, 1e-3, rows), Member(7, 0.75, 1e-3, rows)]
+        members = {Member(10, 0.95, 1e-3): rows, Member(7, 0.75, 1e-3): rows}
         path = tmp_path / folder / "results.json"
         path.parent.mkdir()
         write_results(build_results(task, members, test_set, 12, {"majority": rows}, about, 20), path)

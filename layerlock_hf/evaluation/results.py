@@ -11,6 +11,7 @@ import torch
 
 from ..models import readout_depth_from_fraction
 from .metrics import CONFIDENCE, NUM_RESAMPLES, TASKS, Judged, confusion_matrix, intervals, measure, resampling_units
+from .protocol import Member
 
 
 FIXED_DEPTH_FRACTION = 0.95  # (LayerLock, sec. 4)
@@ -46,25 +47,6 @@ CONTENT = {
 CLASSES = {"per_class": [{"name": str, "num": int, "accuracy": NUMBER_OR_NULL}], "confusion": [[int]]}
 
 
-@dataclass(frozen=True, eq=False)
-class Member:
-    """One readout of a sweep.
-
-    Args:
-        depth: layers before it.
-        depth_fraction: the share of the encoder that was asked for.
-        learning_rate: its peak.
-        judged: its rows of the test items (`judge_classes`, `judge_depth`), `in_order`.
-        validation: its rows of other items, if the best is to be chosen on these.
-    """
-
-    depth: int
-    depth_fraction: float
-    learning_rate: float
-    judged: Judged
-    validation: Judged | None = None
-
-
 @dataclass(frozen=True)
 class TestSet:
     """The test items, whether or not they could be read.
@@ -86,7 +68,7 @@ class TestSet:
 
 def build_results(
     task: str,
-    members: list[Member],
+    members: dict[Member, Judged],
     test_set: TestSet,
     num_layers: int,
     baselines: dict[str, Judged],
@@ -97,13 +79,13 @@ def build_results(
     """What `results.json` holds.
 
     The best member is chosen by the main metric of the task on the test items, as the paper does (LayerLock, sec.
-    A.4: "report the best results"), or on other items where the members have such rows. Members whose predictions are
-    not finite have null for metrics, and are never the best. Items without any known truth, such as clips without
+    A.4: "report the best results"), which flatters it. Members whose predictions are not finite have null for metrics,
+    and are never the best. Items without any known truth, such as clips without
     depth, are listed with those that failed.
 
     Args:
         task: a key of `TASKS`.
-        members: of the sweep, each with a row for every item that did not fail.
+        members: of the sweep, each with a row for every item that did not fail (`judge_classes`, `judge_depth`).
         test_set: the items.
         num_layers: of the encoder; says which depth is at the fraction 0.95.
         baselines: rows of predictions that need no encoder, by name.
@@ -118,12 +100,13 @@ def build_results(
         raise ValueError(f"task is {task!r}; choose among {', '.join(TASKS)}")
     if not members:
         raise ValueError("a sweep without members has no results")
-    for member in members:
-        _check_rows(f"depth {member.depth}, learning rate {member.learning_rate:g}", member.judged, test_set)
+    for member, judged in members.items():
+        _check_rows(f"depth {member.depth}, learning rate {member.learning_rate:g}", judged, test_set)
     for name, judged in baselines.items():
         _check_rows(f"baseline {name}", judged, test_set)
-    is_measurable = members[0].judged["num"] > 0
-    kept = members[0].judged["index"][is_measurable].tolist()
+    any_rows = next(iter(members.values()))  # all have the same items
+    is_measurable = any_rows["num"] > 0
+    kept = any_rows["index"][is_measurable].tolist()
     if not kept:
         raise ValueError(f"none of {len(test_set.names)} test items could be measured; {_first_error(test_set)}")
     groups = None if test_set.groups is None else [test_set.groups[index] for index in kept]
@@ -143,17 +126,14 @@ def build_results(
         }
 
     ordered = sorted(members, key=lambda member: (member.depth, member.learning_rate))
-    scores = _scores(task, ordered)
+    scores = _scores(task, members)
     best = min(ordered, key=scores.get)
     if math.isinf(scores[best]):
         raise ValueError("no member of the sweep predicts finite values; use lower learning rates")
     of_depths = [min(group, key=scores.get) for _, group in groupby(ordered, key=lambda member: member.depth)]
     fixed_depth = readout_depth_from_fraction(num_layers, FIXED_DEPTH_FRACTION)
-    chosen_on = "test" if best.validation is None else "validation"
-    shown = {
-        member: entry(member, with_intervals(member.judged)) | {"is_chosen_on": chosen_on} for member in of_depths
-    }
-    failed = test_set.failed | {index: NOT_MEASURABLE for index in members[0].judged["index"][~is_measurable].tolist()}
+    shown = {member: entry(member, with_intervals(members[member])) | {"is_chosen_on": "test"} for member in of_depths}
+    failed = test_set.failed | {index: NOT_MEASURABLE for index in any_rows["index"][~is_measurable].tolist()}
     results = {
         "task": task,
         **{key: about[key] for key in ABOUT},
@@ -167,13 +147,13 @@ def build_results(
             "num_units": int(units.max()) + 1,
         },
         "members": [
-            entry(member, {name: _finite(value) for name, value in measure(TASKS[task], member.judged).items()})
+            entry(member, {name: _finite(value) for name, value in measure(TASKS[task], members[member]).items()})
             for member in ordered
         ],
         "best": shown[best],
         "fixed_depth": next((shown[member] for member in of_depths if member.depth == fixed_depth), None),
         "per_depth": [shown[member] for member in of_depths],
-        **_per_class(best.judged, test_set.class_names),
+        **_per_class(members[best], test_set.class_names),
         "baselines": {name: with_intervals(judged) for name, judged in baselines.items()},
     }
     check_results(results)
@@ -198,14 +178,12 @@ def _first_error(test_set: TestSet) -> str:
     return NOT_MEASURABLE if index is None else f"{test_set.names[index]}: {test_set.failed[index]}"
 
 
-def _scores(task: str, members: list[Member]) -> dict[Member, float]:
+def _scores(task: str, members: dict[Member, Judged]) -> dict[Member, float]:
     """Least for the best member, infinite for those that do not predict finite values."""
-    if len({member.validation is None for member in members}) > 1:
-        raise ValueError("either all members are judged on validation items, or none")
     metric, sign = TASKS[task].main_metric, -1 if TASKS[task].is_higher_better else 1
     scores = {}
-    for member in members:
-        value = measure(TASKS[task], member.judged if member.validation is None else member.validation)[metric]
+    for member, judged in members.items():
+        value = measure(TASKS[task], judged)[metric]
         scores[member] = sign * value if math.isfinite(value) else math.inf
     return scores
 

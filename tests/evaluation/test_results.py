@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from layerlock_hf.evaluation.metrics import judge_classes, judge_depth
+from layerlock_hf.evaluation.protocol import Member
 from layerlock_hf.evaluation.results import (
     NOT_MEASURABLE,
-    Member,
     TestSet,
     build_results,
     read_results,
@@ -52,7 +52,7 @@ def test_set():
 def members():
     """Four members; the best is at depth 7."""
     rights = {(10, 1e-3): 3, (10, 1e-4): 4, (7, 1e-3): 5, (7, 1e-4): 2}
-    return [Member(depth, depth / 12, rate, rows_with(right)) for (depth, rate), right in rights.items()]
+    return {Member(depth, depth / 12, rate): rows_with(right) for (depth, rate), right in rights.items()}
 
 
 def build(members, test_set, task="classification", **options):
@@ -95,29 +95,21 @@ def test_results_of_a_sweep(members, test_set):
 
 
 def test_the_order_of_members_decides_nothing(members, test_set):
-    tie = Member(10, 0.95, 3e-4, rows_with(5))
-    expected = build([*members, tie], test_set)
-    assert build([tie, *members[::-1]], test_set) == expected
+    tie = {Member(10, 0.95, 3e-4): rows_with(5)}
+    expected = build(members | tie, test_set)
+    assert build(tie | dict(reversed(members.items())), test_set) == expected
     assert expected["best"]["depth"] == 7
 
 
-def test_the_best_is_chosen_on_validation_items(test_set):
-    members = [Member(depth, 0.5, 1e-3, rows_with(right), rows_with(6 - right)) for depth, right in ((4, 1), (5, 6))]
-    best = build(members, test_set)["best"]
-    assert (best["depth"], best["is_chosen_on"], best["metrics"]["top1"]["value"]) == (4, "validation", 1 / 6)
-    with pytest.raises(ValueError, match="all members are judged on validation items, or none"):
-        build([*members, Member(6, 0.5, 1e-3, rows_with(3))], test_set)
-
-
 def test_a_sweep_that_leaves_out_the_fixed_depth(members, test_set):
-    assert build(members[2:], test_set)["fixed_depth"] is None
+    assert build({m: rows for m, rows in members.items() if m.depth == 7}, test_set)["fixed_depth"] is None
 
 
 def test_depth_is_better_when_lower_and_unknown_depth_fails(tmp_path):
     metres = 1 + torch.rand(4, 2, 4, 4)
     metres[2] = 0
     test_set = TestSet(["a", "b", "c", "d", "e"], {4: "truncated"}, None, [])
-    members = [Member(10, 0.95, rate, depth_rows(factor, metres)) for rate, factor in ((1e-4, 1.5), (1e-3, 0.9))]
+    members = {Member(10, 0.95, rate): depth_rows(factor, metres) for rate, factor in ((1e-4, 1.5), (1e-3, 0.9))}
     results = build(members, test_set, "depth", baselines={"mean_depth": depth_rows(2, metres)})
     assert results["best"]["learning_rate"] == 1e-3
     assert results["best"]["metrics"]["abs_rel"]["value"] == pytest.approx(0.1, rel=1e-4)
@@ -133,29 +125,29 @@ def test_depth_is_better_when_lower_and_unknown_depth_fails(tmp_path):
 def test_a_member_that_diverged_is_never_the_best(tmp_path):
     metres = 1 + torch.rand(3, 2, 4, 4)
     test_set = TestSet(["a", "b", "c"], {}, None, [])
-    diverged = Member(10, 0.95, 1.0, depth_rows(torch.nan, metres))
-    results = build([diverged, Member(7, 0.75, 1e-3, depth_rows(2, metres))], test_set, "depth")
+    diverged = {Member(10, 0.95, 1.0): depth_rows(torch.nan, metres)}
+    results = build(diverged | {Member(7, 0.75, 1e-3): depth_rows(2, metres)}, test_set, "depth")
     assert results["best"]["depth"] == 7
     assert results["members"][1]["metrics"]["abs_rel"] is None
     assert results["fixed_depth"]["metrics"]["abs_rel"] == {"value": None, "low": None, "high": None}
     write_results(results, tmp_path / "results.json")
     assert read_results(tmp_path / "results.json") == results
     with pytest.raises(ValueError, match="no member of the sweep predicts finite values"):
-        build([diverged], test_set, "depth")
+        build(diverged, test_set, "depth")
 
 
 def test_failed_videos_are_listed_and_no_other_is_lost(members, test_set):
     few = rows_with(4, LABELS[[0, 1, 3, 4, 5]], [0, 1, 3, 4, 5])
     without_one = TestSet(test_set.names, {2: "missing"}, test_set.groups, test_set.class_names)
-    results = build([Member(10, 0.95, 1e-3, few)], without_one)
+    results = build({Member(10, 0.95, 1e-3): few}, without_one)
     assert (results["num_test"], results["failed"]) == (5, [{"name": "2.mp4", "error": "missing"}])
     with pytest.raises(ValueError, match=r"depth 10, learning rate 0\.001: 5 test items .* differ: 2\.mp4"):
-        build([Member(10, 0.95, 1e-3, few)], test_set)
+        build({Member(10, 0.95, 1e-3): few}, test_set)
     with pytest.raises(ValueError, match=r"baseline majority: 5 test items"):
         build(members, test_set, baselines={"majority": few})
     twice = {name: torch.cat([values, values]) for name, values in rows_with(3).items()}
     with pytest.raises(ValueError, match="12 test items are judged.* in order, each once"):
-        build([Member(10, 0.95, 1e-3, twice)], test_set)
+        build({Member(10, 0.95, 1e-3): twice}, test_set)
 
 
 def test_tasks_that_do_not_exist(members, test_set):
@@ -165,10 +157,10 @@ def test_tasks_that_do_not_exist(members, test_set):
 
 def test_nothing_to_build_from(test_set):
     with pytest.raises(ValueError, match="without members"):
-        build([], test_set)
+        build({}, test_set)
     all_failed = TestSet(["a", "b"], {0: "missing", 1: "empty"}, None, ["hug"])
     with pytest.raises(ValueError, match="none of 2 test items could be measured; a: missing"):
-        build([Member(10, 0.95, 1e-3, rows_with(0, LABELS[:0], []))], all_failed)
+        build({Member(10, 0.95, 1e-3): rows_with(0, LABELS[:0], [])}, all_failed)
 
 
 def test_a_file_of_results(members, test_set, tmp_path):
