@@ -124,6 +124,7 @@ class TestClips(torch.utils.data.Dataset):
             index: the index.
             name: path of the video.
             error: the reason.
+            kind: a word or two by which reasons are counted.
         """
         if not 0 <= index < len(self):
             raise IndexError(f"there is no video {index}, only {len(self)}")
@@ -132,7 +133,7 @@ class TestClips(torch.utils.data.Dataset):
             # A network has limits of time of its own
             frames, size, note = self._read(row, fetch(row) if is_remote(row) else None)
         except DecodingError as error:
-            return {"index": index, "name": name_of(row, index), "error": str(error)}
+            return {"index": index, "name": name_of(row, index), "error": str(error), "kind": error.kind}
         return {
             "pixel_values_videos": _shown(torch.from_numpy(frames), self.is_still),
             "labels": self.labels[index],

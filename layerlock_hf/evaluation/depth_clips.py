@@ -192,6 +192,7 @@ class DepthTestClips(torch.utils.data.Dataset):
             index: the index.
             name: the sequence and its frames.
             error: the reason.
+            kind: a word or two by which reasons are counted.
         """
         if not 0 <= index < len(self):
             raise IndexError(f"there is no clip {index}, only {len(self)}")
@@ -199,7 +200,8 @@ class DepthTestClips(torch.utils.data.Dataset):
         try:
             colors, depths = self._read(index)
         except DecodingError as error:
-            return {"index": index, "name": _name(sequence, indices), "error": str(error)}
+            name = _name(sequence, indices)
+            return {"index": index, "name": name, "error": str(error), "kind": error.kind}
         return {
             "pixel_values_videos": torch.from_numpy(colors)[None],
             "labels": torch.from_numpy(depths),

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ..data.order import ClipOrder
-from ..data.reports import BadData
+from ..data.reports import BadData, BadVideos
 
 
 IDENTITY = "features.json"
@@ -58,9 +58,13 @@ class FeatureStore(Dataset):
 
     Args:
         folder: of the files.
-        items: by index {"pixel_values_videos": uint8 (K, T, C, H, W), "labels", "index"} or {"index", "error"}.
+        items: by index {"pixel_values_videos": uint8 (K, T, C, H, W), "labels", "index"}, or {"index", "error", ...}
+            for one that cannot be read.
         depths: of the features.
         identity: what the features depend on.
+
+    Attributes:
+        failed: the items that could not be read, by index. Every `fill` tries them again.
 
     Raises:
         ValueError: if the folder holds features that depend on something else.
@@ -68,39 +72,49 @@ class FeatureStore(Dataset):
 
     def __init__(self, folder: Path, items: Dataset, depths: Sequence[int], identity: dict):
         self.folder, self.items, self.depths = folder, items, list(depths)
-        self.errors: dict[int, str] = {}
+        self.failed: dict[int, dict] = {}
         self._identity = identity | {"depths": self.depths, "num_items": len(items)}
         path = folder / IDENTITY
         if path.exists() and json.loads(path.read_text()) != json.loads(json.dumps(self._identity)):
             raise ValueError(f"{folder} holds features of other clips, depths or weights; delete it, or name another")
 
     def fill(self, read_features: ReadFeatures, collate: Callable, batch_size: int, num_workers: int = 0):
-        """Make what is missing, each process its share. What was made before a stop is kept."""
+        """Make what is missing, each process its share. What was made before a stop is kept.
+
+        Args:
+            read_features: of batches of clips.
+            collate: makes batches of items, as `Task.collate_test`.
+            batch_size: items that a process encodes at once.
+            num_workers: data workers of each process.
+        """
         state = PartialState()
         if state.is_main_process:
             self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / IDENTITY).write_text(json.dumps(self._identity))
+            aside = self.folder / f"{IDENTITY}.new"
+            aside.write_text(json.dumps(self._identity))
+            os.replace(aside, self.folder / IDENTITY)
         state.wait_for_everyone()
-        missing = [index for index in range(len(self.items)) if not self._path_of(index).exists()]
+        # Shared out before it is looked what is there already: that changes while others write
+        mine = range(state.process_index, len(self.items), state.num_processes)
         loader = DataLoader(
             self.items,
-            sampler=missing[state.process_index :: state.num_processes],
+            sampler=[index for index in mine if not self._path_of(index).exists()],
             batch_size=batch_size,
             collate_fn=collate,
             num_workers=num_workers,
         )
         for batch in tqdm(loader, desc=self.folder.name, disable=not state.is_main_process):
-            self.errors |= batch["errors"]
+            self.failed |= {item["index"]: item for item in batch["failed"]}
             if len(batch["index"]):
                 self._write(batch, read_features(batch, self.depths))
         if state.num_processes > 1:
             gathered = [None] * state.num_processes
-            torch.distributed.all_gather_object(gathered, self.errors)
-            self.errors = {index: error for errors in gathered for index, error in errors.items()}
+            torch.distributed.all_gather_object(gathered, self.failed)
+            self.failed = {index: item for failed in gathered for index, item in failed.items()}
 
     def _write(self, batch: dict, features: list[torch.Tensor]):
+        per_item = len(features[0]) // len(batch["index"])
         for place, index in enumerate(batch["index"].tolist()):
-            per_item = len(features[0]) // len(batch["index"])
             clips = slice(place * per_item, (place + 1) * per_item)
             content = {
                 str(depth): values[clips].bfloat16().cpu().contiguous()
@@ -116,9 +130,9 @@ class FeatureStore(Dataset):
         return len(self.items)
 
     def __getitem__(self, index: int) -> dict:
-        """{"features": bfloat16 (K, t, S, D) by depth, "labels", "index"} or {"index", "error"}"""
-        if index in self.errors:
-            return {"index": index, "error": self.errors[index]}
+        """{"features": bfloat16 (K, t, S, D) by depth, "labels", "index"}, or the item that could not be read."""
+        if index in self.failed:
+            return self.failed[index]
         with safe_open(self._path_of(index), "pt") as file:
             features = {depth: file.get_tensor(str(depth)) for depth in self.depths}
             return {"features": features, "labels": file.get_tensor("labels"), "index": index}
@@ -131,16 +145,18 @@ class FixedClips(Dataset):
     """Training without augmentation: the one clip of every item, epoch after epoch, each in another order.
 
     Args:
-        items: by index, of one clip each (K = 1), or an error; those are replaced by others.
+        items: by index, of one clip each (K = 1), or {"index", "name", "kind", "error"} for one that cannot be read,
+            which is reported and replaced by another.
         num_samples: clips of the run.
         seed: of the order.
+        bad_videos: the report.
 
     Raises:
-        BadData: when indexed, if too many items in a row are errors.
+        BadData: when indexed, if too many items cannot be read.
     """
 
-    def __init__(self, items: Dataset, num_samples: int, seed: int):
-        self.items, self.num_samples = items, num_samples
+    def __init__(self, items: Dataset, num_samples: int, seed: int, bad_videos: BadVideos):
+        self.items, self.num_samples, self.bad_videos = items, num_samples, bad_videos
         self.order = ClipOrder(len(items), seed=seed)
 
     def __len__(self) -> int:
@@ -162,4 +178,5 @@ class FixedClips(Dataset):
             item = self.items[index]
             if "error" not in item:
                 return item
-        raise BadData(f"{MAX_ATTEMPTS} videos in a row cannot be read; the last says: {item['error']}")
+            self.bad_videos.add(item["name"], item["error"], used=False, kind=item["kind"])
+        raise BadData(f"{MAX_ATTEMPTS} videos in a row cannot be read; the last, {item['name']}: {item['error']}")

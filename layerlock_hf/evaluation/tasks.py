@@ -36,14 +36,14 @@ class Task:
         return default_collate(samples)
 
     def collate_test(self, items: list[dict]) -> dict:
-        """A batch of test items: clips (n * K, ...), "labels" and "index" (n,), "errors" by index."""
-        errors = {item["index"]: item["error"] for item in items if "error" in item}
+        """A batch of test items: clips (n * K, ...), "labels" and "index" (n,); in "failed" those without clips."""
+        failed = [item for item in items if "error" in item]
         items = [{name: item[name] for name in IN_BATCHES if name in item} for item in items if "error" not in item]
         batch = default_collate(items) if items else {"index": []}
         for name in ("pixel_values_videos", "features"):
             if name in batch:
                 batch[name] = _flatten_clips(batch[name])
-        return batch | {"errors": errors}
+        return batch | {"failed": failed}
 
     def count(self, batch: dict) -> torch.Tensor:
         """How many labels of a batch count, ()."""

@@ -167,8 +167,8 @@ def test_videos_that_cannot_be_decoded_are_named(mixed, folder):
     items = list(in_order(mixed))
     assert [item["index"] for item in items] == list(range(7))
     assert ["error" in item for item in items] == [False] * 5 + [True] * 2
-    assert items[5] == {"index": 5, "name": str(folder / "5.mp4"), "error": "text, no video"}
-    assert items[6] == {"index": 6, "name": str(folder / "6.mp4"), "error": "no such file"}
+    assert items[5] == {"index": 5, "name": str(folder / "5.mp4"), "error": "text, no video", "kind": "text"}
+    assert items[6] == {"index": 6, "name": str(folder / "6.mp4"), "error": "no such file", "kind": "missing"}
     with pytest.raises(IndexError, match="no video 7"):
         in_order(mixed)[7]
 

@@ -230,7 +230,8 @@ def test_fewer_test_clips_are_spread_over_all(max_clips, firsts):
 def test_test_clips_that_cannot_be_read_are_named():
     items = list(in_order([small("a", 8), small("bad", 24, bad=(12,)), Crash("crash", 8)]))
     assert ["error" in item for item in items] == [False, False, True, False, True]
-    assert items[2] == {"index": 2, "name": "bad, frames 8 to 14", "error": "frame 12 is damaged"}
+    error = {"error": "frame 12 is damaged", "kind": "damaged"}
+    assert items[2] == {"index": 2, "name": "bad, frames 8 to 14", **error}
     assert "dies" in items[4]["error"]
 
 

@@ -1,0 +1,120 @@
+import itertools
+import json
+
+import pytest
+import torch
+
+from layerlock_hf.data import BadData, BadVideos
+from layerlock_hf.evaluation.features import EncodedFeatures, FeatureStore, FixedClips, StoredFeatures
+from layerlock_hf.evaluation.tasks import Classification
+from layerlock_hf.models import LayerLockViTModel
+
+
+DEPTHS = [1, 3]
+IDENTITY = {"encoder": "mine"}
+
+
+@pytest.fixture
+def encoder(tiny_config):
+    return LayerLockViTModel(tiny_config).eval().requires_grad_(False)
+
+
+@pytest.fixture
+def task(tiny_config):
+    return Classification(tiny_config, 3, num_test_clips=2)
+
+
+class Items(torch.utils.data.Dataset):
+    """Two clips each; the fourth cannot be read. `num_reads` counts."""
+
+    def __init__(self, num_items=6, num_clips=2, bad=(3,)):
+        self.num_items, self.num_clips, self.bad, self.num_reads = num_items, num_clips, bad, 0
+
+    def __len__(self):
+        return self.num_items
+
+    def __getitem__(self, index):
+        self.num_reads += 1
+        if index in self.bad:
+            return {"index": index, "name": f"video {index}", "error": "torn", "kind": "damaged"}
+        generator = torch.Generator().manual_seed(index)
+        clips = torch.randint(0, 256, (self.num_clips, 4, 3, 16, 16), generator=generator, dtype=torch.uint8)
+        return {"pixel_values_videos": clips, "labels": index % 3, "index": index}
+
+
+def test_stored_features_are_those_of_the_encoder(encoder, task, tmp_path):
+    items = Items()
+    store = FeatureStore(tmp_path, items, DEPTHS, IDENTITY)
+    store.fill(EncodedFeatures(encoder), task.collate_test, batch_size=4)
+    live, stored = (task.collate_test([source[index] for index in range(6)]) for source in (items, store))
+    assert stored["failed"] == live["failed"] == [items[3]]
+    for name in ("labels", "index"):
+        assert torch.equal(stored[name], live[name])
+    found = StoredFeatures(torch.device("cpu"))(stored, DEPTHS)
+    for values, expected in zip(found, EncodedFeatures(encoder)(live, DEPTHS), strict=True):
+        assert values.shape == expected.shape == (10, 2, 16, 32) and values.dtype == torch.float32
+        torch.testing.assert_close(values, expected, rtol=2**-8, atol=1e-6)
+    assert stored["features"][1].dtype == torch.bfloat16
+
+
+def test_filling_goes_on_where_it_was_stopped(encoder, task, tmp_path):
+    """And tries again what could not be read."""
+    read = EncodedFeatures(encoder)
+    calls = itertools.count()
+
+    def stopped(batch, depths):
+        if next(calls) == 2:
+            raise KeyboardInterrupt
+        return read(batch, depths)
+
+    with pytest.raises(KeyboardInterrupt):
+        FeatureStore(tmp_path, Items(), DEPTHS, IDENTITY).fill(stopped, task.collate_test, 1)
+    (tmp_path / "00000" / "00000002.new").write_bytes(b"torn")
+    items = Items(bad=())
+    store = FeatureStore(tmp_path, items, DEPTHS, IDENTITY)
+    store.fill(read, task.collate_test, 1)
+    assert items.num_reads == 4 and store.failed == {}
+    whole = FeatureStore(tmp_path / "whole", Items(bad=()), DEPTHS, IDENTITY)
+    whole.fill(read, task.collate_test, 1)
+    for index in range(6):
+        assert all(torch.equal(store[index]["features"][depth], whole[index]["features"][depth]) for depth in DEPTHS)
+
+
+@pytest.mark.parametrize(
+    ("items", "depths", "identity"),
+    [(Items(), DEPTHS, {"encoder": "yours"}), (Items(), [1, 2], IDENTITY), (Items(5), DEPTHS, IDENTITY)],
+)
+def test_features_of_something_else_are_refused(encoder, task, tmp_path, items, depths, identity):
+    FeatureStore(tmp_path, Items(), DEPTHS, IDENTITY).fill(EncodedFeatures(encoder), task.collate_test, 4)
+    before = json.loads((tmp_path / "features.json").read_text())
+    with pytest.raises(ValueError, match="holds features of other clips"):
+        FeatureStore(tmp_path, items, depths, identity)
+    assert json.loads((tmp_path / "features.json").read_text()) == before
+
+
+def test_fixed_clips_show_every_item_once_an_epoch():
+    clips = FixedClips(Items(bad=(), num_clips=1), 18, 0, BadVideos(None, 6))
+    labels = [int(clips[position]["labels"]) for position in range(18)]
+    assert all(sorted(labels[start : start + 6]) == [0, 0, 1, 1, 2, 2] for start in (0, 6, 12))
+    assert len({tuple(labels[start : start + 6]) for start in (0, 6, 12)}) > 1
+    assert clips[0]["pixel_values_videos"].shape == (4, 3, 16, 16)
+    other = FixedClips(Items(bad=(), num_clips=1), 18, 1, BadVideos(None, 6))
+    assert labels != [int(other[position]["labels"]) for position in range(18)]
+
+
+def test_fixed_clips_replace_what_cannot_be_read_and_report_it(tmp_path):
+    path = tmp_path / "bad.jsonl"
+    clips = FixedClips(Items(bad=(1, 3), num_clips=1), 24, 0, BadVideos(str(path), 6))
+    assert len([clips[position] for position in range(24)]) == 24
+    reported = [json.loads(line) for line in path.read_text().splitlines()]
+    assert sorted(entry["path"] for entry in reported) == ["video 1", "video 3"]
+    assert reported[0]["reason"] == "torn" and reported[0]["kind"] == "damaged" and not reported[0]["used"]
+
+
+def test_fixed_clips_end_a_run_that_has_too_few():
+    with pytest.raises(BadData, match="more than the fraction 0.25"):
+        clips = FixedClips(Items(bad=(1, 3), num_clips=1), 24, 0, BadVideos(None, 6, 0.25))
+        [clips[position] for position in range(24)]
+    clips = FixedClips(Items(bad=range(6), num_clips=1), 24, 0, BadVideos(None, 6, 1.0))
+    with pytest.raises(BadData, match="10 videos in a row cannot be read; the last, video [0-5]: torn"):
+        clips[0]
