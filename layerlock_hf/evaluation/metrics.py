@@ -4,7 +4,7 @@ Every test item is judged by itself into a row of numbers, and metrics are made 
 neither batches nor processes change a result. T frames, K classes, n items, R resamples.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import torch
@@ -118,6 +118,12 @@ def in_order(parts: list[Judged]) -> Judged:
     is_first = torch.ones_like(index, dtype=torch.bool)
     is_first[1:] = index[1:] != index[:-1]
     return {name: values[order[is_first]] for name, values in columns.items()}
+
+
+def without(judged: Judged, indices: Collection[int]) -> Judged:
+    """The rows of all other items."""
+    is_kept = torch.tensor([index not in indices for index in judged["index"].tolist()], dtype=torch.bool)
+    return {name: values[is_kept] for name, values in judged.items()}
 
 
 def classification_metrics(judged: Judged, weights: torch.Tensor) -> dict[str, torch.Tensor]:

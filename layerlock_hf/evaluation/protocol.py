@@ -49,14 +49,24 @@ class SweepArguments:
                 raise ValueError(f"{name} is {getattr(self, name)}; give at least 1")
         if not self.learning_rates or not all(rate > 0 for rate in self.learning_rates):
             raise ValueError(f"learning_rates is {self.learning_rates}; give positive numbers")
+        if len({f"{rate:g}" for rate in self.learning_rates}) < len(self.learning_rates):
+            raise ValueError(f"learning_rates is {self.learning_rates}; give each once")
         if not self.depth_fractions:
             raise ValueError("depth_fractions is empty; give at least one")
         if self.num_examples % self.batch_size:
             raise ValueError(f"num_examples={self.num_examples} is not a multiple of batch_size={self.batch_size}")
+        if not 0 <= self.warmup_steps < self.num_steps:
+            raise ValueError(
+                f"warmup_steps is {self.warmup_steps}, but there are {self.num_steps} steps: num_examples / batch_size"
+            )
 
     @property
     def num_steps(self) -> int:
         return self.num_examples // self.batch_size
+
+    def clips_at_once(self, num_processes: int) -> int:
+        """How many clips each of so many processes encodes at a time."""
+        return self.micro_batch_size or max(1, self.batch_size // num_processes)
 
     def learning_rate_at(self, step: int, highest: float) -> float:
         """Of step `step`, counted from 0."""

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from .metrics import Judged, in_order, measure
+from .metrics import Judged, in_order, measure, without
 from .protocol import Member, SweepArguments
 
 
@@ -25,7 +25,7 @@ class _Batches:
     def __init__(self, args: SweepArguments, state: PartialState, first_step: int = 0):
         self.first_step, self.num_steps, self.batch_size = first_step, args.num_steps, args.batch_size
         self.rank, self.num_processes = state.process_index, state.num_processes
-        self.size = args.micro_batch_size or max(1, args.batch_size // state.num_processes)
+        self.size = args.clips_at_once(state.num_processes)
         self.num_per_step = args.batch_size // (self.size * state.num_processes)
         if self.num_per_step * self.size * state.num_processes != args.batch_size:
             raise ValueError(
@@ -138,7 +138,7 @@ class Sweep:
         self.training, self.test = training, test
         self.output, self.identity = output, identity
         self.state = PartialState()
-        _Batches(args, self.state)
+        _Batches(args, self.state)  # raises before anything is read
         size = args.max_parallel_readouts or len(members)
         members = sorted(members, key=lambda member: member.depth)  # a round reads as few depths as possible
         self.rounds = [members[start : start + size] for start in range(0, len(members), size)]
@@ -161,7 +161,10 @@ class Sweep:
         for number, members in enumerate(self.rounds, start=1):
             if members[0].name not in self.finished:
                 self._run_round(f"readouts {number}/{len(self.rounds)}", members)
-        return {member: self.finished[member.name] for members in self.rounds for member in members}
+        # What could be read for one round and not for another counts for none: members are compared on the same items
+        return {
+            member: without(self.finished[member.name], self.errors) for members in self.rounds for member in members
+        }
 
     def load_readout(self, member: Member) -> nn.Module:
         """The trained readout of a member."""
@@ -246,11 +249,11 @@ class Sweep:
     @torch.no_grad()
     def _test(self, this: _Round) -> dict[Member, Judged]:
         indices = range(self.state.process_index, len(self.test), self.state.num_processes)
-        size = max(1, (self.args.micro_batch_size or self.args.batch_size) // self.task.num_test_clips)
+        size = max(1, self.args.clips_at_once(self.state.num_processes) // self.task.num_test_clips)
         loader = self._loader(self.test, self.task.collate_test, sampler=indices, batch_size=size)
         parts = [[] for _ in this.readouts]
         for batch in tqdm(loader, desc="test", leave=False, disable=not self.state.is_main_process):
-            self.errors |= batch["errors"]
+            self.errors |= {item["index"]: item["error"] for item in batch["failed"]}
             if len(batch["index"]):
                 for part, outputs in zip(parts, self._outputs(this, batch), strict=True):
                     part.append(self.task.test(outputs.float(), batch))
