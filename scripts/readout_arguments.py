@@ -79,7 +79,8 @@ class ClipArguments:
         if self.task == "depth" and self.num_test_clips != 1:
             raise ValueError("num_test_clips: depth is tested clip by clip; leave it at 1")
         for name, is_for_depth in (("max_test_clips", True), ("is_still", False), ("frame_rate", False)):
-            if getattr(self, name) not in (None, False) and (self.task == "depth") != is_for_depth:
+            is_set = getattr(self, name) is not None and getattr(self, name) is not False
+            if is_set and (self.task == "depth") != is_for_depth:
                 raise ValueError(f"{name} is not for {self.task}")
 
     def transform(self, image_size: int) -> ClipTransform:

@@ -37,11 +37,10 @@ class LabelledSets:
         args: which videos, and how they are shown.
         sweep: on how many clips readouts are trained.
         config: of the readouts: size and length of clips.
-        output: folder for the report of bad videos.
     """
 
-    def __init__(self, args: ClipArguments, sweep: SweepArguments, config, output: Path):
-        self.args, self.sweep, self.config, self.output = args, sweep, config, output
+    def __init__(self, args: ClipArguments, sweep: SweepArguments, config):
+        self.args, self.sweep, self.config = args, sweep, config
         lacks_split = args.test_data is not None
         self.train = read_labelled(args.dataset, args.data, "train", lacks_split)
         test = read_labelled(args.dataset, args.test_data or args.data, "test", lacks_split)
@@ -60,16 +59,15 @@ class LabelledSets:
 
     def training_clips(self) -> Dataset:
         """By position, augmented."""
-        videos = self.train.videos
         clips = PretrainingClips(
-            videos,
+            self.train.videos,
             self.sweep.num_examples,
             self.config.num_frames,
             self.args.frame_stride,
             self.args.transform(self.config.image_size),
             self.sweep.seed,
             frame_rate=self.args.frame_rate,
-            bad_videos=BadVideos(str(self.output / BAD_VIDEOS), len(videos), self.args.max_bad_fraction),
+            bad_videos=report_of_bad_videos(self.args, self.num_train),
             decode_timeout=self.args.decode_timeout,
         )
         return TrainingClips(clips, self.train.labels, self.args.is_still)
@@ -116,7 +114,7 @@ class LabelledSets:
         clips = TestClips(
             videos.videos, videos.labels, 1, 1, ClipTransform(SHAPE_SIZE), decode_timeout=self.args.decode_timeout
         )
-        items = [item for item in _items(Subset(clips, list(indices)), self.sweep.num_workers, "sizes")]
+        items = _items(Subset(clips, list(indices)), self.sweep.num_workers, "sizes")
         items = [item for item in items if "error" not in item]
         return [item["size"] for item in items], [item["labels"] for item in items]
 
@@ -124,8 +122,8 @@ class LabelledSets:
 class DepthSets:
     """Recordings and their depth. The arguments are those of `LabelledSets`."""
 
-    def __init__(self, args: ClipArguments, sweep: SweepArguments, config, output: Path):
-        self.args, self.sweep, self.config, self.output = args, sweep, config, output
+    def __init__(self, args: ClipArguments, sweep: SweepArguments, config):
+        self.args, self.sweep, self.config = args, sweep, config
         lacks_split = args.test_data is not None
         self.train = read_depth(args.dataset, args.data, "train", lacks_split)
         self.test = read_depth(args.dataset, args.test_data or args.data, "test", lacks_split)
@@ -148,7 +146,7 @@ class DepthSets:
             self.args.frame_stride,
             self.args.transform(self.config.image_size),
             self.sweep.seed,
-            BadVideos(str(self.output / BAD_VIDEOS), num_windows, self.args.max_bad_fraction),
+            report_of_bad_videos(self.args, num_windows),
             self.args.decode_timeout,
         )
 
@@ -174,7 +172,7 @@ class DepthSets:
         return TestSet(clips.names(), errors, clips.groups(), [])
 
     def baselines(self, errors: dict[int, str]) -> dict[str, Judged]:
-        """Depth that is the same for every clip: a number, or a map."""
+        """Depth that is the same for every clip: a number, or a map. None if the truth cannot be read again."""
         clips = self._clips(self.train, MAX_CLIPS)
         depth = TrainingDepth()
         for item in _items(clips, self.sweep.num_workers, "depth of training"):
@@ -182,12 +180,19 @@ class DepthSets:
                 depth.add(item["labels"])
         maps = depth.baselines()
         judged = {name: [] for name in maps}
-        for item in _items(self._test_clips, self.sweep.num_workers, "baselines"):
-            if item["index"] not in errors and "error" not in item:
-                metres, index = item["labels"][None], torch.tensor([item["index"]])
-                for name, predicted in maps.items():
-                    judged[name].append(judge_depth(predicted.expand_as(metres), metres, index))
+        kept = Subset(self._test_clips, [index for index in range(len(self._test_clips)) if index not in errors])
+        for item in _items(kept, self.sweep.num_workers, "baselines"):
+            if "error" in item:
+                return {}
+            metres, index = item["labels"][None], torch.tensor([item["index"]])
+            for name, predicted in maps.items():
+                judged[name].append(judge_depth(predicted.expand_as(metres), metres, index))
         return {name: in_order(parts) for name, parts in judged.items()}
+
+
+def report_of_bad_videos(args: ClipArguments, num_clips: int) -> BadVideos:
+    """The report of what cannot be trained on, of so many videos or windows."""
+    return BadVideos(str(Path(args.output_dir) / BAD_VIDEOS), num_clips, args.max_bad_fraction)
 
 
 def _items(dataset: Dataset, num_workers: int, name: str) -> Iterator[dict]:

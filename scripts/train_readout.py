@@ -13,6 +13,7 @@ encoder with the best of them, which `AutoModelForVideoClassification` or `AutoM
 
 import copy
 import hashlib
+import json
 import platform
 import shlex
 import sys
@@ -41,23 +42,29 @@ from layerlock_hf.training.processes import run_and_exit
 from pretrain import check_output, message_of, read_lines
 from readout_arguments import ClipArguments, EncoderArguments, parse
 from readout_plots import DepthClip, plot_confusion, plot_curves, plot_depth, plot_sweep
-from readout_sets import SETS
+from readout_sets import SETS, report_of_bad_videos
 
 
 RESULTS, MODEL = "results.json", "model"
 AUTO_CLASSES = {"classification": AutoModelForVideoClassification, "depth": AutoModelForDepthEstimation}
 # What changes neither the readouts nor their results
-INCIDENTAL = ("output_dir", "num_workers", "save_steps", "feature_cache", "decode_timeout")
+INCIDENTAL = ("output_dir", "num_workers", "save_steps", "feature_cache", "decode_timeout", "max_bad_fraction")
 NUM_FILMS = 4
 
 
 def fingerprint(encoder: nn.Module) -> str:
-    """Of all weights."""
-    digest = hashlib.blake2b(digest_size=16)
+    """Of the configuration and all weights, wherever they were loaded from."""
+    config = {name: value for name, value in encoder.config.to_dict().items() if name != "_name_or_path"}
+    digest = hashlib.blake2b(json.dumps(config, sort_keys=True, default=str).encode(), digest_size=16)
     for name, values in encoder.state_dict().items():
         digest.update(name.encode())
-        digest.update(values.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        digest.update(values.detach().cpu().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def telling(settings: dict) -> dict:
+    """Those that results depend on."""
+    return {name: value for name, value in settings.items() if name not in INCIDENTAL}
 
 
 def load(args: EncoderArguments, seed: int) -> nn.Module:
@@ -80,18 +87,22 @@ def readout_config(encoder: nn.Module, args: EncoderArguments):
 def features_and_clips(encoder, sets, task, args: ClipArguments, sweep_args, depths: list[int], identity: dict):
     """How features are had, and the clips of training and of the test."""
     if args.feature_cache is not None:
-        stores = []
-        for name, clips in (("train", sets.fixed_clips()), ("test", sets.test_clips())):
+        state, stores = PartialState(), []
+        for name, clips, per_item in (
+            ("train", sets.fixed_clips(), 1),
+            ("test", sets.test_clips(), args.num_test_clips),
+        ):
             store = FeatureStore(Path(args.feature_cache) / name, clips, depths, identity)
-            store.fill(EncodedFeatures(encoder), task.collate_test, sweep_args.batch_size, sweep_args.num_workers)
+            batch_size = max(1, sweep_args.clips_at_once(state.num_processes) // per_item)
+            store.fill(EncodedFeatures(encoder), task.collate_test, batch_size, sweep_args.num_workers)
             stores.append(store)
-        training = FixedClips(stores[0], sweep_args.num_examples, sweep_args.seed)
-        return StoredFeatures(PartialState().device), training, stores[1]
-    if args.augment:
-        training = sets.training_clips()
+        read_features, (fixed, test) = StoredFeatures(state.device), stores
     else:
-        training = FixedClips(sets.fixed_clips(), sweep_args.num_examples, sweep_args.seed)
-    return EncodedFeatures(encoder), training, sets.test_clips()
+        read_features, fixed, test = EncodedFeatures(encoder), sets.fixed_clips(), sets.test_clips()
+    if args.augment:
+        return read_features, sets.training_clips(), test
+    bad_videos = report_of_bad_videos(args, len(fixed))
+    return read_features, FixedClips(fixed, sweep_args.num_examples, sweep_args.seed, bad_videos), test
 
 
 def save_model(encoder, readout: nn.Module, member: Member, config, sets, args: ClipArguments, folder: Path):
@@ -114,11 +125,11 @@ def save_model(encoder, readout: nn.Module, member: Member, config, sets, args: 
 
 
 @torch.no_grad()
-def film(encoder, readout: nn.Module, member: Member, config, clips) -> list[DepthClip]:
+def film(encoder, readout: nn.Module, member: Member, config, clips, errors: dict[int, str]) -> list[DepthClip]:
     """A few test clips with what the readout says of them."""
     names, shown = clips.names(), []
-    for place in range(min(NUM_FILMS, len(clips))):
-        index = place * len(clips) // min(NUM_FILMS, len(clips))
+    readable = [index for index in range(len(clips)) if index not in errors]
+    for index in readable[:: -(-len(readable) // NUM_FILMS)]:
         item = clips[index]
         if "error" not in item:
             (features,) = EncodedFeatures(encoder)(item, [member.depth])
@@ -136,12 +147,11 @@ def main(arguments: list[str]):
             check_output(output)
         encoder = load(encoder_args, sweep_args.seed).to(state.device)
         config = readout_config(encoder, encoder_args)
-        sets = SETS[args.task](args, sweep_args, config, output)
+        sets = SETS[args.task](args, sweep_args, config)
         task = sets.task()
         members = sweep_members(sweep_args, config.num_hidden_layers)
-        settings = asdict(encoder_args) | asdict(args) | asdict(sweep_args)
-        settings = {name: value for name, value in settings.items() if name not in INCIDENTAL}
-        identity = settings | {"weights": fingerprint(encoder), "num_train": sets.num_train}
+        settings = telling(asdict(encoder_args) | asdict(args) | asdict(sweep_args))
+        encoded = {"encoder": fingerprint(encoder), "num_train": sets.num_train, "num_test": len(sets.test_clips())}
         depths = sorted({member.depth for member in members})
         if state.is_main_process:
             print(
@@ -149,9 +159,9 @@ def main(arguments: list[str]):
                 f"parameters at depths {depths} of {config.num_hidden_layers}, {sweep_args.num_steps} steps"
             )
         read_features, training, test = features_and_clips(
-            encoder, sets, task, args, sweep_args, depths, {"weights": identity["weights"], "clips": asdict(args)}
+            encoder, sets, task, args, sweep_args, depths, encoded | telling(asdict(args))
         )
-        sweep = Sweep(task, read_features, members, sweep_args, training, test, output, identity)
+        sweep = Sweep(task, read_features, members, sweep_args, training, test, output, encoded | settings)
         judged = sweep.run()
         if state.is_main_process:
             about = {
@@ -192,7 +202,7 @@ def report(results: dict, sweep: Sweep, encoder, config, sets, args: ClipArgumen
     plot_sweep(results, output / "sweep.png")
     plot_curves(read_lines(output / METRICS), args.task, output / "curves.png")
     if args.task == "depth":
-        plot_depth(film(encoder, readout, member, config, sets.test_clips()), output / "depth.png")
+        plot_depth(film(encoder, readout, member, config, sets.test_clips(), sweep.errors), output / "depth.png")
     else:
         plot_confusion(results, output / "confusion.png")
     save_model(encoder, readout, member, config, sets, args, output / MODEL)
