@@ -95,25 +95,83 @@ def test_cubic_weights():
     torch.testing.assert_close((cubic_weights(16, 32) @ ramp)[4:-4], (torch.arange(4, 28) + 0.5) / 2 - 0.5)
 
 
-def test_readout_by_hand(config):
-    readout = AttentionReadout(config, num_queries=7, num_outputs=11)
-    with torch.no_grad():  # nothing at its initial value
+def perturbed(config, num_queries):
+    """A readout with nothing at its initial value."""
+    readout = AttentionReadout(config, num_queries, num_outputs=5)
+    with torch.no_grad():
         for parameter in readout.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.2)
+    return readout
+
+
+@pytest.mark.parametrize("num_queries", [1, 7, 9])
+def test_readout_by_hand(config, num_queries):
+    readout = perturbed(config, num_queries)
     features = torch.randn(2, 2, 16, 32)
     resized = torch.einsum("rt,btsd->brsd", cubic_weights(2, 4), features)
     normed = F.layer_norm(resized, (32,), readout.norm1.weight, readout.norm1.bias, eps=1e-6)
     states = (normed + readout.temporal_embeddings).flatten(1, 2)
     query = readout.queries.expand(2, -1, -1)
-    attended = []
+    heads = []
     for head in range(3):
         part = slice(8 * head, 8 * head + 8)
         weights = (query[..., part] @ readout.key(states)[..., part].transpose(1, 2) / 8**0.5).softmax(dim=-1)
-        attended.append(weights @ readout.value(states)[..., part])
-    hidden = query + readout.out(torch.cat(attended, dim=-1))
+        heads.append(weights @ readout.value(states)[..., part])
+    hidden = query + readout.out(torch.cat(heads, dim=-1))
     hidden = hidden + readout.down(F.gelu(readout.up(readout.norm2(hidden)), approximate="tanh"))
     torch.testing.assert_close(readout(features), readout.head(hidden), atol=1e-5, rtol=1e-5)
     assert readout.up.out_features == 4 * 24
+
+
+def attended(readout, attend, normalized, dtype=torch.float32):
+    """What a way of attention gives, and the gradients of all that it has a part in."""
+    readout.zero_grad()
+    normalized = normalized.detach().to(dtype, copy=True).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        outputs = attend(normalized)
+    outputs.float().pow(3).sum().backward()
+    gradients = {name: p.grad.clone() for name, p in readout.named_parameters() if p.grad is not None}
+    return {"outputs": outputs.detach().float(), "normalized": normalized.grad.float(), **gradients}
+
+
+@pytest.mark.parametrize("num_queries", [1, 3, 7])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_folded_attention_is_the_plain_one(config, num_queries, dtype):
+    readout = perturbed(config, num_queries)
+    normalized = readout.normalize(torch.randn(2, 2, 16, 32) * 3 + 1)
+    expected = attended(readout, readout._attend, normalized)
+    folded = attended(readout, readout._attend_folded, normalized, dtype)
+    assert folded.keys() == expected.keys() and len(expected) == 10
+    del expected["key.bias"]  # changes nothing: its gradient is rounding
+    if dtype == torch.float32:
+        torch.testing.assert_close(folded, expected | {"key.bias": folded["key.bias"]}, rtol=1e-4, atol=1e-5)
+        return
+    plain = attended(readout, readout._attend, normalized, dtype)
+    for name, exact in expected.items():
+        error, usual = ((values[name] - exact).norm() / exact.norm() for values in (folded, plain))
+        assert error < 0.03 and error < 2 * usual + 2**-8, name
+
+
+@pytest.mark.parametrize(("num_queries", "is_folded"), [(1, True), (7, True), (8, False), (32, False)])
+def test_attention_is_folded_where_that_is_less_work(config, monkeypatch, num_queries, is_folded):
+    """Pairs of queries and heads against the width of keys: 3 heads, 24 wide."""
+    calls = []
+    readout = perturbed(config, num_queries)
+    for name in ("_attend", "_attend_folded"):
+        attend = getattr(readout, name)
+        monkeypatch.setattr(readout, name, lambda x, name=name, attend=attend: (calls.append(name), attend(x))[1])
+    assert readout(torch.randn(2, 2, 16, 32)).shape == (2, num_queries, 5)
+    assert calls == ["_attend_folded" if is_folded else "_attend"]
+
+
+def test_normalize_has_no_parameters(config):
+    """Readouts of one configuration share what it gives."""
+    features = torch.randn(2, 2, 16, 32)
+    first, second = perturbed(config, 1), perturbed(config, 3)
+    normalized = first.normalize(features)
+    assert torch.equal(normalized, second.normalize(features)) and not normalized.requires_grad
+    assert torch.equal(second.read(normalized), second(features))
+    torch.testing.assert_close(normalized.mean(dim=-1), torch.zeros(2, 4, 16), atol=1e-5, rtol=0)
 
 
 def test_output_shapes(config, video):
