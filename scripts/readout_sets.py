@@ -54,6 +54,10 @@ class LabelledSets:
     def num_train(self) -> int:
         return len(self.train.labels)
 
+    def contents(self) -> list:
+        """What is trained on and tested, to know it again."""
+        return [[part.class_names, part.labels, _names(part.videos)] for part in (self.train, self.test)]
+
     def task(self) -> Task:
         return Classification(self.config, len(self.train.class_names), self.args.num_test_clips)
 
@@ -93,8 +97,7 @@ class LabelledSets:
         )
 
     def test_set(self, errors: dict[int, str]) -> TestSet:
-        names = [name_of(row, index) for index, row in enumerate(self.test.videos)]
-        return TestSet(names, errors, self.test.groups, self.train.class_names)
+        return TestSet(_names(self.test.videos), errors, self.test.groups, self.train.class_names)
 
     def baselines(self, errors: dict[int, str]) -> dict[str, Judged]:
         """The commonest class, and what the shape and the size of the frames alone tell of the class."""
@@ -132,6 +135,10 @@ class DepthSets:
     @property
     def num_train(self) -> int:
         return sum(map(len, self.train))
+
+    def contents(self) -> list:
+        """What is trained on and tested, to know it again."""
+        return [[(sequence.name, len(sequence)) for sequence in part] for part in (self.train, self.test)]
 
     def task(self) -> Task:
         return Depth(self.config)
@@ -193,6 +200,10 @@ class DepthSets:
 def report_of_bad_videos(args: ClipArguments, num_clips: int) -> BadVideos:
     """The report of what cannot be trained on, of so many videos or windows."""
     return BadVideos(str(Path(args.output_dir) / BAD_VIDEOS), num_clips, args.max_bad_fraction)
+
+
+def _names(videos) -> list[str]:
+    return [name_of(row, index) for index, row in enumerate(videos)]
 
 
 def _items(dataset: Dataset, num_workers: int, name: str) -> Iterator[dict]:

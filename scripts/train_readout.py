@@ -24,6 +24,7 @@ from pathlib import Path
 import torch
 import transformers
 from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import AutoModelForDepthEstimation, AutoModelForVideoClassification, set_seed
@@ -38,7 +39,7 @@ from layerlock_hf.evaluation.results import build_results, write_results
 from layerlock_hf.evaluation.sweep import METRICS
 from layerlock_hf.evaluation.tasks import TASK_CLASSES
 from layerlock_hf.models.modeling_layerlock_readout import depth_of_boxes
-from layerlock_hf.training.processes import run_and_exit
+from layerlock_hf.training.processes import check_shared_folder, run_and_exit, start_processes
 from pretrain import check_output, message_of, read_lines
 from readout_arguments import ClipArguments, EncoderArguments, parse
 from readout_plots import DepthClip, plot_confusion, plot_curves, plot_depth, plot_sweep
@@ -50,6 +51,8 @@ AUTO_CLASSES = {"classification": AutoModelForVideoClassification, "depth": Auto
 # What changes neither the readouts nor their results
 INCIDENTAL = ("output_dir", "num_workers", "save_steps", "feature_cache", "decode_timeout", "max_bad_fraction")
 NUM_FILMS = 4
+# Seconds that processes wait for each other: long enough for one that has more features to make than the others
+TIMEOUT_S = 3600
 
 
 def fingerprint(encoder: nn.Module) -> str:
@@ -94,7 +97,8 @@ def features_and_clips(encoder, sets, task, args: ClipArguments, sweep_args, dep
         ):
             store = FeatureStore(Path(args.feature_cache) / name, clips, depths, identity)
             batch_size = max(1, sweep_args.clips_at_once(state.num_processes) // per_item)
-            store.fill(EncodedFeatures(encoder), task.collate_test, batch_size, sweep_args.num_workers)
+            with torch.autocast(state.device.type, torch.bfloat16, enabled=sweep_args.bf16):
+                store.fill(EncodedFeatures(encoder), task.collate_test, batch_size, sweep_args.num_workers)
             stores.append(store)
         read_features, (fixed, test) = StoredFeatures(state.device), stores
     else:
@@ -142,16 +146,20 @@ def main(arguments: list[str]):
     started = time.monotonic()
     try:
         encoder_args, args, sweep_args = parse(arguments)
-        output, state = Path(args.output_dir), PartialState()
+        use_cpu = parse_flag_from_env("ACCELERATE_USE_CPU")
+        start_processes(use_cpu, None, TIMEOUT_S)
+        output, state = Path(args.output_dir), PartialState(cpu=use_cpu)
         if state.is_main_process:
             check_output(output)
+        check_shared_folder(output)
         encoder = load(encoder_args, sweep_args.seed).to(state.device)
         config = readout_config(encoder, encoder_args)
         sets = SETS[args.task](args, sweep_args, config)
         task = sets.task()
         members = sweep_members(sweep_args, config.num_hidden_layers)
         settings = telling(asdict(encoder_args) | asdict(args) | asdict(sweep_args))
-        encoded = {"encoder": fingerprint(encoder), "num_train": sets.num_train, "num_test": len(sets.test_clips())}
+        contents = hashlib.blake2b(json.dumps(sets.contents()).encode(), digest_size=16).hexdigest()
+        encoded = {"encoder": fingerprint(encoder), "num_train": sets.num_train, "contents of the data": contents}
         depths = sorted({member.depth for member in members})
         if state.is_main_process:
             print(

@@ -233,6 +233,50 @@ def test_features_of_something_else_are_refused(root, tmp_path, capsys, changed)
     assert "holds features of other" in error
 
 
+def test_other_labels_are_other_data(root, tmp_path, capsys):
+    """Under the same name."""
+    table = tmp_path / "list.csv"
+    rows = [f"{root / 'data' / 'videos' / f'{i:06d}.mp4'},{i % 2},{'test' if i > 7 else 'train'}" for i in range(13)]
+    settings = {"dataset": "table", "data": table, "augment": False, "feature_cache": tmp_path / "cache"}
+    table.write_text("\n".join(["path,label,split", *rows]))
+    run(root, tmp_path / "out", **settings)
+    table.write_text("\n".join(["path,label,split", *rows[1:8], rows[0], *rows[8:]]))
+    assert "contents of the data was" in error_of(
+        capsys, root, tmp_path / "out", **settings | {"feature_cache": tmp_path}
+    )
+    assert "holds features of other" in error_of(capsys, root, tmp_path / "new", **settings)
+
+
+def test_encoders_are_known_by_their_weights_and_configuration():
+    def encoder(**changed):
+        torch.manual_seed(0)
+        config = LayerLockViTConfig.from_preset("tiny", num_hidden_layers=4, num_decoder_layers=1, **changed)
+        model = LayerLockViTForPretraining(config).encoder
+        model.register_buffer("temperature", torch.tensor(1.0))  # without dimensions
+        return model
+
+    first, other = encoder(), encoder()
+    assert train_readout.fingerprint(first) == train_readout.fingerprint(other)
+    other.temperature.fill_(1.1)
+    assert train_readout.fingerprint(first) != train_readout.fingerprint(other)
+    assert train_readout.fingerprint(first) != train_readout.fingerprint(encoder(num_frames=8))
+
+
+def test_bfloat16_stays_close(root, tmp_path):
+    settings = {"augment": False, "feature_cache": tmp_path / "cache", "learning_rates": 1e-3, "depth_fractions": 1.0}
+    expected = run(root, tmp_path / "whole", **settings | {"feature_cache": tmp_path / "other"})
+    found = run(root, tmp_path / "half", **settings, bf16=True)
+    for one, other in zip(found["members"], expected["members"], strict=True):
+        assert one["metrics"]["log_loss"] == pytest.approx(other["metrics"]["log_loss"], rel=0.02)
+
+
+def test_one_process_for_several_is_refused(root, tmp_path, capsys, monkeypatch):
+    """What `accelerate launch --cpu --num_processes 2` starts."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    assert "accelerate launch --cpu starts one process" in error_of(capsys, root, tmp_path / "out")
+
+
 def damage(root, folder, rows):
     """A copy of the data with videos that cannot be read."""
     shutil.copytree(root / "data", folder)
