@@ -151,7 +151,7 @@ def test_a_killed_run_goes_on(root, tmp_path, feature_cache):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
-def test_two_processes_change_nothing(root, outputs, tmp_path, task):
+def test_two_processes_change_nothing(root, tmp_path, task):
     """Of tests that they share unevenly, and of the features that they keep."""
     launcher = [str(Path(sys.executable).parent / "torchrun"), "--standalone", "--nproc_per_node", "2"]
     settings = {"augment": False, "feature_cache": tmp_path / "cache"} if task == "classification" else {}

@@ -3,11 +3,12 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import train_readout
 
-from layerlock_hf.data.procedural import write_procedural_dataset
+from layerlock_hf.data.procedural import read_depth, write_procedural_dataset
 from layerlock_hf.evaluation.results import read_results
 from layerlock_hf.models import LayerLockViTConfig, LayerLockViTForPretraining
 
@@ -27,8 +28,14 @@ SETTINGS = {
 
 
 def write_inputs(folder: Path):
-    """Data of 13 videos of 10 frames of 16 x 16 pixels with depth in data/, and an encoder in model/."""
+    """Data of 13 videos of 10 frames of 16 x 16 pixels in data/, of whose depth ever fewer rows are known, and an encoder
+    in model/."""
     write_procedural_dataset(folder / "data", NUM_VIDEOS, 0, 10, 16, with_depth=True, progress=False)
+    for number in range(NUM_VIDEOS):
+        path = folder / "data" / "depth" / f"{number:06d}.npz"
+        metres = read_depth(path)
+        metres[:, :number] = 0
+        np.savez_compressed(path, depth=metres.numpy())
     torch.manual_seed(1)
     LayerLockViTForPretraining(
         LayerLockViTConfig(
