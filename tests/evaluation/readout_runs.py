@@ -28,8 +28,9 @@ SETTINGS = {
 
 
 def write_inputs(folder: Path):
-    """Data of 13 videos of 10 frames of 16 x 16 pixels in data/, of whose depth ever fewer rows are known, and an encoder
-    in model/."""
+    """Data in data/ and an encoder in model/: 13 videos of 10 frames of 16 x 16 pixels, of whose depth ever less is
+    known.
+    """
     write_procedural_dataset(folder / "data", NUM_VIDEOS, 0, 10, 16, with_depth=True, progress=False)
     for number in range(NUM_VIDEOS):
         path = folder / "data" / "depth" / f"{number:06d}.npz"
