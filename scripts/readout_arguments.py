@@ -39,6 +39,9 @@ class ClipArguments:
             "help": f"What the data set is: {', '.join(LABELLED)} (classification), {', '.join(DEPTH)} (depth)."
         },
     )
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "What results call it; by default the dataset, or the file of a table."}
+    )
     test_data: str | None = field(default=None, metadata={"help": "As data, if the tests lie elsewhere."})
     frame_stride: int = field(default=2, metadata={"help": "Frames from one frame of a clip to the next."})
     frame_rate: float | None = field(

@@ -46,9 +46,16 @@ from readout_sets import SETS
 
 RESULTS, MODEL = "results.json", "model"
 AUTO_CLASSES = {"classification": AutoModelForVideoClassification, "depth": AutoModelForDepthEstimation}
-# What changes neither the readouts nor their results
+GENERAL = ("table", "folder", "rgbd")  # kinds of data sets rather than data sets
+# What the settings of `results.json` leave out: which encoder and videos, and what changes no result
+ABOUT_SOURCES = ("model", "random_weights", "data", "test_data", "dataset", "dataset_name")
 INCIDENTAL = ("output_dir", "num_workers", "save_steps", "feature_cache", "decode_timeout")
 NUM_FILMS = 4
+
+
+def name_of(args: ClipArguments) -> str:
+    """What results call the data set."""
+    return args.dataset_name or (Path(args.data).name if args.dataset in GENERAL else args.dataset)
 
 
 def fingerprint(encoder: nn.Module) -> str:
@@ -140,8 +147,9 @@ def main(arguments: list[str]):
         task = sets.task()
         members = sweep_members(sweep_args, config.num_hidden_layers)
         settings = asdict(encoder_args) | asdict(args) | asdict(sweep_args)
-        settings = {name: value for name, value in settings.items() if name not in INCIDENTAL}
-        identity = settings | {"weights": fingerprint(encoder), "num_train": sets.num_train}
+        settings = {name: value for name, value in settings.items() if name not in INCIDENTAL + ABOUT_SOURCES}
+        sources = {"data": [args.dataset, args.data, args.test_data], "weights": fingerprint(encoder)}
+        identity = settings | sources | {"num_train": sets.num_train}
         depths = sorted({member.depth for member in members})
         if state.is_main_process:
             print(
@@ -149,14 +157,20 @@ def main(arguments: list[str]):
                 f"parameters at depths {depths} of {config.num_hidden_layers}, {sweep_args.num_steps} steps"
             )
         read_features, training, test = features_and_clips(
-            encoder, sets, task, args, sweep_args, depths, {"weights": identity["weights"], "clips": asdict(args)}
+            encoder,
+            sets,
+            task,
+            args,
+            sweep_args,
+            depths,
+            sources | {"clips": asdict(args.transform(config.image_size))},
         )
         sweep = Sweep(task, read_features, members, sweep_args, training, test, output, identity)
         judged = sweep.run()
         if state.is_main_process:
             about = {
-                "dataset": args.dataset,
-                "model": encoder_args.model,
+                "dataset": name_of(args),
+                "model": encoder_args.model + " (random weights)" * encoder_args.random_weights,
                 "command": shlex.join(["train_readout.py", *arguments]),
                 "settings": settings,
                 "versions": {
