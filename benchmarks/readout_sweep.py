@@ -3,8 +3,8 @@
 python benchmarks/readout_sweep.py --preset 4ds-b --task classification --num_steps 3 --batch_size 2
 
 Trains all members of a sweep (3 learning rates x 6 depths) from one frozen pass, and each of them by itself, on the
-same random clips in memory, for the same steps. Prints seconds, FLOPs (2 per multiply-accumulate), both ratios, and how
-far the predictions of both ways are apart.
+same random clips in memory, for the same steps. Prints seconds, FLOPs (2 per multiply-accumulate), both ratios, and
+how far the predictions of both ways are apart.
 """
 
 import argparse
@@ -32,7 +32,7 @@ class Clips(Dataset):
     """Random clips; as test items with an index and the dimension of clips."""
 
     def __init__(self, config, task: str, num_clips: int, is_test: bool):
-        generator = torch.Generator().manual_seed(is_test)
+        generator = torch.Generator().manual_seed(int(is_test))
         size = (config.num_frames, config.image_size, config.image_size)
         self.items = []
         for index in range(num_clips):

@@ -150,6 +150,8 @@ def main(arguments: list[str]):
         settings = {name: value for name, value in settings.items() if name not in INCIDENTAL + ABOUT_SOURCES}
         sources = {"data": [args.dataset, args.data, args.test_data], "weights": fingerprint(encoder)}
         identity = settings | sources | {"num_train": sets.num_train}
+        clips = {name: value for name, value in asdict(args).items() if name in settings}
+        clips |= {"num_frames": config.num_frames, "image_size": config.image_size}
         depths = sorted({member.depth for member in members})
         if state.is_main_process:
             print(
@@ -157,13 +159,7 @@ def main(arguments: list[str]):
                 f"parameters at depths {depths} of {config.num_hidden_layers}, {sweep_args.num_steps} steps"
             )
         read_features, training, test = features_and_clips(
-            encoder,
-            sets,
-            task,
-            args,
-            sweep_args,
-            depths,
-            sources | {"clips": asdict(args.transform(config.image_size))},
+            encoder, sets, task, args, sweep_args, depths, sources | clips
         )
         sweep = Sweep(task, read_features, members, sweep_args, training, test, output, identity)
         judged = sweep.run()
