@@ -8,8 +8,16 @@ from cores import count_cores
 from layerlock_hf.data import DECODE_TIMEOUT, ClipTransform
 from layerlock_hf.evaluation import SweepArguments
 from layerlock_hf.evaluation.adapters import DEPTH, LABELLED
+from layerlock_hf.evaluation.readouts import READOUTS
 from layerlock_hf.evaluation.tasks import TASK_CLASSES
 from recipe_flags import parse_with_recipe
+
+
+# Readouts with a size of their own
+SIZED = {
+    "readout_hidden_size": ("attention",),
+    "readout_num_attention_heads": ("attention", "attentive_probe_v2"),
+}
 
 
 @dataclass
@@ -20,10 +28,19 @@ class EncoderArguments:
     random_weights: bool = field(default=False, metadata={"help": "Draw the encoder's weights anew: a control."})
     image_size: int | None = field(default=None, metadata={"help": "Pixels; by default what the encoder is made for."})
     num_frames: int | None = field(default=None, metadata={"help": "Of a clip; by default as the encoder's."})
-    readout_hidden_size: int | None = field(default=None, metadata={"help": "Width of the readouts."})
-    readout_num_attention_heads: int | None = field(
-        default=None, metadata={"help": "Attention heads of the readouts."}
+    readout: str = field(
+        default="attention",
+        metadata={"help": "What is trained on the features; depth needs attention.", "choices": list(READOUTS)},
     )
+    readout_hidden_size: int | None = field(default=None, metadata={"help": "Width of the readouts (attention)."})
+    readout_num_attention_heads: int | None = field(
+        default=None, metadata={"help": "Attention heads of the readouts (attention, attentive_probe_v2)."}
+    )
+
+    def __post_init__(self):
+        for name, readouts in SIZED.items():
+            if getattr(self, name) is not None and self.readout not in readouts:
+                raise ValueError(f"{name} is not for readout={self.readout}, which takes it from the encoder")
 
 
 @dataclass

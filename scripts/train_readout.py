@@ -1,4 +1,4 @@
-"""Train attention readouts on a frozen encoder, all depths and learning rates from one pass, and test them.
+"""Train readouts on a frozen encoder, all depths and learning rates from one pass, and test them.
 
 python scripts/train_readout.py --model PATH_OR_HUB_ID --task classification|depth --data DATA --output_dir OUT
                                 [--config scripts/recipes/readout-ssv2.yaml] [--SETTING VALUE ...]
@@ -8,7 +8,8 @@ DATA names a data set, with options: EVALUATION_DATA.md beside this program says
 
 OUT receives `results.json`, pictures (`sweep.png`, `curves.png`, and `confusion.png` or `depth.png`), the losses in
 `metrics.jsonl`, videos that cannot be read in `bad_videos.jsonl`, the weights of all readouts, and in `model/` the
-encoder with the best of them, which `AutoModelForVideoClassification` or `AutoModelForDepthEstimation` loads.
+encoder with the best of them, which `AutoModelForVideoClassification` or `AutoModelForDepthEstimation` loads (of
+attention readouts, the default of `--readout`).
 """
 
 import copy
@@ -33,9 +34,11 @@ from layerlock_hf.data import BadData
 from layerlock_hf.evaluation import Sweep, load_encoder, sweep_members
 from layerlock_hf.evaluation.features import EncodedFeatures, FeatureStore, FixedClips, StoredFeatures
 from layerlock_hf.evaluation.protocol import Member
+from layerlock_hf.evaluation.readouts import READOUTS
 from layerlock_hf.evaluation.results import build_results, write_results
 from layerlock_hf.evaluation.sweep import METRICS
 from layerlock_hf.evaluation.tasks import TASK_CLASSES
+from layerlock_hf.models import AttentionReadout
 from layerlock_hf.models.modeling_layerlock_readout import depth_of_boxes
 from layerlock_hf.training.processes import run_and_exit
 from pretrain import check_output, message_of, read_lines
@@ -137,16 +140,17 @@ def main(arguments: list[str]):
         encoder = load(encoder_args, sweep_args.seed).to(state.device)
         config = readout_config(encoder, encoder_args)
         sets = SETS[args.task](args, sweep_args, config, output)
-        task = sets.task()
+        task = sets.task(READOUTS[encoder_args.readout])
         members = sweep_members(sweep_args, config.num_hidden_layers)
         settings = asdict(encoder_args) | asdict(args) | asdict(sweep_args)
         settings = {name: value for name, value in settings.items() if name not in INCIDENTAL}
         identity = settings | {"weights": fingerprint(encoder), "num_train": sets.num_train}
         depths = sorted({member.depth for member in members})
+        num_weights = sum(parameter.numel() for parameter in task.build_readout().parameters())
         if state.is_main_process:
             print(
-                f"{len(members)} readouts of {sum(p.numel() for p in task.build_readout().parameters()) / 1e6:.2f}M "
-                f"parameters at depths {depths} of {config.num_hidden_layers}, {sweep_args.num_steps} steps"
+                f"{len(members)} readouts of {num_weights / 1e6:.2f}M parameters at depths {depths} of "
+                f"{config.num_hidden_layers}, {sweep_args.num_steps} steps"
             )
         read_features, training, test = features_and_clips(
             encoder, sets, task, args, sweep_args, depths, {"weights": identity["weights"], "clips": asdict(args)}
@@ -195,7 +199,10 @@ def report(results: dict, sweep: Sweep, encoder, config, sets, args: ClipArgumen
         plot_depth(film(encoder, readout, member, config, sets.test_clips()), output / "depth.png")
     else:
         plot_confusion(results, output / "confusion.png")
-    save_model(encoder, readout, member, config, sets, args, output / MODEL)
+    if isinstance(readout, AttentionReadout):
+        save_model(encoder, readout, member, config, sets, args, output / MODEL)
+    else:
+        print(f"no {MODEL}/: its classes have the readout attention; the weights of all readouts are in {output}")
     metric = TASK_CLASSES[args.task].metrics.main_metric
     for name, entry in (("best", best), ("at depth 0.95", results["fixed_depth"])):
         if entry is not None:
