@@ -18,6 +18,13 @@ SIZED = {
     "readout_hidden_size": ("attention",),
     "readout_num_attention_heads": ("attention", "attentive_probe_v2"),
 }
+# Settings of one task
+ONE_TASK = {
+    "max_test_clips": "depth",
+    "is_still": "classification",
+    "frame_rate": "classification",
+    "probes": "classification",
+}
 
 
 @dataclass
@@ -83,6 +90,10 @@ class ClipArguments:
         default=None,
         metadata={"help": "Folder to keep features in, bfloat16, so that each clip is encoded once (no augment)."},
     )
+    probes: bool = field(
+        default=False,
+        metadata={"help": "Also try k-NN and ridge regression on mean features of clips without augmentation."},
+    )
     decode_timeout: float = field(
         default=DECODE_TIMEOUT, metadata={"help": "Seconds until a video that hangs is given up."}
     )
@@ -95,8 +106,8 @@ class ClipArguments:
             raise ValueError("feature_cache keeps one clip of every video: it needs --augment false")
         if self.task == "depth" and self.num_test_clips != 1:
             raise ValueError("num_test_clips: depth is tested clip by clip; leave it at 1")
-        for name, is_for_depth in (("max_test_clips", True), ("is_still", False), ("frame_rate", False)):
-            if getattr(self, name) not in (None, False) and (self.task == "depth") != is_for_depth:
+        for name, task in ONE_TASK.items():
+            if getattr(self, name) not in (None, False) and self.task != task:
                 raise ValueError(f"{name} is not for {self.task}")
 
     def transform(self, image_size: int) -> ClipTransform:

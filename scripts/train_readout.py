@@ -32,7 +32,8 @@ import layerlock_hf
 from layerlock_hf import LayerLockVideoProcessor
 from layerlock_hf.data import BadData
 from layerlock_hf.evaluation import Sweep, load_encoder, sweep_members
-from layerlock_hf.evaluation.features import EncodedFeatures, FeatureStore, FixedClips, StoredFeatures
+from layerlock_hf.evaluation.features import EncodedFeatures, FeatureStore, FixedClips, StoredFeatures, pooled_features
+from layerlock_hf.evaluation.probes import probe_accuracies
 from layerlock_hf.evaluation.protocol import Member
 from layerlock_hf.evaluation.readouts import READOUTS
 from layerlock_hf.evaluation.results import build_results, write_results
@@ -50,7 +51,7 @@ from readout_sets import SETS
 RESULTS, MODEL = "results.json", "model"
 AUTO_CLASSES = {"classification": AutoModelForVideoClassification, "depth": AutoModelForDepthEstimation}
 # What changes neither the readouts nor their results
-INCIDENTAL = ("output_dir", "num_workers", "save_steps", "feature_cache", "decode_timeout")
+INCIDENTAL = ("output_dir", "num_workers", "save_steps", "feature_cache", "decode_timeout", "probes")
 NUM_FILMS = 4
 
 
@@ -95,6 +96,17 @@ def features_and_clips(encoder, sets, task, args: ClipArguments, sweep_args, dep
     else:
         training = FixedClips(sets.fixed_clips(), sweep_args.num_examples, sweep_args.seed)
     return EncodedFeatures(encoder), training, sets.test_clips()
+
+
+def probe(sets, task, training, test, read_features, depths: list[int], args: ClipArguments, sweep_args) -> list[dict]:
+    """What mean features tell without any training: of the middle of every training video, and of the test clips."""
+    fixed = sets.fixed_clips() if args.augment else training.items
+    size = max(1, (sweep_args.micro_batch_size or sweep_args.batch_size) // args.num_test_clips)
+    parts = [
+        pooled_features(clips, read_features, depths, task.collate_test, size, sweep_args.num_workers)
+        for clips in (fixed, test)
+    ]
+    return probe_accuracies(depths, *parts[0], *parts[1])
 
 
 def save_model(encoder, readout: nn.Module, member: Member, config, sets, args: ClipArguments, folder: Path):
@@ -157,6 +169,9 @@ def main(arguments: list[str]):
         )
         sweep = Sweep(task, read_features, members, sweep_args, training, test, output, identity)
         judged = sweep.run()
+        probes = None
+        if args.probes:
+            probes = probe(sets, task, training, test, read_features, depths, args, sweep_args)
         if state.is_main_process:
             about = {
                 "dataset": args.dataset,
@@ -179,6 +194,7 @@ def main(arguments: list[str]):
                 config.num_hidden_layers,
                 sets.baselines(sweep.errors),
                 about,
+                probes=probes,
             )
             write_results(results, output / RESULTS)
             report(results, sweep, encoder, config, sets, args, members)
@@ -213,6 +229,10 @@ def report(results: dict, sweep: Sweep, encoder, config, sets, args: ClipArgumen
             )
     for name, metrics in results["baselines"].items():
         print(f"{name:14} {metric} {metrics[metric]['value']:.4f}")
+    for name in ("knn_top1", "ridge_top1"):
+        if "probes" in results:
+            row = max(results["probes"], key=lambda row: row[name])
+            print(f"{name:14} {row[name]:.4f}  depth {row['depth']}")
     if results["failed"]:
         print(f"{len(results['failed'])} test items could not be read: see failed in {output / RESULTS}")
 
