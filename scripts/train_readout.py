@@ -161,11 +161,13 @@ def main(arguments: list[str]):
         num_weights = sum(parameter.numel() for parameter in task.build_readout().parameters())
         if state.is_main_process:
             print(
-                f"{len(members)} readouts of {num_weights / 1e6:.2f}M parameters at depths {depths} of "
+                f"{len(members)} readouts of {num_weights:,} parameters at depths {depths} of "
                 f"{config.num_hidden_layers}, {sweep_args.num_steps} steps"
             )
+        clips = {name: settings[name] for name in asdict(args) if name in settings}
+        clips |= {"image_size": config.image_size, "num_frames": config.num_frames}
         read_features, training, test = features_and_clips(
-            encoder, sets, task, args, sweep_args, depths, {"weights": identity["weights"], "clips": asdict(args)}
+            encoder, sets, task, args, sweep_args, depths, {"weights": identity["weights"], "clips": clips}
         )
         sweep = Sweep(task, read_features, members, sweep_args, training, test, output, identity)
         judged = sweep.run()
