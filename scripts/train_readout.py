@@ -1,4 +1,4 @@
-"""Train attention readouts on a frozen encoder, all depths and learning rates from one pass, and test them.
+"""Train readouts on a frozen encoder, all depths and learning rates from one pass, and test them.
 
 python scripts/train_readout.py --model PATH_OR_HUB_ID --task classification|depth --data DATA --output_dir OUT
                                 [--config scripts/recipes/readout-ssv2.yaml] [--SETTING VALUE ...]
@@ -8,7 +8,8 @@ DATA names a data set, with options: EVALUATION_DATA.md beside this program says
 
 OUT receives `results.json`, pictures (`sweep.png`, `curves.png`, and `confusion.png` or `depth.png`), the losses in
 `metrics.jsonl`, videos that cannot be read in `bad_videos.jsonl`, the weights of all readouts, and in `model/` the
-encoder with the best of them, which `AutoModelForVideoClassification` or `AutoModelForDepthEstimation` loads.
+encoder with the best of them, which `AutoModelForVideoClassification` or `AutoModelForDepthEstimation` loads (of
+attention readouts, the default of `--readout`).
 """
 
 import copy
@@ -31,11 +32,14 @@ import layerlock_hf
 from layerlock_hf import LayerLockVideoProcessor
 from layerlock_hf.data import BadData
 from layerlock_hf.evaluation import Sweep, load_encoder, sweep_members
-from layerlock_hf.evaluation.features import EncodedFeatures, FeatureStore, FixedClips, StoredFeatures
+from layerlock_hf.evaluation.features import EncodedFeatures, FeatureStore, FixedClips, StoredFeatures, pooled_features
+from layerlock_hf.evaluation.probes import probe_accuracies
 from layerlock_hf.evaluation.protocol import Member
+from layerlock_hf.evaluation.readouts import READOUTS
 from layerlock_hf.evaluation.results import build_results, write_results
 from layerlock_hf.evaluation.sweep import METRICS
 from layerlock_hf.evaluation.tasks import TASK_CLASSES
+from layerlock_hf.models import AttentionReadout
 from layerlock_hf.models.modeling_layerlock_readout import depth_of_boxes
 from layerlock_hf.training.processes import run_and_exit
 from pretrain import check_output, message_of, read_lines
@@ -49,7 +53,18 @@ AUTO_CLASSES = {"classification": AutoModelForVideoClassification, "depth": Auto
 GENERAL = ("table", "folder", "rgbd")  # kinds of data sets rather than data sets
 # What the settings of `results.json` leave out: which encoder and videos, and what changes no result
 ABOUT_SOURCES = ("model", "random_weights", "data", "test_data", "dataset", "dataset_name")
-INCIDENTAL = ("output_dir", "num_workers", "save_steps", "feature_cache", "decode_timeout")
+INCIDENTAL = (
+    "output_dir",
+    "num_workers",
+    "logging_steps",
+    "eval_steps",
+    "save_steps",
+    "micro_batch_size",
+    "max_parallel_readouts",
+    "feature_cache",
+    "decode_timeout",
+    "probes",
+)
 NUM_FILMS = 4
 
 
@@ -101,6 +116,17 @@ def features_and_clips(encoder, sets, task, args: ClipArguments, sweep_args, dep
     return EncodedFeatures(encoder), training, sets.test_clips()
 
 
+def probe(sets, task, training, test, read_features, depths: list[int], args: ClipArguments, sweep_args) -> list[dict]:
+    """What mean features tell without any training: of the middle of every training video, and of the test clips."""
+    fixed = sets.fixed_clips() if args.augment else training.items
+    size = max(1, (sweep_args.micro_batch_size or sweep_args.batch_size) // args.num_test_clips)
+    parts = [
+        pooled_features(clips, read_features, depths, task.collate_test, size, sweep_args.num_workers)
+        for clips in (fixed, test)
+    ]
+    return probe_accuracies(depths, *parts[0], *parts[1])
+
+
 def save_model(encoder, readout: nn.Module, member: Member, config, sets, args: ClipArguments, folder: Path):
     """The encoder with the readout, and the processor that makes clips as the test does."""
     config = copy.deepcopy(config)
@@ -144,25 +170,30 @@ def main(arguments: list[str]):
         encoder = load(encoder_args, sweep_args.seed).to(state.device)
         config = readout_config(encoder, encoder_args)
         sets = SETS[args.task](args, sweep_args, config, output)
-        task = sets.task()
+        task = sets.task(READOUTS[encoder_args.readout])
         members = sweep_members(sweep_args, config.num_hidden_layers)
         settings = asdict(encoder_args) | asdict(args) | asdict(sweep_args)
         settings = {name: value for name, value in settings.items() if name not in INCIDENTAL + ABOUT_SOURCES}
         sources = {"data": [args.dataset, args.data, args.test_data], "weights": fingerprint(encoder)}
         identity = settings | sources | {"num_train": sets.num_train}
+        identity["max_parallel_readouts"] = sweep_args.max_parallel_readouts  # which readouts share a checkpoint
         clips = {name: value for name, value in asdict(args).items() if name in settings}
         clips |= {"num_frames": config.num_frames, "image_size": config.image_size}
         depths = sorted({member.depth for member in members})
+        num_weights = sum(parameter.numel() for parameter in task.build_readout().parameters())
         if state.is_main_process:
             print(
-                f"{len(members)} readouts of {sum(p.numel() for p in task.build_readout().parameters()) / 1e6:.2f}M "
-                f"parameters at depths {depths} of {config.num_hidden_layers}, {sweep_args.num_steps} steps"
+                f"{len(members)} readouts of {num_weights:,} parameters at depths {depths} of "
+                f"{config.num_hidden_layers}, {sweep_args.num_steps} steps"
             )
         read_features, training, test = features_and_clips(
             encoder, sets, task, args, sweep_args, depths, sources | clips
         )
         sweep = Sweep(task, read_features, members, sweep_args, training, test, output, identity)
         judged = sweep.run()
+        probes = None
+        if args.probes:
+            probes = probe(sets, task, training, test, read_features, depths, args, sweep_args)
         if state.is_main_process:
             about = {
                 "dataset": name_of(args),
@@ -185,6 +216,7 @@ def main(arguments: list[str]):
                 config.num_hidden_layers,
                 sets.baselines(sweep.errors),
                 about,
+                probes=probes,
             )
             write_results(results, output / RESULTS)
             report(results, sweep, encoder, config, sets, args, members)
@@ -205,7 +237,10 @@ def report(results: dict, sweep: Sweep, encoder, config, sets, args: ClipArgumen
         plot_depth(film(encoder, readout, member, config, sets.test_clips()), output / "depth.png")
     else:
         plot_confusion(results, output / "confusion.png")
-    save_model(encoder, readout, member, config, sets, args, output / MODEL)
+    if isinstance(readout, AttentionReadout):
+        save_model(encoder, readout, member, config, sets, args, output / MODEL)
+    else:
+        print(f"no {MODEL}/: its classes have the readout attention; the weights of all readouts are in {output}")
     metric = TASK_CLASSES[args.task].metrics.main_metric
     for name, entry in (("best", best), ("at depth 0.95", results["fixed_depth"])):
         if entry is not None:
@@ -216,6 +251,10 @@ def report(results: dict, sweep: Sweep, encoder, config, sets, args: ClipArgumen
             )
     for name, metrics in results["baselines"].items():
         print(f"{name:14} {metric} {metrics[metric]['value']:.4f}")
+    for name in ("knn_top1", "ridge_top1"):
+        if "probes" in results:
+            row = max(results["probes"], key=lambda row: row[name])
+            print(f"{name:14} {row[name]:.4f}  depth {row['depth']}")
     if results["failed"]:
         print(f"{len(results['failed'])} test items could not be read: see failed in {output / RESULTS}")
 
