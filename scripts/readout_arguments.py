@@ -8,8 +8,23 @@ from cores import count_cores
 from layerlock_hf.data import DECODE_TIMEOUT, ClipTransform
 from layerlock_hf.evaluation import SweepArguments
 from layerlock_hf.evaluation.adapters import DEPTH, LABELLED
+from layerlock_hf.evaluation.readouts import READOUTS
 from layerlock_hf.evaluation.tasks import TASK_CLASSES
 from recipe_flags import parse_with_recipe
+
+
+# Readouts with a size of their own
+SIZED = {
+    "readout_hidden_size": ("attention",),
+    "readout_num_attention_heads": ("attention", "attentive_probe_v2"),
+}
+# Settings of one task
+ONE_TASK = {
+    "max_test_clips": "depth",
+    "is_still": "classification",
+    "frame_rate": "classification",
+    "probes": "classification",
+}
 
 
 @dataclass
@@ -20,10 +35,19 @@ class EncoderArguments:
     random_weights: bool = field(default=False, metadata={"help": "Draw the encoder's weights anew: a control."})
     image_size: int | None = field(default=None, metadata={"help": "Pixels; by default what the encoder is made for."})
     num_frames: int | None = field(default=None, metadata={"help": "Of a clip; by default as the encoder's."})
-    readout_hidden_size: int | None = field(default=None, metadata={"help": "Width of the readouts."})
-    readout_num_attention_heads: int | None = field(
-        default=None, metadata={"help": "Attention heads of the readouts."}
+    readout: str = field(
+        default="attention",
+        metadata={"help": "What is trained on the features; depth needs attention.", "choices": list(READOUTS)},
     )
+    readout_hidden_size: int | None = field(default=None, metadata={"help": "Width of the readouts (attention)."})
+    readout_num_attention_heads: int | None = field(
+        default=None, metadata={"help": "Attention heads of the readouts (attention, attentive_probe_v2)."}
+    )
+
+    def __post_init__(self):
+        for name, readouts in SIZED.items():
+            if getattr(self, name) is not None and self.readout not in readouts:
+                raise ValueError(f"{name} is not for readout={self.readout}, which takes it from the encoder")
 
 
 @dataclass
@@ -38,6 +62,9 @@ class ClipArguments:
         metadata={
             "help": f"What the data set is: {', '.join(LABELLED)} (classification), {', '.join(DEPTH)} (depth)."
         },
+    )
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "What results call it; by default the dataset, or the file of a table."}
     )
     test_data: str | None = field(default=None, metadata={"help": "As data, if the tests lie elsewhere."})
     frame_stride: int = field(default=2, metadata={"help": "Frames from one frame of a clip to the next."})
@@ -66,6 +93,10 @@ class ClipArguments:
         default=None,
         metadata={"help": "Folder to keep features in, bfloat16, so that each clip is encoded once (no augment)."},
     )
+    probes: bool = field(
+        default=False,
+        metadata={"help": "Also try k-NN and ridge regression on mean features of clips without augmentation."},
+    )
     decode_timeout: float = field(
         default=DECODE_TIMEOUT, metadata={"help": "Seconds until a video that hangs is given up."}
     )
@@ -78,9 +109,9 @@ class ClipArguments:
             raise ValueError("feature_cache keeps one clip of every video: it needs --augment false")
         if self.task == "depth" and self.num_test_clips != 1:
             raise ValueError("num_test_clips: depth is tested clip by clip; leave it at 1")
-        for name, is_for_depth in (("max_test_clips", True), ("is_still", False), ("frame_rate", False)):
+        for name, task in ONE_TASK.items():
             is_set = getattr(self, name) is not None and getattr(self, name) is not False
-            if is_set and (self.task == "depth") != is_for_depth:
+            if is_set and self.task != task:
                 raise ValueError(f"{name} is not for {self.task}")
 
     def transform(self, image_size: int) -> ClipTransform:

@@ -1,9 +1,10 @@
 """What train_readout.py trains on and tests: the clips of a data set, per task, and what is known without looking."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
@@ -58,8 +59,8 @@ class LabelledSets:
         """What is trained on and tested, to know it again."""
         return [[part.class_names, part.labels, _names(part.videos)] for part in (self.train, self.test)]
 
-    def task(self) -> Task:
-        return Classification(self.config, len(self.train.class_names), self.args.num_test_clips)
+    def task(self, readout: Callable[..., nn.Module]) -> Task:
+        return Classification(self.config, len(self.train.class_names), self.args.num_test_clips, readout)
 
     def training_clips(self) -> Dataset:
         """By position, augmented."""
@@ -140,8 +141,8 @@ class DepthSets:
         """What is trained on and tested, to know it again."""
         return [[(sequence.name, len(sequence)) for sequence in part] for part in (self.train, self.test)]
 
-    def task(self) -> Task:
-        return Depth(self.config)
+    def task(self, readout: Callable[..., nn.Module]) -> Task:
+        return Depth(self.config, readout=readout)
 
     def training_clips(self) -> Dataset:
         """By position, augmented."""

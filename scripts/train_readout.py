@@ -1,4 +1,4 @@
-"""Train attention readouts on a frozen encoder, all depths and learning rates from one pass, and test them.
+"""Train readouts on a frozen encoder, all depths and learning rates from one pass, and test them.
 
 python scripts/train_readout.py --model PATH_OR_HUB_ID --task classification|depth --data DATA --output_dir OUT
                                 [--config scripts/recipes/readout-ssv2.yaml] [--SETTING VALUE ...]
@@ -8,7 +8,8 @@ DATA names a data set, with options: EVALUATION_DATA.md beside this program says
 
 OUT receives `results.json`, pictures (`sweep.png`, `curves.png`, and `confusion.png` or `depth.png`), the losses in
 `metrics.jsonl`, videos that cannot be read in `bad_videos.jsonl`, the weights of all readouts, and in `model/` the
-encoder with the best of them, which `AutoModelForVideoClassification` or `AutoModelForDepthEstimation` loads.
+encoder with the best of them, which `AutoModelForVideoClassification` or `AutoModelForDepthEstimation` loads (of
+attention readouts, the default of `--readout`).
 """
 
 import copy
@@ -33,11 +34,14 @@ import layerlock_hf
 from layerlock_hf import LayerLockVideoProcessor
 from layerlock_hf.data import BadData
 from layerlock_hf.evaluation import Sweep, load_encoder, sweep_members
-from layerlock_hf.evaluation.features import EncodedFeatures, FeatureStore, FixedClips, StoredFeatures
+from layerlock_hf.evaluation.features import EncodedFeatures, FeatureStore, FixedClips, StoredFeatures, pooled_features
+from layerlock_hf.evaluation.probes import probe_accuracies
 from layerlock_hf.evaluation.protocol import Member
+from layerlock_hf.evaluation.readouts import READOUTS
 from layerlock_hf.evaluation.results import build_results, write_results
 from layerlock_hf.evaluation.sweep import METRICS
 from layerlock_hf.evaluation.tasks import TASK_CLASSES
+from layerlock_hf.models import AttentionReadout
 from layerlock_hf.models.modeling_layerlock_readout import depth_of_boxes
 from layerlock_hf.training.processes import check_shared_folder, run_and_exit, start_processes
 from pretrain import check_output, message_of, read_lines
@@ -48,11 +52,30 @@ from readout_sets import SETS, report_of_bad_videos
 
 RESULTS, MODEL = "results.json", "model"
 AUTO_CLASSES = {"classification": AutoModelForVideoClassification, "depth": AutoModelForDepthEstimation}
-# What changes neither the readouts nor their results
-INCIDENTAL = ("output_dir", "num_workers", "save_steps", "feature_cache", "decode_timeout", "max_bad_fraction")
+GENERAL = ("table", "folder", "rgbd")  # kinds of data sets rather than data sets
+# What the settings of `results.json` leave out: which encoder and videos, and what changes no result
+ABOUT_SOURCES = ("model", "random_weights", "data", "test_data", "dataset", "dataset_name")
+INCIDENTAL = (
+    "output_dir",
+    "num_workers",
+    "logging_steps",
+    "eval_steps",
+    "save_steps",
+    "micro_batch_size",
+    "max_parallel_readouts",
+    "feature_cache",
+    "decode_timeout",
+    "max_bad_fraction",
+    "probes",
+)
 NUM_FILMS = 4
 # Seconds that processes wait for each other: long enough for one that has more features to make than the others
 TIMEOUT_S = 3600
+
+
+def name_of(args: ClipArguments) -> str:
+    """What results call the data set."""
+    return args.dataset_name or (Path(args.data).name if args.dataset in GENERAL else args.dataset)
 
 
 def fingerprint(encoder: nn.Module) -> str:
@@ -63,11 +86,6 @@ def fingerprint(encoder: nn.Module) -> str:
         digest.update(name.encode())
         digest.update(values.detach().cpu().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def telling(settings: dict) -> dict:
-    """Those that results depend on."""
-    return {name: value for name, value in settings.items() if name not in INCIDENTAL}
 
 
 def load(args: EncoderArguments, seed: int) -> nn.Module:
@@ -107,6 +125,17 @@ def features_and_clips(encoder, sets, task, args: ClipArguments, sweep_args, dep
         return read_features, sets.training_clips(), test
     bad_videos = report_of_bad_videos(args, len(fixed))
     return read_features, FixedClips(fixed, sweep_args.num_examples, sweep_args.seed, bad_videos), test
+
+
+def probe(sets, task, training, test, read_features, depths: list[int], args: ClipArguments, sweep_args) -> list[dict]:
+    """What mean features tell without any training: of the middle of every training video, and of the test clips."""
+    fixed = sets.fixed_clips() if args.augment else training.items
+    size = max(1, sweep_args.clips_at_once(PartialState().num_processes) // args.num_test_clips)
+    parts = [
+        pooled_features(clips, read_features, depths, task.collate_test, size, sweep_args.num_workers)
+        for clips in (fixed, test)
+    ]
+    return probe_accuracies(depths, *parts[0], *parts[1])
 
 
 def save_model(encoder, readout: nn.Module, member: Member, config, sets, args: ClipArguments, folder: Path):
@@ -155,26 +184,35 @@ def main(arguments: list[str]):
         encoder = load(encoder_args, sweep_args.seed).to(state.device)
         config = readout_config(encoder, encoder_args)
         sets = SETS[args.task](args, sweep_args, config)
-        task = sets.task()
+        task = sets.task(READOUTS[encoder_args.readout])
         members = sweep_members(sweep_args, config.num_hidden_layers)
-        settings = telling(asdict(encoder_args) | asdict(args) | asdict(sweep_args))
+        settings = asdict(encoder_args) | asdict(args) | asdict(sweep_args)
+        settings = {name: value for name, value in settings.items() if name not in INCIDENTAL + ABOUT_SOURCES}
         contents = hashlib.blake2b(json.dumps(sets.contents()).encode(), digest_size=16).hexdigest()
-        encoded = {"encoder": fingerprint(encoder), "num_train": sets.num_train, "contents of the data": contents}
+        sources = {"data": [args.dataset, args.data, args.test_data], "contents of the data": contents}
+        sources |= {"encoder": fingerprint(encoder)}
+        identity = settings | sources
+        identity["max_parallel_readouts"] = sweep_args.max_parallel_readouts  # which readouts share a checkpoint
+        clips = {name: value for name, value in asdict(args).items() if name in settings}
         depths = sorted({member.depth for member in members})
+        num_weights = sum(parameter.numel() for parameter in task.build_readout().parameters())
         if state.is_main_process:
             print(
-                f"{len(members)} readouts of {sum(p.numel() for p in task.build_readout().parameters()) / 1e6:.2f}M "
-                f"parameters at depths {depths} of {config.num_hidden_layers}, {sweep_args.num_steps} steps"
+                f"{len(members)} readouts of {num_weights:,} parameters at depths {depths} of "
+                f"{config.num_hidden_layers}, {sweep_args.num_steps} steps"
             )
         read_features, training, test = features_and_clips(
-            encoder, sets, task, args, sweep_args, depths, encoded | telling(asdict(args))
+            encoder, sets, task, args, sweep_args, depths, sources | clips
         )
-        sweep = Sweep(task, read_features, members, sweep_args, training, test, output, encoded | settings)
+        sweep = Sweep(task, read_features, members, sweep_args, training, test, output, identity)
         judged = sweep.run()
+        probes = None
+        if args.probes:
+            probes = probe(sets, task, training, test, read_features, depths, args, sweep_args)
         if state.is_main_process:
             about = {
-                "dataset": args.dataset,
-                "model": encoder_args.model,
+                "dataset": name_of(args),
+                "model": encoder_args.model + " (random weights)" * encoder_args.random_weights,
                 "command": shlex.join(["train_readout.py", *arguments]),
                 "settings": settings,
                 "versions": {
@@ -193,6 +231,7 @@ def main(arguments: list[str]):
                 config.num_hidden_layers,
                 sets.baselines(sweep.errors),
                 about,
+                probes=probes,
             )
             write_results(results, output / RESULTS)
             report(results, sweep, encoder, config, sets, args, members)
@@ -213,7 +252,10 @@ def report(results: dict, sweep: Sweep, encoder, config, sets, args: ClipArgumen
         plot_depth(film(encoder, readout, member, config, sets.test_clips(), sweep.errors), output / "depth.png")
     else:
         plot_confusion(results, output / "confusion.png")
-    save_model(encoder, readout, member, config, sets, args, output / MODEL)
+    if isinstance(readout, AttentionReadout):
+        save_model(encoder, readout, member, config, sets, args, output / MODEL)
+    else:
+        print(f"no {MODEL}/: its classes have the readout attention; the weights of all readouts are in {output}")
     metric = TASK_CLASSES[args.task].metrics.main_metric
     for name, entry in (("best", best), ("at depth 0.95", results["fixed_depth"])):
         if entry is not None:
@@ -224,6 +266,10 @@ def report(results: dict, sweep: Sweep, encoder, config, sets, args: ClipArgumen
             )
     for name, metrics in results["baselines"].items():
         print(f"{name:14} {metric} {metrics[metric]['value']:.4f}")
+    for name in ("knn_top1", "ridge_top1"):
+        if "probes" in results:
+            row = max(results["probes"], key=lambda row: row[name])
+            print(f"{name:14} {row[name]:.4f}  depth {row['depth']}")
     if results["failed"]:
         print(f"{len(results['failed'])} test items could not be read: see failed in {output / RESULTS}")
 

@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import ctypes
+import gc
 import itertools
 import mmap
 import multiprocessing
@@ -133,6 +134,9 @@ class Isolated:
             warnings.simplefilter("ignore", DeprecationWarning)
             owner, child = os.getpid(), os.fork()
         if child == 0:
+            # A codec of the parent, freed by the garbage collector here, would wait for threads that the fork has not
+            # copied
+            gc.freeze()
             end_with(owner)
             ours.close()
             _serve(theirs, shared, self.function, self.timeout)

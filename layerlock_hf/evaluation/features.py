@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from ..data.order import ClipOrder
 from ..data.reports import BadData, BadVideos
+from .metrics import in_order
 
 
 IDENTITY = "features.json"
@@ -107,10 +108,7 @@ class FeatureStore(Dataset):
             self.failed |= {item["index"]: item for item in batch["failed"]}
             if len(batch["index"]):
                 self._write(batch, read_features(batch, self.depths))
-        if state.num_processes > 1:
-            gathered = [None] * state.num_processes
-            torch.distributed.all_gather_object(gathered, self.failed)
-            self.failed = {index: item for failed in gathered for index, item in failed.items()}
+        self.failed = {index: item for failed in _gather(self.failed) for index, item in failed.items()}
 
     def _write(self, batch: dict, features: list[torch.Tensor]):
         per_item = len(features[0]) // len(batch["index"])
@@ -139,6 +137,58 @@ class FeatureStore(Dataset):
 
     def _path_of(self, index: int) -> Path:
         return self.folder / f"{index // FILES_PER_FOLDER:05d}" / f"{index:08d}.safetensors"
+
+
+def _gather(value) -> list:
+    """The values of all processes."""
+    state = PartialState()
+    gathered = [value] * state.num_processes
+    if state.num_processes > 1:
+        torch.distributed.all_gather_object(gathered, value)
+    return gathered
+
+
+def pooled_features(
+    items: Dataset,
+    read_features: ReadFeatures,
+    depths: Sequence[int],
+    collate: Callable,
+    batch_size: int,
+    num_workers: int = 0,
+) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """The mean over all tokens of all clips of an item, for every item that can be read; all processes share the work.
+
+    Args:
+        items: as for a `FeatureStore`, or one.
+        read_features: of batches of `collate`.
+        depths: of the features.
+        collate: makes a batch of test items.
+        batch_size: items that a process reads at once.
+        num_workers: of each process.
+
+    Returns:
+        Features, float32 (n, D) per depth, and labels (n,), in the order of the items.
+
+    Raises:
+        ValueError: if no item can be read.
+    """
+    state = PartialState()
+    share = range(state.process_index, len(items), state.num_processes)
+    loader = DataLoader(items, sampler=share, batch_size=batch_size, collate_fn=collate, num_workers=num_workers)
+    parts, errors = [], {}
+    for batch in tqdm(loader, desc="features", leave=False, disable=not state.is_main_process):
+        errors |= {item["index"]: item["error"] for item in batch["failed"]}
+        if len(batch["index"]):
+            means = [features.float().mean(dim=(1, 2)) for features in read_features(batch, depths)]
+            means = torch.stack(means, dim=1).unflatten(0, (len(batch["index"]), -1)).mean(dim=1)
+            parts.append({"index": batch["index"], "labels": batch["labels"], "features": means.cpu()})
+    gathered = _gather((parts, errors))
+    parts = [part for parts, _ in gathered for part in parts]
+    if not parts:
+        errors = {index: error for _, errors in gathered for index, error in errors.items()}
+        raise ValueError(f"none of {len(items)} items can be read; the first says: {errors[min(errors)]}")
+    rows = in_order(parts)
+    return list(rows["features"].unbind(dim=1)), rows["labels"]
 
 
 class FixedClips(Dataset):

@@ -3,7 +3,7 @@
 B clips, N tokens of the grid (t, h, w), D width.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,7 @@ STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 HELD_OUT = 0.2  # share of the samples that chooses the strength of a ridge regression
 NUM_NEIGHBOURS = 10
 TEMPERATURE = 0.07  # of the votes of neighbours (DINO's k-NN)
+MAX_ASKED = 1024  # samples compared with all others at once, which bounds the memory
 
 
 def probe_depths(num_layers: int) -> list[int]:
@@ -67,11 +68,14 @@ def knn_accuracy(
     center = features.mean(dim=0)  # a mean that all share would bring all cosines close to 1
     known = F.normalize(features - center, dim=1)
     asked = known if leaves_out else F.normalize(test_features - center, dim=1)
-    similarities = asked @ known.T
-    if leaves_out:
-        similarities.fill_diagonal_(-torch.inf)
     count = min(num_neighbours, len(features) - leaves_out)
-    nearest, ids = similarities.topk(count, dim=1)
+    found = []
+    for start in range(0, len(asked), MAX_ASKED):
+        similarities = asked[start : start + MAX_ASKED] @ known.T
+        if leaves_out:
+            similarities[:, start : start + MAX_ASKED].fill_diagonal_(-torch.inf)
+        found.append(similarities.topk(count, dim=1))
+    nearest, ids = (torch.cat(parts) for parts in zip(*found, strict=True))
     votes = torch.zeros(len(asked), int(labels.max()) + 1)
     votes.scatter_add_(1, labels[ids], (nearest / TEMPERATURE).exp())
     return (votes.argmax(dim=1) == (labels if leaves_out else test_labels)).double().mean().item()
@@ -120,6 +124,35 @@ def linear_accuracy(
     one_hot, test_one_hot = (F.one_hot(values, num_classes).double() for values in (labels, test_labels))
     predicted, validation = fit_and_predict(features, one_hot, test_features, accuracy)
     return accuracy(predicted, test_one_hot).item(), validation
+
+
+def probe_accuracies(
+    depths: Sequence[int],
+    features: Sequence[torch.Tensor],
+    labels: torch.Tensor,
+    test_features: Sequence[torch.Tensor],
+    test_labels: torch.Tensor,
+) -> list[dict]:
+    """What nearest neighbours and a ridge classifier make of the features of each depth.
+
+    Args:
+        depths: one per element of `features` and `test_features`.
+        features, test_features: float32 (B, D) each.
+        labels, test_labels: (B,).
+
+    Returns:
+        {"depth", "knn_top1", "ridge_top1"} for each depth.
+    """
+    # Tables of videos are often sorted by class: the ridge's held-out last fifth would have classes of its own
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    return [
+        {
+            "depth": depth,
+            "knn_top1": knn_accuracy(known, labels, asked, test_labels),
+            "ridge_top1": linear_accuracy(known[order], labels[order], asked, test_labels)[0],
+        }
+        for depth, known, asked in zip(depths, features, test_features, strict=True)
+    ]
 
 
 def abs_rel(predicted: torch.Tensor, metres: torch.Tensor) -> torch.Tensor:

@@ -44,6 +44,7 @@ CONTENT = {
     "per_depth": [SHOWN],
     "baselines": {...: INTERVALS},
 }
+PROBES = [{"depth": int, "knn_top1": NUMBER, "ridge_top1": NUMBER}]  # may be absent
 CLASSES = {"per_class": [{"name": str, "num": int, "accuracy": NUMBER_OR_NULL}], "confusion": [[int]]}
 
 
@@ -75,6 +76,7 @@ def build_results(
     about: dict,
     num_resamples: int = NUM_RESAMPLES,
     seed: int = 0,
+    probes: list[dict] | None = None,
 ) -> dict:
     """What `results.json` holds.
 
@@ -92,6 +94,7 @@ def build_results(
         about: "dataset", "model", "command", "settings" (what the numbers depend on: steps, sizes, seed; not paths),
             "versions", "seconds", "num_train".
         num_resamples, seed: of the bootstrap (`intervals`).
+        probes: what else was asked of the features (`probes.probe_accuracies`).
 
     Raises:
         ValueError: if rows are missing or too many, or no member predicts finite values.
@@ -155,6 +158,7 @@ def build_results(
         "per_depth": [shown[member] for member in of_depths],
         **_per_class(members[best], test_set.class_names),
         "baselines": {name: with_intervals(judged) for name, judged in baselines.items()},
+        **({} if probes is None else {"probes": probes}),
     }
     check_results(results)
     return results
@@ -220,6 +224,8 @@ def check_results(results) -> None:
         raise ValueError("members is empty")
     if results["fixed_depth"] is not None:
         _check(results["fixed_depth"], SHOWN, "fixed_depth")
+    if "probes" in results:
+        _check(results["probes"], PROBES, "probes")
     if results["task"] == "classification":
         _check(results, CLASSES, "")
         size = len(results["per_class"])

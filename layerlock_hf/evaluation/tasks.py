@@ -3,6 +3,8 @@
 B clips of a batch, n test items of K clips each, Q queries, O outputs of a query.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -21,14 +23,20 @@ class Task:
     Args:
         config: of the readout: sizes of the features and of the readout.
         num_test_clips: clips K of a test item.
+        readout: makes one from the configuration, the number of queries and that of their outputs (`READOUTS`).
     """
 
-    def __init__(self, config, num_test_clips: int = 1):
+    def __init__(self, config, num_test_clips: int = 1, readout: Callable[..., nn.Module] = AttentionReadout):
         self.config = config
         self.num_test_clips = num_test_clips
+        self.readout = readout
 
     def build_readout(self) -> nn.Module:
-        """A readout with fresh weights."""
+        """A readout with fresh weights.
+
+        Raises:
+            ValueError: if this kind of readout is not for the task.
+        """
         raise NotImplementedError
 
     def collate(self, samples: list[dict]) -> dict:
@@ -65,17 +73,23 @@ def _flatten_clips(values):
 
 
 class Classification(Task):
-    """Classes from one query, by cross-entropy (LayerLock, secs. A.4.1 and A.4.2)."""
+    """Classes from one answer for a clip, by cross-entropy (LayerLock, secs. A.4.1 and A.4.2)."""
 
     name = "classification"
     metrics = TASKS[name]
 
-    def __init__(self, config, num_classes: int, num_test_clips: int = 1):
-        super().__init__(config, num_test_clips)
+    def __init__(
+        self,
+        config,
+        num_classes: int,
+        num_test_clips: int = 1,
+        readout: Callable[..., nn.Module] = AttentionReadout,
+    ):
+        super().__init__(config, num_test_clips, readout)
         self.num_classes = num_classes
 
     def build_readout(self) -> nn.Module:
-        return AttentionReadout(self.config, 1, self.num_classes)
+        return self.readout(self.config, 1, self.num_classes)
 
     def count(self, batch: dict) -> torch.Tensor:
         return torch.tensor(len(batch["labels"]))
@@ -97,7 +111,7 @@ class Depth(Task):
     def build_readout(self) -> nn.Module:
         t, h, w = self.config.decoding_grid_size
         frames, rows, columns = self.config.decoding_patch_size
-        return AttentionReadout(self.config, t * h * w, frames * rows * columns)
+        return self.readout(self.config, t * h * w, frames * rows * columns)
 
     def count(self, batch: dict) -> torch.Tensor:
         return is_known_depth(batch["labels"]).sum()

@@ -10,8 +10,10 @@ from layerlock_hf.evaluation import (
     linear_accuracy,
     mean_features,
     probe_depths,
+    probes,
     r2,
 )
+from layerlock_hf.evaluation.probes import probe_accuracies
 from layerlock_hf.models import LayerLockViTModel
 
 
@@ -35,6 +37,19 @@ def test_leaving_one_out_leaves_it_out():
     # A class with a single sample can never be found
     labels = torch.tensor([0, 0, 0, 1])
     assert knn_accuracy(torch.tensor([[1.0, 0], [1, 0.1], [1, -0.1], [-1, 0]]), labels) == 0.75
+
+
+def test_many_are_asked_in_parts(monkeypatch):
+    features, labels = torch.randn(50, 6), torch.arange(50) % 3
+
+    def ask():
+        split = features[:30], labels[:30], features[30:], labels[30:]
+        return knn_accuracy(features, labels), knn_accuracy(*split)
+
+    whole = ask()
+    monkeypatch.setattr(probes, "MAX_ASKED", 7)
+    assert ask() == whole
+    assert 0 < whole[0] < 1
 
 
 def test_neighbours_are_near_in_direction_after_centring(clusters):
@@ -82,6 +97,33 @@ def test_the_strength_suits_held_out_samples():
 def test_linear_accuracy(clusters):
     features, labels = clusters
     assert linear_accuracy(features, labels, features, labels) == (1, 1)
+
+
+def test_probes_of_depths(clusters):
+    features, labels = clusters
+    easy, hard = probe_accuracies(
+        [3, 6], [features, torch.randn(40, 8)], labels, [features, torch.randn(40, 8)], labels
+    )
+    assert easy == {"depth": 3, "knn_top1": 1.0, "ridge_top1": 1.0}
+    assert hard["depth"] == 6
+    assert max(hard["knn_top1"], hard["ridge_top1"]) < 0.6
+
+
+def test_videos_sorted_by_class_are_shuffled_for_the_ridge(clusters, monkeypatch):
+    """It keeps the last fifth of the samples to choose its strength by, which would have a class of their own."""
+    features, labels = clusters
+    order = labels.argsort(stable=True)
+    seen = []
+
+    def record(features, labels, *_):
+        seen.append((features, labels))
+        return 0.5, 0.5
+
+    monkeypatch.setattr(probes, "linear_accuracy", record)
+    probe_accuracies([3], [features[order]], labels[order], [features], labels)
+    ((shuffled, of_them),) = seen
+    assert len(of_them[-8:].unique()) > 2
+    assert torch.equal(shuffled[:, :4].argmax(dim=1), of_them)  # still its own label for each
 
 
 def test_depths():

@@ -94,6 +94,13 @@ def test_results_of_a_sweep(members, test_set):
     }
 
 
+def test_probes_are_kept_and_checked(members, test_set):
+    probes = [{"depth": 4, "knn_top1": 0.4, "ridge_top1": 0.5}]
+    assert build(members, test_set, probes=probes)["probes"] == probes
+    with pytest.raises(ValueError, match=r"probes\[0\].ridge_top1 is missing"):
+        build(members, test_set, probes=[{"depth": 4, "knn_top1": 0.4}])
+
+
 def test_the_order_of_members_decides_nothing(members, test_set):
     tie = {Member(10, 0.95, 3e-4): rows_with(5)}
     expected = build(members | tie, test_set)
