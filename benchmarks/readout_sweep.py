@@ -11,6 +11,7 @@ import argparse
 import statistics
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -97,7 +98,7 @@ def main():
     members = sweep_members(args, config.num_hidden_layers)
     groups = {"together": [members], "one by one": [[member] for member in members]}
 
-    one_step = SweepArguments(num_examples=options.batch_size, batch_size=options.batch_size, bf16=options.bf16)
+    one_step = replace(args, num_examples=options.batch_size, warmup_steps=0)
     flops, seconds, judged = {}, {}, {}
     for name, parts in groups.items():
         with FlopCounterMode(display=False) as counter:  # with the first, slow, passes
