@@ -28,30 +28,23 @@ from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
-from transformers import AutoModelForDepthEstimation, AutoModelForVideoClassification, set_seed
+from transformers import set_seed
 
 import layerlock_hf
-from layerlock_hf import LayerLockVideoProcessor
 from layerlock_hf.data import BadData
 from layerlock_hf.evaluation import Sweep, load_encoder, sweep_members
 from layerlock_hf.evaluation.features import EncodedFeatures, FeatureStore, FixedClips, StoredFeatures, pooled_features
 from layerlock_hf.evaluation.probes import probe_accuracies
-from layerlock_hf.evaluation.protocol import Member
 from layerlock_hf.evaluation.readouts import READOUTS
 from layerlock_hf.evaluation.results import build_results, write_results
-from layerlock_hf.evaluation.sweep import METRICS
-from layerlock_hf.evaluation.tasks import TASK_CLASSES
-from layerlock_hf.models import AttentionReadout
-from layerlock_hf.models.modeling_layerlock_readout import depth_of_boxes
 from layerlock_hf.training.processes import check_shared_folder, run_and_exit, start_processes
-from pretrain import check_output, message_of, read_lines
+from pretrain import check_output, message_of
 from readout_arguments import ClipArguments, EncoderArguments, parse
-from readout_plots import DepthClip, plot_confusion, plot_curves, plot_depth, plot_sweep
+from readout_report import draw, save_model, summarize
 from readout_sets import SETS, report_of_bad_videos
 
 
-RESULTS, MODEL = "results.json", "model"
-AUTO_CLASSES = {"classification": AutoModelForVideoClassification, "depth": AutoModelForDepthEstimation}
+RESULTS = "results.json"
 GENERAL = ("table", "folder", "rgbd")  # kinds of data sets rather than data sets
 # What the settings of `results.json` leave out: which encoder and videos, and what changes no result
 ABOUT_SOURCES = ("model", "random_weights", "data", "test_data", "dataset", "dataset_name")
@@ -68,7 +61,12 @@ INCIDENTAL = (
     "max_bad_fraction",
     "probes",
 )
-NUM_FILMS = 4
+VERSIONS = {
+    "layerlock_hf": layerlock_hf.__version__,
+    "transformers": transformers.__version__,
+    "torch": torch.__version__,
+    "python": platform.python_version(),
+}
 # Seconds that processes wait for each other: long enough for one that has more features to make than the others
 TIMEOUT_S = 3600
 
@@ -86,6 +84,13 @@ def fingerprint(encoder: nn.Module) -> str:
         digest.update(name.encode())
         digest.update(values.detach().cpu().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def sources_of(encoder: nn.Module, sets, args: ClipArguments) -> dict:
+    """What is read and shown, whatever it is called."""
+    contents = hashlib.blake2b(json.dumps(sets.contents()).encode(), digest_size=16).hexdigest()
+    where = [args.dataset, args.data, args.test_data]
+    return {"data": where, "contents of the data": contents, "encoder": fingerprint(encoder)}
 
 
 def load(args: EncoderArguments, seed: int) -> nn.Module:
@@ -138,39 +143,6 @@ def probe(sets, task, training, test, read_features, depths: list[int], args: Cl
     return probe_accuracies(depths, *parts[0], *parts[1])
 
 
-def save_model(encoder, readout: nn.Module, member: Member, config, sets, args: ClipArguments, folder: Path):
-    """The encoder with the readout, and the processor that makes clips as the test does."""
-    config = copy.deepcopy(config)
-    config.readout_depth = member.depth
-    if args.task == "classification":
-        config.id2label = dict(enumerate(sets.train.class_names))
-        config.label2id = {name: index for index, name in config.id2label.items()}
-    model = AUTO_CLASSES[args.task].from_config(config)
-    model.encoder.load_state_dict(encoder.state_dict())
-    getattr(model, f"{args.task}_readout").load_state_dict(readout.state_dict())
-    model.save_pretrained(folder)
-    size = round(config.image_size * args.resize_factor)
-    if args.ignores_aspect:
-        size = {"height": size, "width": size}
-    LayerLockVideoProcessor.from_config(
-        config, size=size, frame_stride=args.frame_stride, frame_rate=args.frame_rate
-    ).save_pretrained(folder)
-
-
-@torch.no_grad()
-def film(encoder, readout: nn.Module, member: Member, config, clips, errors: dict[int, str]) -> list[DepthClip]:
-    """A few test clips with what the readout says of them."""
-    names, shown = clips.names(), []
-    readable = [index for index in range(len(clips)) if index not in errors]
-    for index in readable[:: -(-len(readable) // NUM_FILMS)]:
-        item = clips[index]
-        if "error" not in item:
-            (features,) = EncodedFeatures(encoder)(item, [member.depth])
-            predicted = depth_of_boxes(readout.to(features.device)(features), config)[0].cpu()
-            shown.append(DepthClip(names[index], item["pixel_values_videos"][0], item["labels"], predicted))
-    return shown
-
-
 def main(arguments: list[str]):
     started = time.monotonic()
     try:
@@ -186,14 +158,6 @@ def main(arguments: list[str]):
         sets = SETS[args.task](args, sweep_args, config)
         task = sets.task(READOUTS[encoder_args.readout])
         members = sweep_members(sweep_args, config.num_hidden_layers)
-        settings = asdict(encoder_args) | asdict(args) | asdict(sweep_args)
-        settings = {name: value for name, value in settings.items() if name not in INCIDENTAL + ABOUT_SOURCES}
-        contents = hashlib.blake2b(json.dumps(sets.contents()).encode(), digest_size=16).hexdigest()
-        sources = {"data": [args.dataset, args.data, args.test_data], "contents of the data": contents}
-        sources |= {"encoder": fingerprint(encoder)}
-        identity = settings | sources
-        identity["max_parallel_readouts"] = sweep_args.max_parallel_readouts  # which readouts share a checkpoint
-        clips = {name: value for name, value in asdict(args).items() if name in settings}
         depths = sorted({member.depth for member in members})
         num_weights = sum(parameter.numel() for parameter in task.build_readout().parameters())
         if state.is_main_process:
@@ -201,9 +165,15 @@ def main(arguments: list[str]):
                 f"{len(members)} readouts of {num_weights:,} parameters at depths {depths} of "
                 f"{config.num_hidden_layers}, {sweep_args.num_steps} steps"
             )
+        settings = asdict(encoder_args) | asdict(args) | asdict(sweep_args)
+        settings = {name: value for name, value in settings.items() if name not in INCIDENTAL + ABOUT_SOURCES}
+        sources = sources_of(encoder, sets, args)
+        clips = {name: value for name, value in asdict(args).items() if name in settings}
         read_features, training, test = features_and_clips(
             encoder, sets, task, args, sweep_args, depths, sources | clips
         )
+        # Which readouts share a checkpoint depends on how many are trained at once
+        identity = settings | sources | {"max_parallel_readouts": sweep_args.max_parallel_readouts}
         sweep = Sweep(task, read_features, members, sweep_args, training, test, output, identity)
         judged = sweep.run()
         probes = None
@@ -215,63 +185,22 @@ def main(arguments: list[str]):
                 "model": encoder_args.model + " (random weights)" * encoder_args.random_weights,
                 "command": shlex.join(["train_readout.py", *arguments]),
                 "settings": settings,
-                "versions": {
-                    "layerlock_hf": layerlock_hf.__version__,
-                    "transformers": transformers.__version__,
-                    "torch": torch.__version__,
-                    "python": platform.python_version(),
-                },
+                "versions": VERSIONS,
                 "num_train": sets.num_train,
                 "seconds": time.monotonic() - started,
             }
+            test_set, baselines = sets.test_set(sweep.errors), sets.baselines(sweep.errors)
             results = build_results(
-                args.task,
-                judged,
-                sets.test_set(sweep.errors),
-                config.num_hidden_layers,
-                sets.baselines(sweep.errors),
-                about,
-                probes=probes,
+                args.task, judged, test_set, config.num_hidden_layers, baselines, about, probes=probes
             )
             write_results(results, output / RESULTS)
-            report(results, sweep, encoder, config, sets, args, members)
+            draw(results, sweep, encoder, config, sets, output)
+            save_model(results, sweep, encoder, config, sets, args)
+            summarize(results)
     except (ValueError, StrictDataclassError) as error:
         raise SystemExit(f"error: {error}") from error
     except BadData as error:
         raise SystemExit(f"error: {message_of(error)}") from None
-
-
-def report(results: dict, sweep: Sweep, encoder, config, sets, args: ClipArguments, members: list[Member]):
-    """Pictures, the model, and a summary."""
-    output, best = Path(args.output_dir), results["best"]
-    member = next(m for m in members if (m.depth, m.learning_rate) == (best["depth"], best["learning_rate"]))
-    readout = sweep.load_readout(member)
-    plot_sweep(results, output / "sweep.png")
-    plot_curves(read_lines(output / METRICS), args.task, output / "curves.png")
-    if args.task == "depth":
-        plot_depth(film(encoder, readout, member, config, sets.test_clips(), sweep.errors), output / "depth.png")
-    else:
-        plot_confusion(results, output / "confusion.png")
-    if isinstance(readout, AttentionReadout):
-        save_model(encoder, readout, member, config, sets, args, output / MODEL)
-    else:
-        print(f"no {MODEL}/: its classes have the readout attention; the weights of all readouts are in {output}")
-    metric = TASK_CLASSES[args.task].metrics.main_metric
-    for name, entry in (("best", best), ("at depth 0.95", results["fixed_depth"])):
-        if entry is not None:
-            value = entry["metrics"][metric]
-            print(
-                f"{name:14} {metric} {value['value']:.4f} [{value['low']:.4f}, {value['high']:.4f}]  "
-                f"depth {entry['depth']}, learning rate {entry['learning_rate']:g}"
-            )
-    for name, metrics in results["baselines"].items():
-        print(f"{name:14} {metric} {metrics[metric]['value']:.4f}")
-    for name in ("knn_top1", "ridge_top1"):
-        if "probes" in results:
-            row = max(results["probes"], key=lambda row: row[name])
-            print(f"{name:14} {row[name]:.4f}  depth {row['depth']}")
-    if results["failed"]:
-        print(f"{len(results['failed'])} test items could not be read: see failed in {output / RESULTS}")
 
 
 if __name__ == "__main__":

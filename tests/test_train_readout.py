@@ -16,6 +16,7 @@ from transformers import (
     VideoMAEModel,
 )
 
+import readout_report
 from layerlock_hf import LayerLockVideoProcessor
 from layerlock_hf.data import ClipTransform
 from layerlock_hf.evaluation import DepthTestClips, clips
@@ -37,7 +38,7 @@ def root(tmp_path_factory):
 def without_pictures(monkeypatch):
     """They take most of the time of a short run; those of `outputs` have them."""
     for name in ("plot_sweep", "plot_curves", "plot_confusion", "plot_depth"):
-        monkeypatch.setattr(train_readout, name, lambda *_: None)
+        monkeypatch.setattr(readout_report, name, lambda *_: None)
 
 
 def numbers(results: dict) -> dict:

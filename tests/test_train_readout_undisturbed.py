@@ -13,6 +13,7 @@ import torch
 import train_readout
 from readout_runs import NUM_VIDEOS, assert_close, damage, error_of, flags, run, write_inputs
 
+import readout_report
 from layerlock_hf.evaluation.metrics import TASKS
 from layerlock_hf.evaluation.results import read_results
 from layerlock_hf.models import LayerLockViTConfig, LayerLockViTForPretraining
@@ -33,7 +34,7 @@ def root(tmp_path_factory):
 def without_pictures(monkeypatch):
     """They take most of the time of a short run."""
     for name in ("plot_sweep", "plot_curves", "plot_confusion", "plot_depth"):
-        monkeypatch.setattr(train_readout, name, lambda *_: None)
+        monkeypatch.setattr(readout_report, name, lambda *_: None)
 
 
 def test_kept_features_are_those_of_the_encoder(root, tmp_path):
