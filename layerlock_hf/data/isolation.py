@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import ctypes
+import gc
 import itertools
 import mmap
 import multiprocessing
@@ -84,7 +85,7 @@ class Isolated:
 
     def __del__(self):
         if self._owner == os.getpid():
-            self._end()
+            self._kill()  # the pipe closes itself; in a cycle of references it may have done so before
 
     def __getstate__(self) -> dict:
         return {**vars(self), "_owner": -1, "_child": -1, "_pipe": None, "_shared": None}
@@ -133,6 +134,9 @@ class Isolated:
             warnings.simplefilter("ignore", DeprecationWarning)
             owner, child = os.getpid(), os.fork()
         if child == 0:
+            # A codec of the parent, freed by the garbage collector here, would wait for threads that the fork has not
+            # copied
+            gc.freeze()
             end_with(owner)
             ours.close()
             _serve(theirs, shared, self.function, self.timeout)
@@ -141,8 +145,11 @@ class Isolated:
 
     def _end(self, wait: bool = True) -> int:
         """Kill the child, if it is not dead; the number of the signal that it died of, 0 if of none."""
-        self._owner = -1
         self._pipe.close()
+        return self._kill(wait)
+
+    def _kill(self, wait: bool = True) -> int:
+        self._owner = -1
         try:
             os.kill(self._child, signal.SIGKILL)
             _, status = os.waitpid(self._child, 0 if wait else os.WNOHANG)

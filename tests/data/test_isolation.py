@@ -1,9 +1,12 @@
 import ctypes
+import gc
+import io
 import os
 import signal
 import threading
 import time
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -175,3 +178,36 @@ def is_alive(process):
             return file.read().split()[2] != "Z"
     except FileNotFoundError:
         return False
+
+
+def test_the_child_ends_whichever_of_a_cycle_is_collected_first():
+    isolated = Isolated(abs, 5.0)
+    assert isolated(-1) == 1
+    os.close(isolated._pipe.fileno())  # as the pipe does when it is collected
+    child = isolated._child
+    isolated.__del__()
+    isolated._pipe._handle = None
+    with pytest.raises(ProcessLookupError):
+        os.kill(child, 0)
+
+
+def test_what_the_parent_throws_away_is_not_freed_in_the_child():
+    """A codec that was freed there would wait for its threads, which only the parent has."""
+    container = av.open(io.BytesIO(), "w", format="mp4")
+    stream = container.add_stream("libx264", rate=10)
+    stream.width, stream.height, stream.pix_fmt, stream.thread_count = 320, 240, "yuv420p", 4
+    for _ in range(20):
+        stream.encode(av.VideoFrame(320, 240, "yuv420p"))
+    garbage = [container, stream]
+    garbage.append(garbage)
+    gc.disable()
+    try:
+        del container, stream, garbage
+        assert Isolated(collect_garbage, 3)() == "collected"
+    finally:
+        gc.enable()
+
+
+def collect_garbage():
+    gc.collect()
+    return "collected"
