@@ -3,13 +3,13 @@
 import json
 import shutil
 
-import inspect_data
 import matplotlib.image
 import numpy as np
 import pytest
 import torch
 import yaml
 
+import inspect_data
 import inspect_data_advice
 import inspect_data_plots
 import inspect_data_steps

@@ -115,6 +115,10 @@ def wait_for_work(process):
     """Until the processes of a run are there, or it has ended; returns them."""
     while process.poll() is None and not process.children():  # is_running() holds for a zombie, too
         time.sleep(0.01)
+    return children_of(process)
+
+
+def children_of(process):
     return process.children(recursive=True) if process.poll() is None else []
 
 
@@ -127,7 +131,7 @@ def test_killed_runs_end_with_the_same_bytes(many_videos, tmp_path):
         process = start(many_videos, tmp_path / "out")
         wait_for_work(process)
         time.sleep(delays.uniform(0.02, 0.2))
-        children = process.children(recursive=True) if process.poll() is None else []
+        children = children_of(process)
         process.kill()
         num_kills += process.wait(20) == -signal.SIGKILL
         assert not psutil.wait_procs(children, timeout=10)[1], "processes outlive the run"

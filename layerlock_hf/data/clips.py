@@ -33,7 +33,7 @@ class Clip:
         num_frames: number of frames of the video, on the timeline they were chosen from.
         pixel_aspect: width of a pixel over its height; a player stretches the frames accordingly.
         note: None for a healthy video, else what is wrong with it.
-        is_partial: whether what follows these frames is damaged.
+        is_partial: whether the video has less than it claims: what follows is damaged or missing.
     """
 
     frames: torch.Tensor

@@ -144,11 +144,12 @@ class Isolated:
         self._owner, self._child, self._pipe, self._shared = os.getpid(), child, ours, shared
 
     def _end(self, wait: bool = True) -> int:
-        """Kill the child, if it is not dead; the number of the signal that it died of, 0 if of none."""
+        """As `_kill`, and let go of the pipe."""
         self._pipe.close()
         return self._kill(wait)
 
     def _kill(self, wait: bool = True) -> int:
+        """Kill the child, if it is not dead; the number of the signal that it died of, 0 if of none."""
         self._owner = -1
         try:
             os.kill(self._child, signal.SIGKILL)

@@ -131,10 +131,8 @@ def _constant_rate(source: str) -> Fraction | None:
     with open_video(source) as container:
         stream = container.streams.best("video")
         rate = stream.average_rate or stream.guessed_rate
-        packets = [
-            packet for packet in read_packets(container, stream) if packet and packet.size and not packet.is_discard
-        ]
-        timestamps = [packet.pts for packet in packets]
+        packets = (packet for packet in read_packets(container, stream) if packet is not None)
+        timestamps = [packet.pts for packet in packets if packet.size and not packet.is_discard]
     if rate is None or not timestamps or None in timestamps:
         return None
     # A tick more than rounding: the first timestamp is rounded too
