@@ -14,7 +14,7 @@ from pathlib import Path
 
 import matplotlib
 
-from layerlock_hf.evaluation.metrics import TASKS
+from layerlock_hf.evaluation.metrics import MEASURES
 from layerlock_hf.evaluation.results import FIXED_DEPTH_FRACTION, read_results
 from readout_plots import BEST_COLOUR, SHOWN
 
@@ -70,7 +70,7 @@ class Section:
 
     @property
     def metric(self) -> str:
-        return TASKS[self.task].main_metric
+        return MEASURES[self.task].main_metric
 
     @property
     def anchors(self) -> list[tuple[str, float]]:
@@ -156,7 +156,7 @@ def _section_text(section: Section) -> str:
         "neither the seed of the training nor, where the best was chosen on the test items, that choice."
     )
     notes += [PAPER_NOTE] * bool(section.anchors)
-    direction = "higher" if TASKS[section.task].is_higher_better else "lower"
+    direction = "higher" if MEASURES[section.task].is_higher_better else "lower"
     table = "\n".join(f"| {' | '.join(str(cell) for cell in line)} |" for line in lines)
     title = f"## {_escaped(section.dataset)}: {metric.name}, {direction} is better"
     return "\n\n".join([title, table, *notes]) + "\n"
@@ -250,7 +250,7 @@ def _panel(section: Section, axes):
         names.append(label)
     axes.set_yticks(range(len(names)), [name.replace("$", r"\$") for name in names])
     axes.set_ylim(len(names) - 0.4, -0.6)
-    direction = "right" if TASKS[section.task].is_higher_better else "left"
+    direction = "right" if MEASURES[section.task].is_higher_better else "left"
     axes.set_xlabel(f"{shown.name}; better to the {direction}")
     axes.set_title(section.dataset.replace("$", r"\$"), loc="left", fontsize=12, weight="bold")
     axes.grid(axis="x", alpha=0.3)

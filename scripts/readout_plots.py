@@ -7,7 +7,8 @@ import matplotlib
 import numpy as np
 import torch
 
-from layerlock_hf.evaluation.metrics import MAX_DEPTH, MIN_DEPTH, TASKS
+from layerlock_hf.evaluation.metrics import MEASURES
+from layerlock_hf.models.modeling_layerlock_readout import MAX_DEPTH, is_known_depth
 
 
 matplotlib.use("Agg")
@@ -51,7 +52,7 @@ SHOWN = {
 
 def plot_sweep(results: dict, path: Path):
     """The main metric of every member of a sweep, learning rate by depth; the best is framed."""
-    task = TASKS[results["task"]]
+    task = MEASURES[results["task"]]
     shown = SHOWN[task.main_metric]
     depths = sorted({row["depth"] for row in results["members"]})
     rates = sorted({row["learning_rate"] for row in results["members"]})
@@ -99,13 +100,13 @@ def plot_curves(rows: list[dict], task: str, path: Path):
     Args:
         rows: with "step", "depth", "learning_rate" (the peak that names the member), and "loss" or the main metric of
             the task, or both.
-        task: a key of `TASKS`.
+        task: a key of `MEASURES`.
         path: of the picture.
 
     Raises:
         ValueError: without anything to plot.
     """
-    metric = TASKS[task].main_metric
+    metric = MEASURES[task].main_metric
     lines = [name for name in ("loss", metric) if any(row.get(name) is not None for row in rows)]
     if not lines:
         raise ValueError(f"there are no curves without rows that hold loss or {metric}; log more often")
@@ -247,7 +248,7 @@ def plot_depth(clips: list[DepthClip], path: Path, num_frames: int = 3):
     Truth and prediction share one scale, the same for all clips.
     """
     metres = torch.cat([clip.metres.float().flatten() for clip in clips])
-    known = metres[(metres >= MIN_DEPTH) & (metres <= MAX_DEPTH)].numpy()
+    known = metres[is_known_depth(metres)].numpy()
     near, far = np.percentile(known, (1, 99)) if known.size else (0, MAX_DEPTH)
     depth_colours, error_colours = (
         plt.get_cmap(name).with_extremes(bad=UNKNOWN_COLOUR) for name in ("turbo_r", "magma")
@@ -310,7 +311,7 @@ def _film(clip: DepthClip, num_frames: int) -> list[tuple]:
     film = []
     for time in times.tolist():
         metres, predicted = clip.metres[time].float(), clip.predicted[time].float()
-        is_known = (metres >= MIN_DEPTH) & (metres <= MAX_DEPTH)
+        is_known = is_known_depth(metres)
         truth = torch.where(is_known, metres, torch.nan)
         frame = clip.video[time].permute(1, 2, 0).numpy()
         film.append((time, frame, truth.numpy(), predicted.numpy(), ((predicted - truth).abs() / truth).numpy()))

@@ -10,7 +10,7 @@ from transformers import AutoModelForDepthEstimation, AutoModelForVideoClassific
 from layerlock_hf import LayerLockVideoProcessor
 from layerlock_hf.evaluation import Sweep
 from layerlock_hf.evaluation.features import EncodedFeatures
-from layerlock_hf.evaluation.metrics import TASKS
+from layerlock_hf.evaluation.metrics import MEASURES
 from layerlock_hf.evaluation.protocol import Member
 from layerlock_hf.evaluation.sweep import METRICS
 from layerlock_hf.models import AttentionReadout
@@ -85,7 +85,7 @@ def save_model(results: dict, sweep: Sweep, encoder: nn.Module, config, sets, ar
 
 def summarize(results: dict):
     """Print the best, the one at a fixed depth, and what they must beat."""
-    metric = TASKS[results["task"]].main_metric
+    metric = MEASURES[results["task"]].main_metric
     for name, entry in (("best", results["best"]), ("at depth 0.95", results["fixed_depth"])):
         value = None if entry is None else entry["metrics"][metric]
         if value is not None and value["value"] is not None:

@@ -1,7 +1,7 @@
 """Train readouts on a frozen encoder, all depths and learning rates from one pass, and test them.
 
 python scripts/train_readout.py --model PATH_OR_HUB_ID --task classification|depth --data DATA --output_dir OUT
-                                [--config scripts/recipes/readout-ssv2.yaml] [--SETTING VALUE ...]
+                                [--config scripts/recipes/readouts/ssv2.yaml] [--SETTING VALUE ...]
 
 DATA names a data set, with options: EVALUATION_DATA.md beside this program says how data sets must lie. Under
 `accelerate launch` or `torchrun` all processes share each batch. The same command goes on where it was stopped.

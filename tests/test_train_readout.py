@@ -4,7 +4,6 @@ import shutil
 
 import pytest
 import torch
-import train_readout
 import yaml
 from readout_runs import NUM_TEST, SETTINGS, assert_close, error_of, run, write_inputs
 from transformers import (
@@ -17,11 +16,12 @@ from transformers import (
 )
 
 import readout_report
+import train_readout
 from layerlock_hf import LayerLockVideoProcessor
 from layerlock_hf.data import ClipTransform
 from layerlock_hf.evaluation import DepthTestClips, clips
 from layerlock_hf.evaluation.adapters import read_depth, read_labelled
-from layerlock_hf.evaluation.metrics import TASKS, in_order, judge_classes, judge_depth, mean_probabilities, measure
+from layerlock_hf.evaluation.metrics import MEASURES, in_order, judge_classes, judge_depth, mean_probabilities, measure
 from layerlock_hf.evaluation.results import read_results
 from layerlock_hf.models import LayerLockViTForPretraining
 
@@ -51,7 +51,7 @@ def outputs(root):
     """The folders of a run for each task."""
     run(root, root / "classification", num_test_clips=2)
     run(root, root / "depth", "depth")
-    return {task: root / task for task in TASKS}
+    return {task: root / task for task in MEASURES}
 
 
 @torch.no_grad()
@@ -71,7 +71,7 @@ def test_the_saved_classifier_answers_as_the_results_say(root, outputs):
         logits = model(item["pixel_values_videos"].float() / 255).logits
         label, index = torch.tensor([item["labels"]]), torch.tensor([item["index"]])
         judged.append(judge_classes(mean_probabilities(logits[None]), label, index))
-    measured = measure(TASKS["classification"], in_order(judged))
+    measured = measure(MEASURES["classification"], in_order(judged))
     expected = {name: value["value"] for name, value in results["best"]["metrics"].items()}
     assert measured == pytest.approx(expected, rel=1e-4)
 
@@ -90,7 +90,7 @@ def test_the_saved_depth_estimator_answers_as_the_results_say(root, outputs):
     for item in items:
         predicted = model(item["pixel_values_videos"].float() / 255).predicted_depth
         judged.append(judge_depth(predicted, item["labels"][None], torch.tensor([item["index"]])))
-    measured = measure(TASKS["depth"], in_order(judged))
+    measured = measure(MEASURES["depth"], in_order(judged))
     expected = {name: value["value"] for name, value in results["best"]["metrics"].items()}
     assert measured == pytest.approx(expected, rel=1e-4)
 

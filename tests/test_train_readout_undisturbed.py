@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-import train_readout
 from readout_runs import NUM_VIDEOS, assert_close, damage, error_of, flags, run, write_inputs
 
 import readout_report
-from layerlock_hf.evaluation.metrics import TASKS
+import train_readout
+from layerlock_hf.evaluation.metrics import MEASURES
 from layerlock_hf.evaluation.results import read_results
 from layerlock_hf.models import LayerLockViTConfig, LayerLockViTForPretraining
 
@@ -93,7 +93,7 @@ def test_encoders_are_known_by_their_weights_and_configuration():
     assert train_readout.fingerprint(first) != train_readout.fingerprint(encoder(num_frames=8))
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", MEASURES)
 @pytest.mark.parametrize("augment", [True, False])
 def test_bad_videos_are_told_and_the_others_used(root, tmp_path, task, augment):
     data = damage(root, tmp_path / "data", [2, 9])
@@ -151,7 +151,7 @@ def test_a_killed_run_goes_on(root, tmp_path, feature_cache):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", MEASURES)
 def test_two_processes_change_nothing(root, tmp_path, task):
     """Of tests that they share unevenly, and of the features that they keep."""
     launcher = [str(Path(sys.executable).parent / "torchrun"), "--standalone", "--nproc_per_node", "2"]

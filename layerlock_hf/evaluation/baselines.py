@@ -5,7 +5,7 @@ n test items, K classes, T frames.
 
 import torch
 
-from .metrics import MAX_DEPTH, MIN_DEPTH
+from ..models.modeling_layerlock_readout import MAX_DEPTH, MIN_DEPTH, is_known_depth
 
 
 ASPECT_BANDWIDTH = 0.05  # of log sizes: videos count as alike within about 5%
@@ -85,7 +85,7 @@ class TrainingDepth:
             self._num = torch.zeros_like(self._sum)
         if frames.shape[1:] != self._sum.shape:
             raise ValueError(f"depth maps of {tuple(frames.shape[1:])} follow others of {tuple(self._sum.shape)}")
-        is_known = (frames >= MIN_DEPTH) & (frames <= MAX_DEPTH)
+        is_known = is_known_depth(frames)
         self._sum += torch.where(is_known, frames, 0).sum(dim=0)
         self._num += is_known.sum(dim=0)
         self._histogram += torch.histc(frames[is_known], NUM_BINS, 0, MAX_DEPTH)

@@ -16,13 +16,13 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from ..data import MAX_ATTEMPTS
 from ..data.order import ClipOrder
 from ..data.reports import BadData, BadVideos
 from .metrics import in_order
 
 
 IDENTITY = "features.json"
-MAX_ATTEMPTS = 10
 FILES_PER_FOLDER = 1000
 
 # From a batch and depths to the features at each depth, (B, t, S, D), without autograd

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import torch
 
+from ..models.modeling_layerlock_readout import MIN_DEPTH, is_known_depth
 
-MIN_DEPTH, MAX_DEPTH = 0.001, 10.0  # metres; true depth outside of them is unknown (LayerLock, sec. A.4.3)
+
 EPSILON = 1e-6  # metres, in AbsRel. The paper gives no number; at MIN_DEPTH this one changes an error by a thousandth
 TOP = 5
 NUM_RESAMPLES = 1000
@@ -82,7 +83,7 @@ def judge_depth(predicted: torch.Tensor, metres: torch.Tensor, indices: torch.Te
 
 
 def _depth_sums(predicted: torch.Tensor, metres: torch.Tensor) -> dict[str, float]:
-    is_known = (metres >= MIN_DEPTH) & (metres <= MAX_DEPTH)
+    is_known = is_known_depth(metres)
     truth = torch.where(is_known, metres, 1)
     error = torch.where(is_known, (predicted - metres).abs(), 0)
     relative = error / (truth + EPSILON)
@@ -187,7 +188,7 @@ def depth_metrics(judged: Judged, weights: torch.Tensor) -> dict[str, torch.Tens
 
 
 @dataclass(frozen=True)
-class Task:
+class Measure:
     """How predictions of a kind are measured.
 
     Args:
@@ -201,16 +202,16 @@ class Task:
     is_higher_better: bool
 
 
-TASKS = {
-    "classification": Task(classification_metrics, "top1", is_higher_better=True),
-    "depth": Task(depth_metrics, "abs_rel", is_higher_better=False),
+MEASURES = {
+    "classification": Measure(classification_metrics, "top1", is_higher_better=True),
+    "depth": Measure(depth_metrics, "abs_rel", is_higher_better=False),
 }
 
 
-def measure(task: Task, judged: Judged) -> dict[str, float]:
+def measure(kind: Measure, judged: Judged) -> dict[str, float]:
     """The metrics of all rows. They are not finite where predictions are not."""
     weights = torch.ones(1, len(judged["index"]), dtype=torch.float64)
-    return {name: value.item() for name, value in task.metrics(judged, weights).items()}
+    return {name: value.item() for name, value in kind.metrics(judged, weights).items()}
 
 
 def confusion_matrix(judged: Judged, num_classes: int) -> torch.Tensor:
@@ -239,7 +240,7 @@ def resampling_units(num_items: int, groups: list[str] | None) -> tuple[torch.Te
 
 
 def intervals(
-    task: Task,
+    kind: Measure,
     judged: Judged,
     groups: list[str] | None = None,
     num_resamples: int = NUM_RESAMPLES,
@@ -254,7 +255,7 @@ def intervals(
     test items, it does not include that choice, which flatters the best. With few groups it is too narrow.
 
     Args:
-        task: a value of `TASKS`.
+        kind: a value of `MEASURES`.
         judged: rows in the order of the test items.
         groups: the group of each row.
         num_resamples: draws.
@@ -277,10 +278,10 @@ def intervals(
         counts = torch.zeros(size, num_units, dtype=torch.float64).scatter_add_(
             1, drawn, torch.ones_like(drawn, dtype=torch.float64)
         )
-        parts.append(task.metrics(judged, counts[:, units]))
+        parts.append(kind.metrics(judged, counts[:, units]))
     edges = torch.tensor([(1 - confidence) / 2, (1 + confidence) / 2], dtype=torch.float64)
     found = {}
-    for name, value in measure(task, judged).items():
+    for name, value in measure(kind, judged).items():
         low, high = torch.cat([part[name] for part in parts]).quantile(edges).tolist()
         found[name] = {"value": value, "low": low, "high": high}
     return found

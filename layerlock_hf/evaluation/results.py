@@ -10,7 +10,16 @@ from pathlib import Path
 import torch
 
 from ..models import readout_depth_from_fraction
-from .metrics import CONFIDENCE, NUM_RESAMPLES, TASKS, Judged, confusion_matrix, intervals, measure, resampling_units
+from .metrics import (
+    CONFIDENCE,
+    MEASURES,
+    NUM_RESAMPLES,
+    Judged,
+    confusion_matrix,
+    intervals,
+    measure,
+    resampling_units,
+)
 from .protocol import Member
 
 
@@ -86,7 +95,7 @@ def build_results(
     depth, are listed with those that failed.
 
     Args:
-        task: a key of `TASKS`.
+        task: a key of `MEASURES`.
         members: of the sweep, each with a row for every item that did not fail (`judge_classes`, `judge_depth`).
         test_set: the items.
         num_layers: of the encoder; says which depth is at the fraction 0.95.
@@ -99,8 +108,8 @@ def build_results(
     Raises:
         ValueError: if rows are missing or too many, or no member predicts finite values.
     """
-    if task not in TASKS:
-        raise ValueError(f"task is {task!r}; choose among {', '.join(TASKS)}")
+    if task not in MEASURES:
+        raise ValueError(f"task is {task!r}; choose among {', '.join(MEASURES)}")
     if not members:
         raise ValueError("a sweep without members has no results")
     for member, judged in members.items():
@@ -117,7 +126,7 @@ def build_results(
 
     def with_intervals(judged: Judged) -> dict:
         rows = {name: values[is_measurable] for name, values in judged.items()}
-        found = intervals(TASKS[task], rows, groups, num_resamples, seed=seed)
+        found = intervals(MEASURES[task], rows, groups, num_resamples, seed=seed)
         return {name: {key: _finite(number) for key, number in values.items()} for name, values in found.items()}
 
     def entry(member: Member, metrics: dict) -> dict:
@@ -150,7 +159,7 @@ def build_results(
             "num_units": int(units.max()) + 1,
         },
         "members": [
-            entry(member, {name: _finite(value) for name, value in measure(TASKS[task], members[member]).items()})
+            entry(member, {name: _finite(value) for name, value in measure(MEASURES[task], members[member]).items()})
             for member in ordered
         ],
         "best": shown[best],
@@ -184,10 +193,10 @@ def _first_error(test_set: TestSet) -> str:
 
 def _scores(task: str, members: dict[Member, Judged]) -> dict[Member, float]:
     """Least for the best member, infinite for those that do not predict finite values."""
-    metric, sign = TASKS[task].main_metric, -1 if TASKS[task].is_higher_better else 1
+    metric, sign = MEASURES[task].main_metric, -1 if MEASURES[task].is_higher_better else 1
     scores = {}
     for member, judged in members.items():
-        value = measure(TASKS[task], judged)[metric]
+        value = measure(MEASURES[task], judged)[metric]
         scores[member] = sign * value if math.isfinite(value) else math.inf
     return scores
 
@@ -218,8 +227,8 @@ def check_results(results) -> None:
         ValueError: naming the first thing that is wrong.
     """
     _check(results, CONTENT, "")
-    if results["task"] not in TASKS:
-        raise ValueError(f"task is {results['task']!r}, not one of {', '.join(TASKS)}")
+    if results["task"] not in MEASURES:
+        raise ValueError(f"task is {results['task']!r}, not one of {', '.join(MEASURES)}")
     if not results["members"]:
         raise ValueError("members is empty")
     if results["fixed_depth"] is not None:
@@ -231,7 +240,7 @@ def check_results(results) -> None:
         size = len(results["per_class"])
         if [len(row) for row in results["confusion"]] != [size] * size:
             raise ValueError(f"confusion must be {size} lists of {size} counts, as per_class has {size} classes")
-    main_metric = TASKS[results["task"]].main_metric
+    main_metric = MEASURES[results["task"]].main_metric
     measured = {f"members[{place}]": row["metrics"] for place, row in enumerate(results["members"])}
     measured |= {f"per_depth[{place}]": row["metrics"] for place, row in enumerate(results["per_depth"])}
     measured |= {name: results[name]["metrics"] for name in ("best", "fixed_depth") if results[name] is not None}

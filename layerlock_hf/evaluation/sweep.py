@@ -16,7 +16,7 @@ from .metrics import Judged, in_order, measure, without
 from .protocol import Member, SweepArguments
 
 
-METRICS, PROGRESS, READOUTS = "metrics.jsonl", "progress.pt", "readouts"
+METRICS, PROGRESS, WEIGHTS = "metrics.jsonl", "progress.pt", "readouts"
 
 
 class _Batches:
@@ -156,7 +156,7 @@ class Sweep:
         Raises:
             ValueError: if no test item can be read.
         """
-        (self.output / READOUTS).mkdir(parents=True, exist_ok=True)
+        (self.output / WEIGHTS).mkdir(parents=True, exist_ok=True)
         self._cut_metrics()
         for number, members in enumerate(self.rounds, start=1):
             if members[0].name not in self.finished:
@@ -278,7 +278,7 @@ class Sweep:
                 tensor.copy_(part.view_as(tensor))
 
     def _weights_of(self, member: Member) -> Path:
-        return self.output / READOUTS / f"{member.name}.safetensors"
+        return self.output / WEIGHTS / f"{member.name}.safetensors"
 
     def _write_metrics(self, step: int, values: dict[Member, dict[str, float]]):
         if self.state.is_main_process:

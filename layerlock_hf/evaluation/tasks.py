@@ -12,7 +12,7 @@ from torch.utils.data import default_collate
 
 from ..models import AttentionReadout
 from ..models.modeling_layerlock_readout import depth_loss, depth_of_boxes, is_known_depth
-from .metrics import TASKS, Judged, judge_classes, judge_depth, mean_probabilities
+from .metrics import MEASURES, Judged, judge_classes, judge_depth, mean_probabilities
 
 
 IN_BATCHES = ("pixel_values_videos", "features", "labels", "index")  # of what test items hold
@@ -76,7 +76,7 @@ class Classification(Task):
     """Classes from one answer for a clip, by cross-entropy (LayerLock, secs. A.4.1 and A.4.2)."""
 
     name = "classification"
-    metrics = TASKS[name]
+    metrics = MEASURES[name]
 
     def __init__(
         self,
@@ -106,7 +106,7 @@ class Depth(Task):
     """Metres from one query per box of pixels, by squared error (LayerLock, sec. A.4.3)."""
 
     name = "depth"
-    metrics = TASKS[name]
+    metrics = MEASURES[name]
 
     def build_readout(self) -> nn.Module:
         t, h, w = self.config.decoding_grid_size

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import train_readout
 
+import train_readout
 from layerlock_hf.data.procedural import read_depth, write_procedural_dataset
 from layerlock_hf.evaluation.results import read_results
 from layerlock_hf.models import LayerLockViTConfig, LayerLockViTForPretraining

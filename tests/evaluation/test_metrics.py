@@ -9,7 +9,7 @@ from torchmetrics.functional.classification import multiclass_accuracy, multicla
 
 from layerlock_hf.evaluation.metrics import (
     EPSILON,
-    TASKS,
+    MEASURES,
     confusion_matrix,
     in_order,
     intervals,
@@ -21,7 +21,7 @@ from layerlock_hf.evaluation.metrics import (
 )
 
 
-CLASSIFICATION, DEPTH = TASKS["classification"], TASKS["depth"]
+CLASSIFICATION, DEPTH = MEASURES["classification"], MEASURES["depth"]
 NUM_CLASSES = 8
 
 

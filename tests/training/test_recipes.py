@@ -19,7 +19,7 @@ from layerlock_hf.training import (
 
 
 RECIPES = Path(__file__).resolve().parents[2] / "scripts" / "recipes"
-PATHS = sorted(RECIPES.rglob("*.yaml"))
+PATHS = sorted(path for path in RECIPES.rglob("*.yaml") if path.parent.name != "readouts")
 PAPERS = [path for path in PATHS if not path.stem.startswith("demo")]
 STAGE_FIELDS = {field.name for field in dataclasses.fields(StageArguments)}
 TRAINING_FIELDS = {field.name for field in dataclasses.fields(LayerLockTrainingArguments)}
