@@ -20,7 +20,7 @@ from layerlock_hf.training import load_recipe
 
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
-RECIPES = sorted((SCRIPTS / "recipes").rglob("*.yaml"))
+RECIPES = sorted(path for path in (SCRIPTS / "recipes").rglob("*.yaml") if path.parent.name != "readouts")
 # Recipes keep all but their widths and the size of their clips
 NARROW = {
     "hidden_size": 32,
