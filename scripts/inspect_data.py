@@ -29,7 +29,8 @@ from layerlock_hf.data import (
     ClipTransform,
     PretrainingCollator,
 )
-from pretrain import build_clips, check_output, print_table, read_lines
+from outputs import check_output, print_table, read_lines
+from pretrain import REPORTS, build_clips
 from pretrain_arguments import parse
 
 
@@ -76,7 +77,7 @@ def inspect(arguments: list[str], scratch: Path) -> tuple[Measured, list[dict], 
     if data_args.decode_device != "cpu":
         raise ValueError(f"decode_device is {data_args.decode_device}: only decoding on the CPU can be timed in steps")
     output = Path(training_args.output_dir)
-    check_output(output)
+    check_output(output, REPORTS)
     overrides = {name: value for name, value in vars(model_args).items() if value is not None and name != "preset"}
     config = LayerLockViTConfig.from_preset(model_args.preset, **overrides)
     data_args.max_bad_fraction = 1.0

@@ -39,6 +39,7 @@ from layerlock_hf.training.checkpoints import CheckpointNotWritten
 from layerlock_hf.training.processes import run_and_exit
 from layerlock_hf.training.run_file import CheckpointRefused, target_label
 from layerlock_hf.training.trainer import LossNotFinite
+from outputs import check_output, message_of, print_table, read_lines
 from pretrain_arguments import DataArguments, parse
 
 
@@ -48,29 +49,6 @@ PREEMPTED = 128 + signal.SIGTERM  # exit status: a checkpoint was written, start
 # How the message begins with which PyTorch tells that a data worker was killed. It has no class for it
 LOST_WORKER = "DataLoader worker"
 STAGES, METRICS, BAD_VIDEOS = REPORTS = ("stages.json", "metrics.jsonl", "bad_videos.jsonl")
-
-
-def check_output(folder: Path):
-    """Make sure that OUT can be written, and leave what it holds as it is."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-        for path in (folder / name for name in REPORTS):
-            if path.exists():
-                path.open("a").close()
-    except OSError as error:
-        raise ValueError(f"output_dir: cannot write to {folder}: {error}") from error
-
-
-def read_lines(path: Path) -> list[dict]:
-    """The lines of a file of JSON, but for one that a crash or a full disk cut short."""
-    lines = []
-    for line in path.read_text().splitlines():
-        try:
-            lines.append(json.loads(line))
-        except ValueError:
-            logger.warning(f"left out a line of {path} that is not whole: {line[:40]}")
-    return lines
 
 
 class Reports(TrainerCallback):
@@ -131,21 +109,6 @@ def describe_stages(model: LayerLockViTForPretraining, stages) -> list[dict]:
             }
         )
     return rows
-
-
-def message_of(error: BadData | LossNotFinite) -> str:
-    """Without the traceback that it comes with from a data worker."""
-    return str(error).splitlines()[-1].removeprefix(f"{BadData.__module__}.{BadData.__name__}: ")
-
-
-def print_table(rows: list[dict]):
-    columns = list(rows[0])
-    cells = [
-        [f"{row[name]:.3f}" if isinstance(row[name], float) else str(row[name]) for name in columns] for row in rows
-    ]
-    widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
-    for line in [columns, *cells]:
-        print("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)), flush=True)
 
 
 def clips_per_step(training_args: LayerLockTrainingArguments) -> int:
@@ -240,7 +203,7 @@ def build(arguments: list[str]):
         if source.is_dir() and output.resolve().is_relative_to(source.resolve()):
             raise ValueError(f"output_dir: {output} lies within train_data, whose files are taken for videos")
     if training_args.process_index == 0:
-        check_output(output)
+        check_output(output, REPORTS)
     PartialState().wait_for_everyone()
 
     report = output / BAD_VIDEOS

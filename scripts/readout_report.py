@@ -15,7 +15,7 @@ from layerlock_hf.evaluation.protocol import Member
 from layerlock_hf.evaluation.sweep import METRICS
 from layerlock_hf.models import AttentionReadout
 from layerlock_hf.models.modeling_layerlock_readout import depth_of_boxes
-from pretrain import read_lines
+from outputs import read_lines
 from readout_arguments import ClipArguments
 from readout_plots import DepthClip, plot_confusion, plot_curves, plot_depth, plot_sweep
 

@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
@@ -19,8 +21,9 @@ from layerlock_hf.evaluation import (
 )
 from layerlock_hf.evaluation.adapters import read_depth, read_labelled
 from layerlock_hf.evaluation.baselines import TrainingDepth, class_frequencies, frame_shape_probabilities
-from layerlock_hf.evaluation.metrics import Judged, in_order, judge_classes, judge_depth
+from layerlock_hf.evaluation.metrics import Judged, judge_classes, judge_depth
 from layerlock_hf.evaluation.results import TestSet
+from layerlock_hf.evaluation.sweep import Baseline
 from layerlock_hf.evaluation.tasks import Classification, Depth, Task
 from readout_arguments import ClipArguments
 
@@ -56,7 +59,7 @@ class LabelledSets:
         return len(self.train.labels)
 
     def contents(self) -> list:
-        """What is trained on and tested, to know it again."""
+        """What is trained on, and what is tested, to know it again."""
         return [[part.class_names, part.labels, _names(part.videos)] for part in (self.train, self.test)]
 
     def task(self, readout: Callable[..., nn.Module]) -> Task:
@@ -100,27 +103,39 @@ class LabelledSets:
     def test_set(self, errors: dict[int, str]) -> TestSet:
         return TestSet(_names(self.test.videos), errors, self.test.groups, self.train.class_names)
 
-    def baselines(self, errors: dict[int, str]) -> dict[str, Judged]:
-        """The commonest class, and what the shape and the size of the frames alone tell of the class."""
-        kept = torch.tensor([index for index in range(len(self.test.labels)) if index not in errors])
-        labels = torch.tensor(self.test.labels)[kept]
-        num_classes = len(self.train.class_names)
-        found = {"majority": class_frequencies(self.train.labels, num_classes, len(kept))}
-        sizes, train_labels = self._sizes(self.train, range(0, self.num_train, -(-self.num_train // MAX_VIDEOS)))
-        test_sizes, _ = self._sizes(self.test, kept.tolist())
-        if len(test_sizes) == len(kept):
-            for name, uses_size in (("aspect_ratio", False), ("frame_size", True)):
-                found[name] = frame_shape_probabilities(sizes, train_labels, test_sizes, num_classes, uses_size)
-        return {name: judge_classes(probabilities, labels, kept) for name, probabilities in found.items()}
+    def baselines(self) -> dict[str, Baseline]:
+        """The commonest class, and what the shape and the size of the frames alone tell of the class.
 
-    def _sizes(self, videos, indices) -> tuple[list[tuple[int, int]], list[int]]:
-        """Height and width of the videos that can be read, and their labels."""
+        Raises:
+            ValueError: if no training video can be read.
+        """
+        num_classes = len(self.train.class_names)
+        sizes, labels = _from_main_process(self._training_sizes)
+
+        def majority(batch: dict) -> torch.Tensor:
+            return class_frequencies(self.train.labels, num_classes, len(batch["labels"]))
+
+        def aspect_ratio(batch: dict) -> torch.Tensor:
+            return frame_shape_probabilities(sizes, labels, batch["size"], num_classes)
+
+        def frame_size(batch: dict) -> torch.Tensor:
+            return frame_shape_probabilities(sizes, labels, batch["size"], num_classes, uses_size=True)
+
+        return {predict.__name__: _judged(predict) for predict in (majority, aspect_ratio, frame_size)}
+
+    def _training_sizes(self) -> tuple[torch.Tensor, list[int]]:
+        """Height and width of training videos that can be read, (n, 2), and their labels."""
+        transform = ClipTransform(SHAPE_SIZE)
         clips = TestClips(
-            videos.videos, videos.labels, 1, 1, ClipTransform(SHAPE_SIZE), decode_timeout=self.args.decode_timeout
+            self.train.videos, self.train.labels, 1, 1, transform, decode_timeout=self.args.decode_timeout
         )
-        items = _items(Subset(clips, list(indices)), self.sweep.num_workers, "sizes")
-        items = [item for item in items if "error" not in item]
-        return [item["size"] for item in items], [item["labels"] for item in items]
+        chosen = Subset(clips, range(0, self.num_train, -(-self.num_train // MAX_VIDEOS)))
+        items = [item for item in _items(chosen, self.sweep.num_workers, "sizes") if "error" not in item]
+        if not items:
+            raise ValueError(
+                f"data: none of {len(chosen)} training videos can be read; the first says: {clips[0]['error']}"
+            )
+        return torch.stack([item["size"] for item in items]), [item["labels"] for item in items]
 
 
 class DepthSets:
@@ -135,10 +150,11 @@ class DepthSets:
 
     @property
     def num_train(self) -> int:
-        return sum(map(len, self.train))
+        """Clips that the recordings are cut into, as those of the test are."""
+        return len(self.fixed_clips())
 
     def contents(self) -> list:
-        """What is trained on and tested, to know it again."""
+        """What is trained on, and what is tested, to know it again."""
         return [[(sequence.name, len(sequence)) for sequence in part] for part in (self.train, self.test)]
 
     def task(self, readout: Callable[..., nn.Module]) -> Task:
@@ -179,23 +195,28 @@ class DepthSets:
         clips = self._test_clips
         return TestSet(clips.names(), errors, clips.groups(), [])
 
-    def baselines(self, errors: dict[int, str]) -> dict[str, Judged]:
-        """Depth that is the same for every clip: a number, or a map. None if the truth cannot be read again."""
-        clips = self._clips(self.train, MAX_CLIPS)
+    def baselines(self) -> dict[str, Baseline]:
+        """Depth that is the same for every clip: a number, or a map.
+
+        Raises:
+            ValueError: if the depth of no training clip is known.
+        """
+
+        def judged(predicted: torch.Tensor) -> Baseline:
+            def judge(batch: dict) -> Judged:
+                metres = batch["labels"]
+                return judge_depth(predicted.to(metres.device).expand_as(metres), metres, batch["index"])
+
+            return judge
+
+        return {name: judged(predicted) for name, predicted in _from_main_process(self._training_depth).items()}
+
+    def _training_depth(self) -> dict[str, torch.Tensor]:
         depth = TrainingDepth()
-        for item in _items(clips, self.sweep.num_workers, "depth of training"):
+        for item in _items(self._clips(self.train, MAX_CLIPS), self.sweep.num_workers, "depth of training"):
             if "error" not in item:
                 depth.add(item["labels"])
-        maps = depth.baselines()
-        judged = {name: [] for name in maps}
-        kept = Subset(self._test_clips, [index for index in range(len(self._test_clips)) if index not in errors])
-        for item in _items(kept, self.sweep.num_workers, "baselines"):
-            if "error" in item:
-                return {}
-            metres, index = item["labels"][None], torch.tensor([item["index"]])
-            for name, predicted in maps.items():
-                judged[name].append(judge_depth(predicted.expand_as(metres), metres, index))
-        return {name: in_order(parts) for name, parts in judged.items()}
+        return depth.baselines()
 
 
 def report_of_bad_videos(args: ClipArguments, num_clips: int) -> BadVideos:
@@ -205,6 +226,16 @@ def report_of_bad_videos(args: ClipArguments, num_clips: int) -> BadVideos:
 
 def _names(videos) -> list[str]:
     return [name_of(row, index) for index, row in enumerate(videos)]
+
+
+def _judged(predict: Callable[[dict], torch.Tensor]) -> Baseline:
+    return lambda batch: judge_classes(predict(batch), batch["labels"], batch["index"])
+
+
+def _from_main_process(make: Callable):
+    """What the main process makes, in all processes."""
+    made = [make() if PartialState().is_main_process else None]
+    return broadcast_object_list(made)[0]
 
 
 def _items(dataset: Dataset, num_workers: int, name: str) -> Iterator[dict]:

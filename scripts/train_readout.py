@@ -13,12 +13,10 @@ attention readouts, the default of `--readout`).
 """
 
 import copy
-import hashlib
-import json
+import os
 import platform
 import shlex
 import sys
-import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -33,18 +31,19 @@ from transformers import set_seed
 import layerlock_hf
 from layerlock_hf.data import BadData
 from layerlock_hf.evaluation import Sweep, load_encoder, sweep_members
-from layerlock_hf.evaluation.features import EncodedFeatures, FeatureStore, FixedClips, StoredFeatures, pooled_features
-from layerlock_hf.evaluation.probes import probe_accuracies
 from layerlock_hf.evaluation.readouts import READOUTS
 from layerlock_hf.evaluation.results import build_results, write_results
+from layerlock_hf.evaluation.sweep import METRICS
 from layerlock_hf.training.processes import check_shared_folder, run_and_exit, start_processes
-from pretrain import check_output, message_of
-from readout_arguments import ClipArguments, EncoderArguments, parse
+from outputs import check_output, message_of
+from readout_arguments import SIZED, ClipArguments, EncoderArguments, parse
+from readout_features import features_and_clips, probe, sources_of
 from readout_report import draw, save_model, summarize
-from readout_sets import SETS, report_of_bad_videos
+from readout_sets import BAD_VIDEOS, SETS
 
 
 RESULTS = "results.json"
+REPORTS = (METRICS, BAD_VIDEOS)
 GENERAL = ("table", "folder", "rgbd")  # kinds of data sets rather than data sets
 # What the settings of `results.json` leave out: which encoder and videos, and what changes no result
 ABOUT_SOURCES = ("model", "random_weights", "data", "test_data", "dataset", "dataset_name")
@@ -76,21 +75,12 @@ def name_of(args: ClipArguments) -> str:
     return args.dataset_name or (Path(args.data).name if args.dataset in GENERAL else args.dataset)
 
 
-def fingerprint(encoder: nn.Module) -> str:
-    """Of the configuration and all weights, wherever they were loaded from."""
-    config = {name: value for name, value in encoder.config.to_dict().items() if name != "_name_or_path"}
-    digest = hashlib.blake2b(json.dumps(config, sort_keys=True, default=str).encode(), digest_size=16)
-    for name, values in encoder.state_dict().items():
-        digest.update(name.encode())
-        digest.update(values.detach().cpu().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def sources_of(encoder: nn.Module, sets, args: ClipArguments) -> dict:
-    """What is read and shown, whatever it is called."""
-    contents = hashlib.blake2b(json.dumps(sets.contents()).encode(), digest_size=16).hexdigest()
-    where = [args.dataset, args.data, args.test_data]
-    return {"data": where, "contents of the data": contents, "encoder": fingerprint(encoder)}
+def settings_of(encoder_args: EncoderArguments, args: ClipArguments, sweep_args, config) -> dict:
+    """What the numbers depend on, for `results.json`: defaults that depend on the encoder as they were used."""
+    settings = asdict(encoder_args) | asdict(args) | asdict(sweep_args)
+    settings |= {name: getattr(config, name) for name in ("image_size", "num_frames")}
+    settings |= {name: getattr(config, name) for name, kinds in SIZED.items() if encoder_args.readout in kinds}
+    return {name: value for name, value in settings.items() if name not in INCIDENTAL + ABOUT_SOURCES}
 
 
 def load(args: EncoderArguments, seed: int) -> nn.Module:
@@ -110,49 +100,18 @@ def readout_config(encoder: nn.Module, args: EncoderArguments):
     return config
 
 
-def features_and_clips(encoder, sets, task, args: ClipArguments, sweep_args, depths: list[int], identity: dict):
-    """How features are had, and the clips of training and of the test."""
-    if args.feature_cache is not None:
-        state, stores = PartialState(), []
-        for name, clips, per_item in (
-            ("train", sets.fixed_clips(), 1),
-            ("test", sets.test_clips(), args.num_test_clips),
-        ):
-            store = FeatureStore(Path(args.feature_cache) / name, clips, depths, identity)
-            batch_size = max(1, sweep_args.clips_at_once(state.num_processes) // per_item)
-            with torch.autocast(state.device.type, torch.bfloat16, enabled=sweep_args.bf16):
-                store.fill(EncodedFeatures(encoder), task.collate_test, batch_size, sweep_args.num_workers)
-            stores.append(store)
-        read_features, (fixed, test) = StoredFeatures(state.device), stores
-    else:
-        read_features, fixed, test = EncodedFeatures(encoder), sets.fixed_clips(), sets.test_clips()
-    if args.augment:
-        return read_features, sets.training_clips(), test
-    bad_videos = report_of_bad_videos(args, len(fixed))
-    return read_features, FixedClips(fixed, sweep_args.num_examples, sweep_args.seed, bad_videos), test
-
-
-def probe(sets, task, training, test, read_features, depths: list[int], args: ClipArguments, sweep_args) -> list[dict]:
-    """What mean features tell without any training: of the middle of every training video, and of the test clips."""
-    fixed = sets.fixed_clips() if args.augment else training.items
-    size = max(1, sweep_args.clips_at_once(PartialState().num_processes) // args.num_test_clips)
-    parts = [
-        pooled_features(clips, read_features, depths, task.collate_test, size, sweep_args.num_workers)
-        for clips in (fixed, test)
-    ]
-    return probe_accuracies(depths, *parts[0], *parts[1])
-
-
 def main(arguments: list[str]):
-    started = time.monotonic()
     try:
         encoder_args, args, sweep_args = parse(arguments)
         use_cpu = parse_flag_from_env("ACCELERATE_USE_CPU")
         start_processes(use_cpu, None, TIMEOUT_S)
         output, state = Path(args.output_dir), PartialState(cpu=use_cpu)
         if state.is_main_process:
-            check_output(output)
+            check_output(output, REPORTS)
         check_shared_folder(output)
+        if state.device.type == "cuda":  # there, not all kernels add up in the same order every time
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True, warn_only=True)
         encoder = load(encoder_args, sweep_args.seed).to(state.device)
         config = readout_config(encoder, encoder_args)
         sets = SETS[args.task](args, sweep_args, config)
@@ -165,16 +124,12 @@ def main(arguments: list[str]):
                 f"{len(members)} readouts of {num_weights:,} parameters at depths {depths} of "
                 f"{config.num_hidden_layers}, {sweep_args.num_steps} steps"
             )
-        settings = asdict(encoder_args) | asdict(args) | asdict(sweep_args)
-        settings = {name: value for name, value in settings.items() if name not in INCIDENTAL + ABOUT_SOURCES}
+        settings = settings_of(encoder_args, args, sweep_args, config)
         sources = sources_of(encoder, sets, args)
-        clips = {name: value for name, value in asdict(args).items() if name in settings}
-        read_features, training, test = features_and_clips(
-            encoder, sets, task, args, sweep_args, depths, sources | clips
-        )
+        read_features, training, test = features_and_clips(encoder, sets, task, args, sweep_args, depths, sources)
         # Which readouts share a checkpoint depends on how many are trained at once
         identity = settings | sources | {"max_parallel_readouts": sweep_args.max_parallel_readouts}
-        sweep = Sweep(task, read_features, members, sweep_args, training, test, output, identity)
+        sweep = Sweep(task, read_features, members, sweep_args, training, test, output, identity, sets.baselines)
         judged = sweep.run()
         probes = None
         if args.probes:
@@ -187,11 +142,16 @@ def main(arguments: list[str]):
                 "settings": settings,
                 "versions": VERSIONS,
                 "num_train": sets.num_train,
-                "seconds": time.monotonic() - started,
+                "seconds": sweep.seconds,
             }
-            test_set, baselines = sets.test_set(sweep.errors), sets.baselines(sweep.errors)
             results = build_results(
-                args.task, judged, test_set, config.num_hidden_layers, baselines, about, probes=probes
+                args.task,
+                judged,
+                sets.test_set(sweep.errors),
+                config.num_hidden_layers,
+                sweep.judged_baselines,
+                about,
+                probes=probes,
             )
             write_results(results, output / RESULTS)
             draw(results, sweep, encoder, config, sets, output)

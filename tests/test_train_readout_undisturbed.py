@@ -12,6 +12,7 @@ import pytest
 import torch
 from readout_runs import NUM_VIDEOS, assert_close, damage, error_of, flags, run, write_inputs
 
+import readout_features
 import readout_report
 import train_readout
 from layerlock_hf.evaluation.metrics import MEASURES
@@ -53,15 +54,23 @@ def test_kept_features_are_those_of_the_encoder(root, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "changed", [{"num_frames": 8}, {"frame_stride": 2}, {"random_weights": True}, {"data": "?train=0-6&test=8-12"}]
+    ("changed", "culprit"),
+    [
+        ({"num_frames": 8}, "encoder"),
+        ({"frame_stride": 2}, "frame_stride"),
+        ({"random_weights": True}, "encoder"),
+        ({"bf16": True}, "bf16"),
+        ({"data": "?train=0-6&test=8-12"}, "contents of the training data"),
+        ({"data": "?train=0-7&test=8-11"}, "data"),
+    ],
 )
-def test_features_of_something_else_are_refused(root, tmp_path, capsys, changed):
+def test_features_of_something_else_are_refused(root, tmp_path, capsys, changed, culprit):
     settings = {"augment": False, "feature_cache": tmp_path / "cache", "learning_rates": 1e-3}
     run(root, tmp_path / "first", **settings)
     if "data" in changed:
         changed = {"data": f"{root / 'data'}{changed['data']}"}
     error = error_of(capsys, root, tmp_path / "second", **settings | changed)
-    assert "holds features of other" in error
+    assert f"holds features of another run ({culprit} differs)" in error
 
 
 def test_other_labels_are_other_data(root, tmp_path, capsys):
@@ -72,10 +81,12 @@ def test_other_labels_are_other_data(root, tmp_path, capsys):
     table.write_text("\n".join(["path,label,split", *rows]))
     run(root, tmp_path / "out", **settings)
     table.write_text("\n".join(["path,label,split", *rows[1:8], rows[0], *rows[8:]]))
-    assert "contents of the data was" in error_of(
+    assert "contents of the training data was" in error_of(
         capsys, root, tmp_path / "out", **settings | {"feature_cache": tmp_path}
     )
-    assert "holds features of other" in error_of(capsys, root, tmp_path / "new", **settings)
+    assert "holds features of another run (contents of the training" in error_of(
+        capsys, root, tmp_path / "new", **settings
+    )
 
 
 def test_encoders_are_known_by_their_weights_and_configuration():
@@ -87,10 +98,10 @@ def test_encoders_are_known_by_their_weights_and_configuration():
         return model
 
     first, other = encoder(), encoder()
-    assert train_readout.fingerprint(first) == train_readout.fingerprint(other)
+    assert readout_features.fingerprint(first) == readout_features.fingerprint(other)
     other.temperature.fill_(1.1)
-    assert train_readout.fingerprint(first) != train_readout.fingerprint(other)
-    assert train_readout.fingerprint(first) != train_readout.fingerprint(encoder(num_frames=8))
+    assert readout_features.fingerprint(first) != readout_features.fingerprint(other)
+    assert readout_features.fingerprint(first) != readout_features.fingerprint(encoder(num_frames=8))
 
 
 @pytest.mark.parametrize("task", MEASURES)
@@ -108,14 +119,19 @@ def test_bad_videos_are_told_and_the_others_used(root, tmp_path, task, augment):
 
 @pytest.mark.parametrize("augment", [True, False])
 def test_too_many_bad_videos_end_the_run(root, tmp_path, capsys, augment):
-    data = damage(root, tmp_path / "data", range(8))
+    data = damage(root, tmp_path / "data", range(7))
     error = error_of(capsys, root, tmp_path / "out", augment=augment, **data)
     assert "more than the fraction 0.5" in error and len(error.splitlines()) == 1
 
 
+def test_nothing_to_train_on_ends_the_run(root, tmp_path, capsys):
+    error = error_of(capsys, root, tmp_path / "out", **damage(root, tmp_path / "data", range(8)))
+    assert "none of 8 training videos can be read; the first says: text, no video" in error
+
+
 def test_nothing_to_test_ends_the_run(root, tmp_path, capsys):
     error = error_of(capsys, root, tmp_path / "out", **damage(root, tmp_path / "data", range(8, 13)))
-    assert "no test item can be read" in error
+    assert "none of 5 test items can be read" in error
 
 
 def start(root, output, *launcher, **settings) -> subprocess.Popen:

@@ -25,7 +25,7 @@ def class_frequencies(train_labels: list[int], num_classes: int, num_test: int) 
 def frame_shape_probabilities(
     train_sizes: list[tuple[int, int]],
     train_labels: list[int],
-    test_sizes: list[tuple[int, int]],
+    test_sizes: list[tuple[int, int]] | torch.Tensor,
     num_classes: int,
     uses_size: bool = False,
 ) -> torch.Tensor:
@@ -35,7 +35,7 @@ def frame_shape_probabilities(
     of the difference in log(width / height), or in both log sizes. Where no shape is alike, the nearest decides.
 
     Args:
-        train_sizes, test_sizes: (height, width) in pixels, as displayed.
+        train_sizes, test_sizes: (height, width) in pixels, as displayed; (n, 2).
         train_labels: classes counted from 0.
         num_classes: K.
         uses_size: whether the size tells too, not the aspect ratio alone.
@@ -51,8 +51,8 @@ def frame_shape_probabilities(
     return scores / scores.sum(dim=1, keepdim=True)
 
 
-def _log_shape(sizes: list[tuple[int, int]], uses_size: bool) -> torch.Tensor:
-    pixels = torch.tensor(sizes, dtype=torch.float64).view(-1, 2)
+def _log_shape(sizes: list[tuple[int, int]] | torch.Tensor, uses_size: bool) -> torch.Tensor:
+    pixels = torch.as_tensor(sizes, dtype=torch.float64).view(-1, 2)
     if (pixels <= 0).any():
         raise ValueError("sizes of frames must be positive")
     logs = pixels.log()

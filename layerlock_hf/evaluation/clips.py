@@ -138,7 +138,7 @@ class TestClips(torch.utils.data.Dataset):
             "pixel_values_videos": _shown(torch.from_numpy(frames), self.is_still),
             "labels": self.labels[index],
             "index": index,
-            "size": size,
+            "size": torch.tensor(size),
             "note": note,
         }
 

@@ -25,9 +25,8 @@ def load_encoder(
     random_weights: bool = False,
     image_size: int | None = None,
     num_frames: int | None = None,
-    dtype: torch.dtype = torch.float32,
 ) -> PreTrainedModel:
-    """A frozen encoder in eval mode, from a folder or the Hub.
+    """A frozen float32 encoder in eval mode, from a folder or the Hub.
 
     It offers `tap(video, depths)`, `grid_size(video)` and `config.{num_hidden_layers, hidden_size, num_frames,
     image_size}`, and takes clips (B, T, C, H, W) in [0, 1]. Checkpoints of ours, those of pretraining and of readouts
@@ -39,7 +38,6 @@ def load_encoder(
         random_weights: draw the weights anew, from the global generator, instead of loading them: a control.
         image_size: height and width of the clips, in pixels; by default what the checkpoint was made for.
         num_frames: frames per clip; by default what the checkpoint was made for, and 16 for models of images.
-        dtype: of the weights.
 
     Raises:
         ValueError: if there is no such checkpoint, or if it cannot be read as an encoder of such clips.
@@ -51,18 +49,18 @@ def load_encoder(
         given = {name: value for name, value in given.items() if value is not None}
         if isinstance(config, LayerLockReadoutConfig):
             config.update(given)
-            encoder, missing = _load(name_or_path, config, random_weights, dtype)
+            encoder, missing = _load(name_or_path, config, random_weights)
         else:
             config = getattr(config, "vision_config", config)
             clips = {**_clip_sizes(config, given), **pixel_statistics(name_or_path)}
-            model, missing = _load(name_or_path, config, random_weights, dtype)
+            model, missing = _load(name_or_path, config, random_weights)
             encoder = AnyEncoder(AnyEncoderConfig(encoder_config=config, **clips), model)
             missing &= set(encoder.parameters_up_to(config.num_hidden_layers))  # the rest is not run
         if missing:
             raise ValueError(f"it lacks {len(missing)} arrays of the model, such as {min(missing)}")
         encoder.eval().requires_grad_(False)
         size = encoder.config.image_size
-        encoder.tap(torch.zeros(1, encoder.config.num_frames, 3, size, size, dtype=dtype), [0])
+        encoder.tap(torch.zeros(1, encoder.config.num_frames, 3, size, size), [0])
     except pickle.UnpicklingError as error:  # whose message explains how to run the code
         raise ValueError(f"cannot load {name_or_path}: its weights hold more than arrays; do not trust it") from error
     except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
@@ -123,16 +121,14 @@ def _clip_sizes(config: PreTrainedConfig, given: dict[str, int]) -> dict[str, in
     return {"image_size": max(sizes), "num_frames": length or NUM_FRAMES_OF_IMAGE_MODELS, **given}
 
 
-def _load(
-    name_or_path: str, config: PreTrainedConfig, random_weights: bool, dtype: torch.dtype
-) -> tuple[PreTrainedModel, set[str]]:
+def _load(name_or_path: str, config: PreTrainedConfig, random_weights: bool) -> tuple[PreTrainedModel, set[str]]:
     """The model of a configuration, and the names of its arrays that the checkpoint does not hold."""
     if random_weights:
-        return AutoModel.from_config(config, dtype=dtype), set()
+        return AutoModel.from_config(config, dtype=torch.float32), set()
     model, loading = AutoModel.from_pretrained(
         name_or_path,
         config=config,
-        dtype=dtype,
+        dtype=torch.float32,
         output_loading_info=True,
         trust_remote_code=False,
         ignore_mismatched_sizes=True,  # told below

@@ -4,13 +4,14 @@ B clips, n items of K clips each, t steps of time, S tokens of one step, D width
 """
 
 import json
-import os
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from safetensors import safe_open
+from accelerate.utils import gather_object
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
@@ -19,11 +20,13 @@ from tqdm import tqdm
 from ..data import MAX_ATTEMPTS
 from ..data.order import ClipOrder
 from ..data.reports import BadData, BadVideos
+from .files import written_aside
 from .metrics import in_order
 
 
 IDENTITY = "features.json"
 FILES_PER_FOLDER = 1000
+ABOUT_ITEMS = ("labels", "size")  # what is kept with the features
 
 # From a batch and depths to the features at each depth, (B, t, S, D), without autograd
 ReadFeatures = Callable[[dict, Sequence[int]], list[torch.Tensor]]
@@ -59,25 +62,44 @@ class FeatureStore(Dataset):
 
     Args:
         folder: of the files.
-        items: by index {"pixel_values_videos": uint8 (K, T, C, H, W), "labels", "index"}, or {"index", "error", ...}
-            for one that cannot be read.
-        depths: of the features.
+        items: by index {"pixel_values_videos": uint8 (K, T, C, H, W), "labels", "index"} and maybe "size", or
+            {"index", "error", ...} for one that cannot be read.
+        depths: of the features; a folder that holds more will do.
         identity: what the features depend on.
 
     Attributes:
         failed: the items that could not be read, by index. Every `fill` tries them again.
 
     Raises:
-        ValueError: if the folder holds features that depend on something else.
+        ValueError: if the folder holds features that depend on something else, or other depths.
     """
 
     def __init__(self, folder: Path, items: Dataset, depths: Sequence[int], identity: dict):
         self.folder, self.items, self.depths = folder, items, list(depths)
         self.failed: dict[int, dict] = {}
-        self._identity = identity | {"depths": self.depths, "num_items": len(items)}
-        path = folder / IDENTITY
-        if path.exists() and json.loads(path.read_text()) != json.loads(json.dumps(self._identity)):
-            raise ValueError(f"{folder} holds features of other clips, depths or weights; delete it, or name another")
+        self._held_depths = self.depths
+        self._identity = json.loads(json.dumps(identity | {"num_items": len(items)}))
+        if (folder / IDENTITY).exists():
+            self._check_held()
+
+    def _check_held(self):
+        path = self.folder / IDENTITY
+        try:
+            held = json.loads(path.read_text())
+            self._held_depths = held.pop("depths")
+        except (ValueError, KeyError) as error:
+            raise ValueError(f"{path} is damaged: delete {self.folder}, or name another folder") from error
+        changed = [name for name in sorted({*held, *self._identity}) if held.get(name) != self._identity.get(name)]
+        if changed:
+            raise ValueError(
+                f"{self.folder} holds features of another run ({changed[0]} differs); delete it, or name another"
+            )
+        lacking = sorted(set(self.depths) - set(self._held_depths))
+        if lacking:
+            raise ValueError(
+                f"{self.folder} holds features after {self._held_depths} layers, none after {lacking}; delete it, or "
+                "name another"
+            )
 
     def fill(self, read_features: ReadFeatures, collate: Callable, batch_size: int, num_workers: int = 0):
         """Make what is missing, each process its share. What was made before a stop is kept.
@@ -87,28 +109,41 @@ class FeatureStore(Dataset):
             collate: makes batches of items, as `Task.collate_test`.
             batch_size: items that a process encodes at once.
             num_workers: data workers of each process.
+
+        Raises:
+            ValueError: if the disk is too small.
         """
         state = PartialState()
         if state.is_main_process:
             self.folder.mkdir(parents=True, exist_ok=True)
-            aside = self.folder / f"{IDENTITY}.new"
-            aside.write_text(json.dumps(self._identity))
-            os.replace(aside, self.folder / IDENTITY)
+            with written_aside(self.folder / IDENTITY) as aside:
+                aside.write_text(json.dumps(self._identity | {"depths": self._held_depths}))
         state.wait_for_everyone()
         # Shared out before it is looked what is there already: that changes while others write
         mine = range(state.process_index, len(self.items), state.num_processes)
+        missing = [index for index in mine if not self._is_whole(index)]
         loader = DataLoader(
-            self.items,
-            sampler=[index for index in mine if not self._path_of(index).exists()],
-            batch_size=batch_size,
-            collate_fn=collate,
-            num_workers=num_workers,
+            self.items, sampler=missing, batch_size=batch_size, collate_fn=collate, num_workers=num_workers
         )
+        is_space_checked = False
         for batch in tqdm(loader, desc=self.folder.name, disable=not state.is_main_process):
             self.failed |= {item["index"]: item for item in batch["failed"]}
             if len(batch["index"]):
-                self._write(batch, read_features(batch, self.depths))
-        self.failed = {index: item for failed in _gather(self.failed) for index, item in failed.items()}
+                features = read_features(batch, self._held_depths)
+                if not is_space_checked:
+                    self._check_space(batch, features, len(missing) * state.num_processes)
+                    is_space_checked = True
+                self._write(batch, features)
+        self.failed = {index: item for failed in gather_object([self.failed]) for index, item in failed.items()}
+
+    def _check_space(self, batch: dict, features: list[torch.Tensor], num_missing: int):
+        num_bytes = batch["labels"].nbytes + sum(values.numel() * torch.bfloat16.itemsize for values in features)
+        needed, free = num_bytes / len(batch["index"]) * num_missing, shutil.disk_usage(self.folder).free
+        if needed > free:
+            raise ValueError(
+                f"{self.folder}: features of {num_missing} items take about {needed / 1e9:.1f} GB and "
+                f"{free / 1e9:.1f} GB are free; choose fewer depths or another disk"
+            )
 
     def _write(self, batch: dict, features: list[torch.Tensor]):
         per_item = len(features[0]) // len(batch["index"])
@@ -116,13 +151,13 @@ class FeatureStore(Dataset):
             clips = slice(place * per_item, (place + 1) * per_item)
             content = {
                 str(depth): values[clips].bfloat16().cpu().contiguous()
-                for depth, values in zip(self.depths, features, strict=True)
+                for depth, values in zip(self._held_depths, features, strict=True)
             }
+            about = {name: batch[name][place].contiguous() for name in ABOUT_ITEMS if name in batch}
             path = self._path_of(index)
             path.parent.mkdir(exist_ok=True)
-            aside = path.with_suffix(".new")
-            save_file(content | {"labels": batch["labels"][place].contiguous()}, aside)
-            os.replace(aside, path)
+            with written_aside(path) as aside:
+                save_file(content | about, aside)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -133,19 +168,19 @@ class FeatureStore(Dataset):
             return self.failed[index]
         with safe_open(self._path_of(index), "pt") as file:
             features = {depth: file.get_tensor(str(depth)) for depth in self.depths}
-            return {"features": features, "labels": file.get_tensor("labels"), "index": index}
+            about = {name: file.get_tensor(name) for name in ABOUT_ITEMS if name in file.keys()}
+        return {"features": features, "index": index, **about}
 
     def _path_of(self, index: int) -> Path:
         return self.folder / f"{index // FILES_PER_FOLDER:05d}" / f"{index:08d}.safetensors"
 
-
-def _gather(value) -> list:
-    """The values of all processes."""
-    state = PartialState()
-    gathered = [value] * state.num_processes
-    if state.num_processes > 1:
-        torch.distributed.all_gather_object(gathered, value)
-    return gathered
+    def _is_whole(self, index: int) -> bool:
+        """Whether there is a file, of the length that its header tells."""
+        try:
+            with safe_open(self._path_of(index), "pt"):
+                return True
+        except (FileNotFoundError, SafetensorError):
+            return False
 
 
 def pooled_features(
@@ -155,7 +190,7 @@ def pooled_features(
     collate: Callable,
     batch_size: int,
     num_workers: int = 0,
-) -> tuple[list[torch.Tensor], torch.Tensor]:
+) -> tuple[list[torch.Tensor], torch.Tensor] | None:
     """The mean over all tokens of all clips of an item, for every item that can be read; all processes share the work.
 
     Args:
@@ -167,7 +202,7 @@ def pooled_features(
         num_workers: of each process.
 
     Returns:
-        Features, float32 (n, D) per depth, and labels (n,), in the order of the items.
+        Features, float32 (n, D) per depth, and labels (n,), in the order of the items; None but to the main process.
 
     Raises:
         ValueError: if no item can be read.
@@ -182,7 +217,12 @@ def pooled_features(
             means = [features.float().mean(dim=(1, 2)) for features in read_features(batch, depths)]
             means = torch.stack(means, dim=1).unflatten(0, (len(batch["index"]), -1)).mean(dim=1)
             parts.append({"index": batch["index"], "labels": batch["labels"], "features": means.cpu()})
-    gathered = _gather((parts, errors))
+    gathered = [(parts, errors)]
+    if state.num_processes > 1:
+        gathered = [None] * state.num_processes if state.is_main_process else None
+        torch.distributed.gather_object((parts, errors), gathered)
+    if not state.is_main_process:
+        return None
     parts = [part for parts, _ in gathered for part in parts]
     if not parts:
         errors = {index: error for _, errors in gathered for index, error in errors.items()}

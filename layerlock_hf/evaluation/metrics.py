@@ -30,8 +30,7 @@ def mean_probabilities(logits: torch.Tensor) -> torch.Tensor:
 def judge_classes(probabilities: torch.Tensor, labels: torch.Tensor, indices: torch.Tensor) -> Judged:
     """One row per video: its class, the likeliest class, whether the true one is among five, and its probability.
 
-    Of equally likely classes the first comes first. Probabilities that are not finite are wrong: nothing is predicted
-    (class -1).
+    Of equally likely classes the first comes first. The probability is NaN where any of a video is not finite.
 
     Args:
         probabilities: (n, K), as `mean_probabilities` gives them.
@@ -54,9 +53,9 @@ def judge_classes(probabilities: torch.Tensor, labels: torch.Tensor, indices: to
         "index": indices.long().cpu(),
         "num": torch.ones(len(labels), dtype=torch.float64),
         "label": labels,
-        "predicted": torch.where(is_finite, order[:, 0], -1),
-        "is_in_top5": (order[:, :TOP] == labels[:, None]).any(dim=1) & is_finite,
-        "probability": probabilities.gather(1, labels[:, None])[:, 0],
+        "predicted": order[:, 0],
+        "is_in_top5": (order[:, :TOP] == labels[:, None]).any(dim=1),
+        "probability": torch.where(is_finite, probabilities.gather(1, labels[:, None])[:, 0], torch.nan),
     }
 
 
@@ -135,18 +134,21 @@ def classification_metrics(judged: Judged, weights: torch.Tensor) -> dict[str, t
         weights: (R, n), how often each row counts.
 
     Returns:
-        (R,) per metric. Probabilities below float32's precision count as that in `log_loss`.
+        (R,) per metric, NaN if any probability is. Probabilities below float32's precision count as that in
+        `log_loss`.
     """
     total = weights.sum(dim=1)
     is_right = (judged["predicted"] == judged["label"]).double()
     num, num_right = _per_class(judged, weights)
     likelihood = judged["probability"].clamp(min=torch.finfo(torch.float32).eps)
-    return {
+    metrics = {
         "top1": weights @ is_right / total,
         "top5": weights @ judged["is_in_top5"].double() / total,
         "mean_class_accuracy": (num_right / num).nanmean(dim=1),
         "log_loss": weights @ -likelihood.log() / total,
     }
+    # The order of classes that are not finite means nothing
+    return {name: values.where(metrics["log_loss"].isfinite(), torch.nan) for name, values in metrics.items()}
 
 
 def _per_class(judged: Judged, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -216,8 +218,7 @@ def measure(kind: Measure, judged: Judged) -> dict[str, float]:
 
 def confusion_matrix(judged: Judged, num_classes: int) -> torch.Tensor:
     """How many videos of a class (row) are taken for which (column): (num_classes, num_classes)."""
-    is_predicted = judged["predicted"] >= 0
-    cells = (judged["label"] * num_classes + judged["predicted"])[is_predicted]
+    cells = judged["label"] * num_classes + judged["predicted"]
     return torch.bincount(cells, minlength=num_classes**2).view(num_classes, num_classes)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from ..models import readout_depth_from_fraction
+from .files import written_aside
 from .metrics import (
     CONFIDENCE,
     MEASURES,
@@ -91,8 +92,8 @@ def build_results(
 
     The best member is chosen by the main metric of the task on the test items, as the paper does (LayerLock, sec.
     A.4: "report the best results"), which flatters it. Members whose predictions are not finite have null for metrics,
-    and are never the best. Items without any known truth, such as clips without
-    depth, are listed with those that failed.
+    and are never the best. Items without any known truth, such as clips without depth, are listed with those that
+    failed.
 
     Args:
         task: a key of `MEASURES`.
@@ -284,13 +285,8 @@ def write_results(results: dict, path: str | os.PathLike):
         ValueError: as `check_results`, or for values that JSON does not have (NaN).
     """
     check_results(results)
-    path = Path(path)
-    part = path.with_name(path.name + ".part")
-    with part.open("w", encoding="utf-8") as file:
-        file.write(_text(results))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
+    with written_aside(Path(path)) as aside:
+        aside.write_text(_text(results), encoding="utf-8")
 
 
 def _text(results: dict) -> str:

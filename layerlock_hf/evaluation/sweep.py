@@ -1,22 +1,29 @@
 """Many readouts trained together: every batch passes the frozen encoder once, for all depths and learning rates."""
 
 import json
-import os
+import pickle
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import gather_object
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from .files import written_aside
 from .metrics import Judged, in_order, measure, without
 from .protocol import Member, SweepArguments
 
 
 METRICS, PROGRESS, WEIGHTS = "metrics.jsonl", "progress.pt", "readouts"
+NUM_TRIED = 16  # test items that are read before any training
+
+# Predicts without an encoder: from a batch of test items to rows of `metrics`
+Baseline = Callable[[dict], Judged]
 
 
 class _Batches:
@@ -118,9 +125,14 @@ class Sweep:
         test: what is predicted at the end, by index.
         output: folder for `metrics.jsonl`, the weights of the readouts and the checkpoint.
         identity: what makes two runs the same.
+        baselines: makes what is tested beside the readouts, by name; called if there is anything left to train.
+
+    Attributes:
+        rounds: the members, as they are trained together.
+        errors: of test items that could not be read, by index.
 
     Raises:
-        ValueError: if the folder holds another run, or a batch cannot be divided.
+        ValueError: if the folder holds another run or a damaged one, or a batch cannot be divided.
     """
 
     def __init__(
@@ -133,10 +145,11 @@ class Sweep:
         test: Dataset,
         output: Path,
         identity: dict,
+        baselines: Callable[[], dict[str, Baseline]] = dict,
     ):
         self.task, self.read_features, self.args = task, read_features, args
         self.training, self.test = training, test
-        self.output, self.identity = output, identity
+        self.output, self.identity, self.baselines = output, identity, baselines
         self.state = PartialState()
         _Batches(args, self.state)  # raises before anything is read
         size = args.max_parallel_readouts or len(members)
@@ -144,8 +157,20 @@ class Sweep:
         self.rounds = [members[start : start + size] for start in range(0, len(members), size)]
         self.errors: dict[int, str] = {}
         self.finished: dict[str, Judged] = {}
+        self._baseline_rows: dict[str, Judged] = {}
+        self._seconds_before, self._started = 0.0, time.monotonic()
         self._unfinished: dict | None = None
         self._load_progress()
+
+    @property
+    def seconds(self) -> float:
+        """That the run has taken, without what was lost when it was stopped."""
+        return self._seconds_before + time.monotonic() - self._started
+
+    @property
+    def judged_baselines(self) -> dict[str, Judged]:
+        """As what `run` returns, by the names of the baselines."""
+        return {name: without(rows, self.errors) for name, rows in self._baseline_rows.items()}
 
     def run(self) -> dict[Member, Judged]:
         """Train and test every member.
@@ -158,9 +183,11 @@ class Sweep:
         """
         (self.output / WEIGHTS).mkdir(parents=True, exist_ok=True)
         self._cut_metrics()
-        for number, members in enumerate(self.rounds, start=1):
-            if members[0].name not in self.finished:
-                self._run_round(f"readouts {number}/{len(self.rounds)}", members)
+        left = [members for members in self.rounds if members[0].name not in self.finished]
+        baselines = self._prepare_test() if left else {}
+        for members in left:
+            number = self.rounds.index(members) + 1
+            self._run_round(f"readouts {number}/{len(self.rounds)}", members, baselines)
         # What could be read for one round and not for another counts for none: members are compared on the same items
         return {
             member: without(self.finished[member.name], self.errors) for members in self.rounds for member in members
@@ -172,7 +199,16 @@ class Sweep:
         readout.load_state_dict(load_file(self._weights_of(member)))
         return readout
 
-    def _run_round(self, name: str, members: list[Member]):
+    def _prepare_test(self) -> dict[str, Baseline]:
+        """The baselines; and what would spoil the test is told before any training."""
+        if self.state.is_main_process:
+            tried = range(0, len(self.test), -(-len(self.test) // NUM_TRIED))
+            errors = [item["error"] for item in map(self.test.__getitem__, tried) if "error" in item]
+            if len(errors) == len(tried):
+                raise ValueError(f"none of {len(tried)} test items can be read; the first says: {errors[0]}")
+        return self.baselines()
+
+    def _run_round(self, name: str, members: list[Member], baselines: dict[str, Baseline]):
         this = _Round(members, self.task.build_readout, self.args, self.state.device)
         if self._unfinished is not None:
             this.load_state_dict(self._unfinished)
@@ -189,10 +225,10 @@ class Sweep:
                     bar.set_postfix_str(f"loss {min(losses.values()):.4f} to {max(losses.values()):.4f}")
                     self._write_metrics(this.step, {member: {"loss": loss} for member, loss in losses.items()})
                 if self.args.eval_steps and this.step % self.args.eval_steps == 0 and this.step < last:
-                    self._measure(this)
-                if this.step % self.args.save_steps == 0 and this.step < last:
+                    self._measure(this, baselines)
+                if this.step % self.args.save_steps == 0 or this.step == last:
                     self._save_progress(this.state_dict())
-        results = self._measure(this)
+        results = self._measure(this, baselines)
         if self.state.is_main_process:
             for member, readout in this.readouts.items():
                 save_file({key: value.cpu() for key, value in readout.state_dict().items()}, self._weights_of(member))
@@ -210,6 +246,7 @@ class Sweep:
 
     def _train_step(self, this: _Round, parts: list[dict]):
         device = self.state.device
+        parts = [part | {"labels": part["labels"].to(device, non_blocking=True)} for part in parts]
         count = torch.stack([self.task.count(part) for part in parts]).sum().to(device)
         self._sum_over_processes([count])
         losses = torch.zeros(len(this.readouts), device=device)
@@ -239,36 +276,36 @@ class Sweep:
                 outputs = readout.read(normalized)
             yield outputs
 
-    def _measure(self, this: _Round) -> dict[Member, Judged]:
+    def _measure(self, this: _Round, baselines: dict[str, Baseline]) -> dict[Member, Judged]:
         """Test the readouts, and write what comes of it."""
-        results = self._test(this)
+        results = self._test(this, baselines)
         metrics = {member: measure(self.task.metrics, judged) for member, judged in results.items()}
         self._write_metrics(this.step, metrics)
         return results
 
     @torch.no_grad()
-    def _test(self, this: _Round) -> dict[Member, Judged]:
+    def _test(self, this: _Round, baselines: dict[str, Baseline]) -> dict[Member, Judged]:
         indices = range(self.state.process_index, len(self.test), self.state.num_processes)
         size = max(1, self.args.clips_at_once(self.state.num_processes) // self.task.num_test_clips)
         loader = self._loader(self.test, self.task.collate_test, sampler=indices, batch_size=size)
-        parts = [[] for _ in this.readouts]
+        names = [*this.readouts, *baselines]
+        parts = {name: [] for name in names}
         for batch in tqdm(loader, desc="test", leave=False, disable=not self.state.is_main_process):
             self.errors |= {item["index"]: item["error"] for item in batch["failed"]}
             if len(batch["index"]):
-                for part, outputs in zip(parts, self._outputs(this, batch), strict=True):
-                    part.append(self.task.test(outputs.float(), batch))
-        gathered = [(parts, self.errors)]
-        if self.state.num_processes > 1:
-            gathered = [None] * self.state.num_processes
-            torch.distributed.all_gather_object(gathered, (parts, self.errors))
+                batch["labels"] = batch["labels"].to(self.state.device, non_blocking=True)
+                for member, outputs in zip(this.readouts, self._outputs(this, batch), strict=True):
+                    parts[member].append(self.task.test(outputs.float(), batch))
+                for name, judge in baselines.items():
+                    parts[name].append(judge(batch))
+        gathered = gather_object([(parts, self.errors)])
         for _, errors in gathered:
             self.errors |= errors
         if len(self.errors) == len(self.test):
             raise ValueError(f"no test item can be read; the first says: {self.errors[min(self.errors)]}")
-        return {
-            member: in_order([rows for parts, _ in gathered for rows in parts[number]])
-            for number, member in enumerate(this.readouts)
-        }
+        judged = {name: in_order([rows for parts, _ in gathered for rows in parts[name]]) for name in names}
+        self._baseline_rows = {name: judged.pop(name) for name in baselines}
+        return judged
 
     def _sum_over_processes(self, tensors: list[torch.Tensor]):
         if self.state.num_processes > 1:
@@ -299,13 +336,17 @@ class Sweep:
             row = json.loads(line) if line.endswith("\n") else None  # the last line may be torn
             if row and (row["step"] <= step or (row["depth"], row["learning_rate"]) in done):
                 kept.append(line)
-        _replace(path, "".join(kept).encode())
+        with written_aside(path) as aside:
+            aside.write_text("".join(kept))
 
     def _load_progress(self):
         path = self.output / PROGRESS
         if not path.exists():
             return
-        saved = torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            saved = torch.load(path, map_location="cpu", weights_only=True)
+        except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+            raise ValueError(f"{path} is damaged: delete it to start again ({error})") from error
         theirs, ours = saved["identity"], self.identity
         changed = [name for name in sorted({*theirs, *ours}) if theirs.get(name) != ours.get(name)]
         if changed:
@@ -315,17 +356,18 @@ class Sweep:
                 f"{ours.get(name)!r}); choose another output_dir, or delete it"
             )
         self.finished, self._unfinished, self.errors = saved["finished"], saved["unfinished"], saved["errors"]
+        self._baseline_rows, self._seconds_before = saved["baselines"], saved["seconds"]
 
     def _save_progress(self, unfinished: dict | None):
         if self.state.is_main_process:
-            aside = self.output / f"{PROGRESS}.new"
-            content = {"identity": self.identity, "finished": self.finished, "errors": self.errors}
-            torch.save(content | {"unfinished": unfinished}, aside)
-            os.replace(aside, self.output / PROGRESS)
+            content = {
+                "identity": self.identity,
+                "finished": self.finished,
+                "baselines": self._baseline_rows,
+                "errors": self.errors,
+                "seconds": self.seconds,
+                "unfinished": unfinished,
+            }
+            with written_aside(self.output / PROGRESS) as aside:
+                torch.save(content, aside)
         self.state.wait_for_everyone()
-
-
-def _replace(path: Path, content: bytes):
-    aside = path.with_name(f"{path.name}.new")
-    aside.write_bytes(content)
-    os.replace(aside, path)

@@ -15,11 +15,12 @@ from ..models.modeling_layerlock_readout import depth_loss, depth_of_boxes, is_k
 from .metrics import MEASURES, Judged, judge_classes, judge_depth, mean_probabilities
 
 
-IN_BATCHES = ("pixel_values_videos", "features", "labels", "index")  # of what test items hold
+IN_BATCHES = ("pixel_values_videos", "features", "labels", "index", "size")  # of what test items hold
 
 
 class Task:
-    """
+    """Labels of the batches that a task counts, learns from or is tested on lie where its outputs do.
+
     Args:
         config: of the readout: sizes of the features and of the readout.
         num_test_clips: clips K of a test item.
@@ -95,7 +96,7 @@ class Classification(Task):
         return torch.tensor(len(batch["labels"]))
 
     def loss(self, outputs: torch.Tensor, batch: dict) -> torch.Tensor:
-        return F.cross_entropy(outputs.squeeze(1), batch["labels"].to(outputs.device), reduction="sum")
+        return F.cross_entropy(outputs.squeeze(1), batch["labels"], reduction="sum")
 
     def test(self, outputs: torch.Tensor, batch: dict) -> Judged:
         logits = outputs.squeeze(1).unflatten(0, (-1, self.num_test_clips))
@@ -120,7 +121,7 @@ class Depth(Task):
         return depth_loss(depth_of_boxes(outputs, self.config), batch["labels"], num_items_in_batch=1)
 
     def test(self, outputs: torch.Tensor, batch: dict) -> Judged:
-        return judge_depth(depth_of_boxes(outputs, self.config), batch["labels"].to(outputs.device), batch["index"])
+        return judge_depth(depth_of_boxes(outputs, self.config), batch["labels"], batch["index"])
 
 
 TASK_CLASSES = {task.name: task for task in (Classification, Depth)}

@@ -1,5 +1,6 @@
 import itertools
 import json
+import shutil
 
 import pytest
 import torch
@@ -81,15 +82,55 @@ def test_filling_goes_on_where_it_was_stopped(encoder, task, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("items", "depths", "identity"),
-    [(Items(), DEPTHS, {"encoder": "yours"}), (Items(), [1, 2], IDENTITY), (Items(5), DEPTHS, IDENTITY)],
+    ("items", "depths", "identity", "message"),
+    [
+        (Items(), DEPTHS, {"encoder": "yours"}, r"of another run \(encoder differs\)"),
+        (Items(), [1, 2], IDENTITY, r"after \[1, 3\] layers, none after \[2\]"),
+        (Items(5), DEPTHS, IDENTITY, r"of another run \(num_items differs\)"),
+    ],
 )
-def test_features_of_something_else_are_refused(encoder, task, tmp_path, items, depths, identity):
+def test_features_of_something_else_are_refused(encoder, task, tmp_path, items, depths, identity, message):
     FeatureStore(tmp_path, Items(), DEPTHS, IDENTITY).fill(EncodedFeatures(encoder), task.collate_test, 4)
     before = json.loads((tmp_path / "features.json").read_text())
-    with pytest.raises(ValueError, match="holds features of other clips"):
+    with pytest.raises(ValueError, match=message):
         FeatureStore(tmp_path, items, depths, identity)
     assert json.loads((tmp_path / "features.json").read_text()) == before
+
+
+def test_a_store_of_more_depths_will_do(encoder, task, tmp_path):
+    """And what is missing is made at all of them."""
+    FeatureStore(tmp_path, Items(), DEPTHS, IDENTITY).fill(EncodedFeatures(encoder), task.collate_test, 4)
+    store = FeatureStore(tmp_path, Items(bad=()), [3], IDENTITY)
+    store.fill(EncodedFeatures(encoder), task.collate_test, 4)
+    assert list(store[0]["features"]) == [3]
+    both = FeatureStore(tmp_path, Items(bad=()), DEPTHS, IDENTITY)
+    assert list(both[3]["features"]) == DEPTHS
+    assert torch.equal(both[0]["features"][3], store[0]["features"][3])
+
+
+@pytest.mark.parametrize("num_bytes", [0, 5, 2000])
+def test_a_file_that_is_not_whole_is_made_again(encoder, task, tmp_path, num_bytes):
+    FeatureStore(tmp_path, Items(), DEPTHS, IDENTITY).fill(EncodedFeatures(encoder), task.collate_test, 4)
+    path = tmp_path / "00000" / "00000002.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:num_bytes])
+    items = Items(bad=())
+    FeatureStore(tmp_path, items, DEPTHS, IDENTITY).fill(EncodedFeatures(encoder), task.collate_test, 4)
+    assert path.read_bytes() == whole and items.num_reads == 2  # with the one that could not be read before
+
+
+def test_a_disk_that_is_too_small_is_told_at_once(encoder, task, tmp_path, monkeypatch):
+    free = shutil.disk_usage(tmp_path)._replace(free=10_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: free)
+    with pytest.raises(ValueError, match="features of 6 items take about 0.0 GB and 0.0 GB are free"):
+        FeatureStore(tmp_path, Items(), DEPTHS, IDENTITY).fill(EncodedFeatures(encoder), task.collate_test, 1)
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_a_damaged_store_is_named(tmp_path):
+    (tmp_path / "features.json").write_text('{"depths')
+    with pytest.raises(ValueError, match="features.json is damaged: delete"):
+        FeatureStore(tmp_path, Items(), DEPTHS, IDENTITY)
 
 
 def test_fixed_clips_show_every_item_once_an_epoch():

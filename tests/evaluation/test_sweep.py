@@ -7,7 +7,7 @@ import torch
 from torch.utils.data import Dataset
 
 from layerlock_hf.evaluation.features import EncodedFeatures
-from layerlock_hf.evaluation.metrics import measure
+from layerlock_hf.evaluation.metrics import judge_classes, measure
 from layerlock_hf.evaluation.protocol import Member, SweepArguments, sweep_members
 from layerlock_hf.evaluation.sweep import METRICS, PROGRESS, Sweep
 from layerlock_hf.evaluation.tasks import Classification, Depth
@@ -82,7 +82,7 @@ class DepthClips(Clips):
 TASKS = {"classification": (lambda config: Classification(config, 3), Clips), "depth": (Depth, DepthClips)}
 
 
-def sweep(encoder, output, args=ARGS, members=None, task="classification", **identity):
+def sweep(encoder, output, args=ARGS, members=None, task="classification", baselines=dict, **identity):
     build, clips = TASKS[task]
     output.mkdir(exist_ok=True)
     return Sweep(
@@ -94,6 +94,7 @@ def sweep(encoder, output, args=ARGS, members=None, task="classification", **ide
         clips(NUM_TEST, True),
         output,
         identity,
+        baselines,
     )
 
 
@@ -150,12 +151,23 @@ def rows(folder):
     return sorted((folder / METRICS).read_text().splitlines())
 
 
-@pytest.mark.parametrize("num_saves", [1, 2, 3])
+def always_the_first():
+    """A baseline."""
+
+    def judge(batch):
+        probabilities = torch.tensor([[1.0, 0.0, 0.0]]).expand(len(batch["labels"]), 3)
+        return judge_classes(probabilities, batch["labels"], batch["index"])
+
+    return {"first": judge}
+
+
+@pytest.mark.parametrize("num_saves", range(1, 6))
 def test_a_stopped_run_goes_on_bit_for_bit(encoder, tmp_path, monkeypatch, num_saves):
-    """Stopped right after it saved so many times: within the first round, between the two, within the second."""
+    """Stopped right after it saved so many times: within a round, before its test, and after it, of two rounds."""
     args = replace(ARGS, max_parallel_readouts=4, save_steps=4, logging_steps=3)
-    expected = sweep(encoder, tmp_path / "whole", args).run()
-    stopped = sweep(encoder, tmp_path / "stopped", args)
+    whole = sweep(encoder, tmp_path / "whole", args, baselines=always_the_first)
+    expected = whole.run()
+    stopped = sweep(encoder, tmp_path / "stopped", args, baselines=always_the_first)
     save = stopped._save_progress
 
     calls = itertools.count(1)
@@ -170,20 +182,43 @@ def test_a_stopped_run_goes_on_bit_for_bit(encoder, tmp_path, monkeypatch, num_s
     monkeypatch.setattr(stopped, "_save_progress", stop)
     with pytest.raises(Stopped):
         stopped.run()
-    goes_on = sweep(encoder, tmp_path / "stopped", args)
+    goes_on = sweep(encoder, tmp_path / "stopped", args, baselines=always_the_first)
     results = goes_on.run()
     assert_same(results, expected, rtol=0, atol=0)
+    assert_same(goes_on.judged_baselines, whole.judged_baselines, rtol=0, atol=0)
     assert goes_on.errors == {4: "damaged"}
     assert rows(tmp_path / "stopped") == rows(tmp_path / "whole")
     for path in (tmp_path / "whole" / "readouts").iterdir():
         assert path.read_bytes() == (tmp_path / "stopped" / "readouts" / path.name).read_bytes()
-    assert_same(sweep(encoder, tmp_path / "stopped", args).run(), expected, rtol=0, atol=0)
+    finished = sweep(encoder, tmp_path / "stopped", args, baselines=None)  # which it does not ask for
+    assert_same(finished.run(), expected, rtol=0, atol=0)
+    assert_same(finished.judged_baselines, whole.judged_baselines, rtol=0, atol=0)
+    assert finished.seconds > goes_on.seconds - 1 > stopped.seconds - 2
 
 
 def test_a_folder_of_another_run_is_refused(encoder, tmp_path):
     sweep(encoder, tmp_path / "out", model="mine").run()
     with pytest.raises(ValueError, match=r"other settings \(model was 'mine', now 'yours'\); choose another"):
         sweep(encoder, tmp_path / "out", model="yours")
+
+
+@pytest.mark.parametrize("num_bytes", [0, 100, 8_000])
+def test_a_damaged_checkpoint_is_named(encoder, tmp_path, num_bytes):
+    sweep(encoder, tmp_path / "out").run()
+    path = tmp_path / "out" / PROGRESS
+    content = path.read_bytes()
+    assert len(content) > num_bytes
+    path.write_bytes(content[:num_bytes])
+    with pytest.raises(ValueError, match=f"{PROGRESS} is damaged: delete it to start again"):
+        sweep(encoder, tmp_path / "out")
+
+
+def test_baselines_are_measured_on_the_same_items(encoder, tmp_path):
+    run = sweep(encoder, tmp_path / "out", baselines=always_the_first)
+    results = run.run()
+    (rows,) = run.judged_baselines.values()
+    assert all(torch.equal(rows["index"], judged["index"]) for judged in results.values())
+    assert measure(Classification.metrics, rows)["top1"] == 3 / 6  # 0, 3 and 6 of 0 to 6, of which 4 is damaged
 
 
 def test_what_is_logged(encoder, tmp_path):
@@ -230,10 +265,12 @@ def test_members_are_compared_on_what_could_be_read_for_all(encoder, tmp_path):
 
 
 def test_nothing_to_test_is_an_error(encoder, tmp_path):
+    """Before any training, if it shows so early."""
     run = sweep(encoder, tmp_path / "out")
     run.test = [{"index": 0, "name": "zero", "error": "empty", "kind": "empty"}]
-    with pytest.raises(ValueError, match="no test item can be read; the first says: empty"):
+    with pytest.raises(ValueError, match="none of 1 test items can be read; the first says: empty"):
         run.run()
+    assert not (tmp_path / "out" / METRICS).exists()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,56 @@
+"""What programs share that write a folder OUT: checking it, reading reports, and telling errors and tables."""
+
+import json
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from transformers.utils import logging
+
+from layerlock_hf.data import BadData
+from layerlock_hf.training.trainer import LossNotFinite
+
+
+logger = logging.get_logger(__name__)
+
+
+def check_output(folder: Path, reports: Iterable[str]):
+    """Make sure that OUT and the reports in it can be written, and leave what it holds as it is.
+
+    Raises:
+        ValueError: if they cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+        for path in (folder / name for name in reports):
+            if path.exists():
+                path.open("a").close()
+    except OSError as error:
+        raise ValueError(f"output_dir: cannot write to {folder}: {error}") from error
+
+
+def read_lines(path: Path) -> list[dict]:
+    """The lines of a file of JSON, but for one that a crash or a full disk cut short."""
+    lines = []
+    for line in path.read_text().splitlines():
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            logger.warning(f"left out a line of {path} that is not whole: {line[:40]}")
+    return lines
+
+
+def message_of(error: BadData | LossNotFinite) -> str:
+    """Without the traceback that it comes with from a data worker."""
+    return str(error).splitlines()[-1].removeprefix(f"{BadData.__module__}.{BadData.__name__}: ")
+
+
+def print_table(rows: list[dict]):
+    columns = list(rows[0])
+    cells = [
+        [f"{row[name]:.3f}" if isinstance(row[name], float) else str(row[name]) for name in columns] for row in rows
+    ]
+    widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
+    for line in [columns, *cells]:
+        print("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)), flush=True)

@@ -1,0 +1,97 @@
+"""Features of clips for train_readout.py: from the encoder or from files, which are of one encoder and data set."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from torch import nn
+
+from layerlock_hf.evaluation.features import EncodedFeatures, FeatureStore, FixedClips, StoredFeatures, pooled_features
+from layerlock_hf.evaluation.probes import probe_accuracies
+from readout_arguments import ClipArguments
+from readout_sets import report_of_bad_videos
+
+
+# What features of clips without augmentation depend on, and those of the test besides
+CLIP_SETTINGS = ("frame_stride", "frame_rate", "resize_factor", "ignores_aspect", "is_still")
+TEST_SETTINGS = ("num_test_clips", "max_test_clips")
+TRAINING_CONTENTS, TEST_CONTENTS = "contents of the training data", "contents of the test data"
+
+
+def fingerprint(encoder: nn.Module) -> str:
+    """Of the configuration and all weights, wherever they were loaded from."""
+    config = json.loads(encoder.config.to_json_string(use_diff=False), object_hook=_without_origin)
+    digest = hashlib.blake2b(json.dumps(config, sort_keys=True).encode(), digest_size=16)
+    for name, values in encoder.state_dict().items():
+        digest.update(name.encode())
+        digest.update(values.detach().cpu().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _without_origin(config: dict) -> dict:
+    return {name: value for name, value in config.items() if name not in ("_name_or_path", "transformers_version")}
+
+
+def sources_of(encoder: nn.Module, sets, args: ClipArguments) -> dict:
+    """What is read and shown, whatever it is called."""
+    train, test = (hashlib.blake2b(json.dumps(part).encode(), digest_size=16).hexdigest() for part in sets.contents())
+    return {
+        "data": [args.dataset, args.data],
+        "test_data": args.test_data,
+        TRAINING_CONTENTS: train,
+        TEST_CONTENTS: test,
+        "encoder": fingerprint(encoder),
+    }
+
+
+def features_and_clips(encoder, sets, task, args: ClipArguments, sweep_args, depths: list[int], sources: dict):
+    """How features are had, and the clips of training and of the test."""
+    if args.feature_cache is not None:
+        read_features = StoredFeatures(PartialState().device)
+        fixed, test = fill_stores(encoder, sets, task, args, sweep_args, depths, sources)
+    else:
+        read_features, fixed, test = EncodedFeatures(encoder), sets.fixed_clips(), sets.test_clips()
+    if args.augment:
+        return read_features, sets.training_clips(), test
+    bad_videos = report_of_bad_videos(args, len(fixed))
+    return read_features, FixedClips(fixed, sweep_args.num_examples, sweep_args.seed, bad_videos), test
+
+
+def fill_stores(encoder, sets, task, args: ClipArguments, sweep_args, depths: list[int], sources: dict):
+    """The features of all clips of training and of the test, made where they are missing."""
+    state = PartialState()
+    size = sweep_args.clips_at_once(state.num_processes)
+    common = {name: getattr(args, name) for name in CLIP_SETTINGS} | {"bf16": sweep_args.bf16}
+    common |= {name: sources[name] for name in ("data", "encoder")}
+    of_train = {TRAINING_CONTENTS: sources[TRAINING_CONTENTS]}
+    of_test = {name: sources[name] for name in ("test_data", TEST_CONTENTS)}
+    of_test |= {name: getattr(args, name) for name in TEST_SETTINGS}
+    stores = []
+    for name, clips, clips_per_item, own in (
+        ("train", sets.fixed_clips(), 1, of_train),
+        ("test", sets.test_clips(), args.num_test_clips, of_test),
+    ):
+        store = FeatureStore(Path(args.feature_cache) / name, clips, depths, common | own)
+        batch_size = max(1, size // clips_per_item)
+        with torch.autocast(state.device.type, torch.bfloat16, enabled=sweep_args.bf16):
+            store.fill(EncodedFeatures(encoder), task.collate_test, batch_size, sweep_args.num_workers)
+        stores.append(store)
+    return stores
+
+
+def probe(sets, task, training, test, read_features, depths: list[int], args: ClipArguments, sweep_args):
+    """What mean features tell without any training: of the middle of every training video, and of the test clips.
+
+    None but to the main process.
+    """
+    fixed = sets.fixed_clips() if args.augment else training.items
+    state = PartialState()
+    size = max(1, sweep_args.clips_at_once(state.num_processes) // args.num_test_clips)
+    with torch.autocast(state.device.type, torch.bfloat16, enabled=sweep_args.bf16):
+        parts = [
+            pooled_features(clips, read_features, depths, task.collate_test, size, sweep_args.num_workers)
+            for clips in (fixed, test)
+        ]
+    return probe_accuracies(depths, *parts[0], *parts[1]) if state.is_main_process else None
