@@ -189,7 +189,7 @@ def open_tum(folder: Path, name: str) -> PairedSequence:
     colour, depth = (_times(folder / file) for file in ("rgb.txt", "depth.txt"))
     times = {partner: time for time, partner in associate(sorted(colour), sorted(depth))}
     depth = {times.get(time, time): path for time, path in depth.items()}
-    return _paired(folder, name, folder.name, colour, depth, per_metre=TUM_PER_METRE)
+    return _paired(folder, name, folder.absolute().name, colour, depth, per_metre=TUM_PER_METRE)
 
 
 def _times(path: Path) -> dict[float, str]:
@@ -272,7 +272,7 @@ def open_video(folder: Path, name: str) -> PairedSequence:
     video = folder / "color.mp4"
     if not video.is_file():
         colour = numbered(folder / "color", "*.jpg", "*.png")
-        return _paired(folder, name, folder.name, colour, depth, invalid, per_metre)
+        return _paired(folder, name, folder.absolute().name, colour, depth, invalid, per_metre)
     try:
         num_frames = read_clip(str(video), lambda num_frames: [0]).num_frames
     except DecodingError as error:
@@ -280,7 +280,7 @@ def open_video(folder: Path, name: str) -> PairedSequence:
     shared = pair(str(folder), range(num_frames), depth)
     images = DepthImages([depth[number] for number in shared], per_metre, invalid)
     check_metric(str(folder), len(images), images.read)
-    return PairedSequence(name, folder.name, VideoFrames(str(video), shared), images)
+    return PairedSequence(name, folder.absolute().name, VideoFrames(str(video), shared), images)
 
 
 def _paired(

@@ -77,7 +77,7 @@ def read_table(root: Path, split: str, *, part: str | None = None, **filters: st
     """A CSV, JSON, JSONL or parquet list of videos: columns path, video or file; label or class; split; group.
 
     Classes are those of the training rows, in alphabetical order or, where all are integers, in that of numbers. A
-    warning counts the videos that are to train and to test.
+    warning counts the videos, and one the groups, that are to train and to test.
 
     Args:
         root: the list; or a folder with one list, or with two, train.csv and test.csv or train/*.csv and test/*.csv.
@@ -260,6 +260,12 @@ def _warn_of_shared(train: _Rows, test: _Rows):
         logger.warning(
             f"{str(test.path)!r}: {len(shared)} of {len(test.videos)} videos to test are also to train, such as "
             f"{shared[0]!r}; results on them say little"
+        )
+    groups = sorted(set(train.groups or []) & set(test.groups or []))
+    if groups:
+        logger.warning(
+            f"{str(test.path)!r}: {len(groups)} groups have videos to train and others to test, such as {groups[0]!r}, "
+            "and results on these are better than on new groups"
         )
 
 

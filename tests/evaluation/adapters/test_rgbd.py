@@ -51,6 +51,12 @@ def test_scenes_and_frames_are_chosen_by_one_root(write_scene):
         summary(f"{root}?test=b", "train", may_lack_split=True)
 
 
+def test_the_group_of_the_working_folder_has_a_name(write_scene, monkeypatch):
+    monkeypatch.chdir(write_scene("a") / "a")
+    (sequence,) = read_depth("rgbd", ".?part=all", "test")
+    assert (sequence.name, sequence.group) == ("a", "a")
+
+
 def test_scenes_may_be_listed_in_files(write_scene, write):
     write_scene("a")
     write_scene("b")
