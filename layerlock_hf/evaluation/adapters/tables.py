@@ -264,7 +264,7 @@ def _warn_of_shared(train: _Rows, test: _Rows):
     groups = sorted(set(train.groups or []) & set(test.groups or []))
     if groups:
         logger.warning(
-            f"{str(test.path)!r}: {len(groups)} groups have videos to train and others to test, such as {groups[0]!r}, "
+            f"{str(test.path)!r}: {len(groups)} groups have videos to train and to test, such as {groups[0]!r}, "
             "and results on these are better than on new groups"
         )
 

@@ -167,7 +167,7 @@ def test_videos_to_train_and_to_test_are_counted(root, write, caplog):
         assert not caplog.text
         assert len(read_labelled("table", str(root / "l.csv"), "test").videos) == 3
     assert "1 of 3 videos to test are also to train, such as" in caplog.text and "1.mp4" in caplog.text
-    assert "1 groups have videos to train and others to test, such as 'p1'" in caplog.text
+    assert "1 groups have videos to train and to test, such as 'p1'" in caplog.text
     caplog.clear()
     with caplog.at_level("WARNING"):  # the same rows for either split, as one asks for them
         read_labelled("table", f"{root}/l.csv?part=all", "test")
