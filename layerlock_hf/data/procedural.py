@@ -289,7 +289,7 @@ def write_procedural_dataset(
 
 def read_depth(path: str | Path) -> Tensor:
     """Depth float32 (T, H, W) in metres from a file of `write_procedural_dataset`."""
-    with np.load(path) as arrays:
+    with open(path, "rb") as file, np.load(file) as arrays:  # NumPy leaves a damaged file open
         return torch.from_numpy(arrays["depth"])
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,9 +16,6 @@ from ...data.addresses import address_table
 from ...data.sources import SOURCE_COLUMN
 
 
-# Videos that are looked for before a list is believed to lie beside its videos; whoever has a part of a large dataset
-# has some of these
-NUM_LOOKED_FOR = 200
 # The value of the option `part` that takes everything, for either split
 ALL = "all"
 
@@ -89,7 +87,7 @@ class Origin:
         name: what its owners call it.
         page: address at which they give it.
         licence: their terms in a few words.
-        layout: the folders and files that are expected, one per line.
+        layout: the folders and files that are expected, one per line, and by what other names they are found.
     """
 
     name: str
@@ -106,7 +104,7 @@ class Origin:
         """The file or folder in `root` that the first of these patterns with any match stands for.
 
         Raises:
-            ValueError: if there is none, or several match one pattern.
+            ValueError: naming the first pattern, if there is none; or if several match one pattern.
         """
         if not root.is_dir():
             raise self.refusal(f"{str(root)!r} is no folder")
@@ -116,24 +114,38 @@ class Origin:
                 raise ValueError(f"{str(root)!r} holds {found[0].name} and {found[1].name}; keep one of them there")
             if found:
                 return found[0]
-        raise self.refusal(f"{str(root)!r} lacks {' or '.join(patterns)}")
+        raise self.refusal(f"{str(root)!r} lacks {patterns[0]}")
 
     def place(self, root: Path, patterns: Sequence[str], names: Sequence[str]) -> list[str]:
         """The paths of videos, by the first of some patterns, such as "videos/{}.webm", by which any is there.
 
         Raises:
-            ValueError: if none is there.
+            ValueError: if none is there, or a name leads out of `root`.
         """
         for pattern in patterns:
-            paths = [str(root / pattern.format(name)) for name in names]
+            paths = [path_in(root, pattern.format(name)) for name in names]
             if is_any_there(paths):
                 return paths
         raise self.refusal(f"none of the listed videos is there, such as {str(root / patterns[0].format(names[0]))!r}")
 
 
+def path_in(folder: Path, name: str) -> str:
+    """The path of what a list names in the folder of its dataset: by one from a stranger no other file is to be read.
+
+    Raises:
+        ValueError: if it leads out of the folder, by an absolute path or "..".
+    """
+    path = Path(name)
+    if path.anchor or ".." in path.parts or "\0" in name:
+        raise ValueError(f"{name!r} is listed, which leads out of {str(folder)!r}; only what lies in there is read")
+    return str(folder / path)
+
+
 def is_any_there(paths: Sequence[str]) -> bool:
-    """Whether any of an even sample of local paths exists."""
-    return any(Path(path).exists() for path in paths[:: -(-len(paths) // NUM_LOOKED_FOR) or 1])
+    """Whether any of some local paths exists."""
+    # Names are looked for only in folders that exist: a list may have 200,000, and its folder half a dozen places
+    is_folder = {folder: os.path.isdir(folder) for folder in {os.path.dirname(path) for path in paths}}
+    return any(is_folder[os.path.dirname(path)] and os.path.exists(path) for path in paths)
 
 
 def list_videos(

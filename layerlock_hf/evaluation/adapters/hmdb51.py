@@ -11,7 +11,7 @@ ORIGIN = Origin(
     licence="CC BY 4.0",
     layout="""
 CLASS/NAME.avi               also hmdb51_org/CLASS/NAME.avi; both archives hold a .rar per class
-testTrainMulti_7030_splits/CLASS_test_split1.txt     also 2 and 3: ?fold=2""",
+testTrainMulti_7030_splits/CLASS_test_split1.txt     also 2 and 3: ?fold=2; the folder also as splits""",
 )
 FOLDS = ("1", "2", "3")
 # What the numbers of a split file mean; some clips of every class belong to neither

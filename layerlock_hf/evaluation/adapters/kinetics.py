@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ...data import files
 from ...data.indexing import VIDEO_SUFFIXES
-from .base import LabelledVideos, Origin, is_any_there, list_videos, read_csv, unknown_label
+from .base import LabelledVideos, Origin, is_any_there, list_videos, path_in, read_csv, unknown_label
 
 
 ORIGIN = Origin(
@@ -13,22 +13,23 @@ ORIGIN = Origin(
     licence="annotations CC BY 4.0; the clips belong to those who put them on YouTube",
     layout="""
 annotations/train.csv        label,youtube_id,time_start,time_end,split; also train.csv, kinetics_700_train.csv ...
-annotations/val.csv          also validate.csv
+annotations/val.csv          also validate.csv; of either also .txt with these columns
 train/**/YOUTUBEID_000010_000020.mp4
 val/**/YOUTUBEID_000010_000020.mp4""",
 )
 COLUMNS = ("label", "youtube_id", "time_start", "time_end")
-# Labels of the test set were kept back for long: papers report the validation set. Several names are in use for it
+# CVDF gives the test sets of 600 and 700-2020 without labels. Several names are in use for the validation set
 NAMES = {"train": ("train",), "test": ("val", "validate", "validation")}
 
 
 def read_kinetics(root: Path, split: str) -> LabelledVideos:
-    """The owners' training or validation set. Classes are those of the training set, in alphabetical order.
+    """The owners' training or, to test, validation set. Classes are those of the training set, in alphabetical order.
 
     Videos may lie in any folders below train/ and val/, also by class, or where these are missing below `root`.
 
     Raises:
-        ValueError: if an annotation or all videos are missing, or a row has an unknown label.
+        ValueError: if an annotation or all videos are missing, a row has an unknown label or a name that leads out of
+            the folder.
     """
     train_path, train_rows = _annotations(root, "train")
     path, rows = (train_path, train_rows) if split == "train" else _annotations(root, split)
@@ -41,7 +42,7 @@ def read_kinetics(root: Path, split: str) -> LabelledVideos:
         if row["label"] not in order:
             raise unknown_label(path, f"line {number}", row["label"], train_path.name)
         stem = _stem(path, number, row)
-        paths.append(found.get(stem, str(folder / f"{stem}.mp4")))
+        paths.append(found.get(stem) or path_in(folder, f"{stem}.mp4"))
         labels.append(order[row["label"]])
     if not is_any_there(paths):
         raise ORIGIN.refusal(f"none of the videos that {str(path)!r} names is there, such as {paths[0]!r}")
@@ -50,7 +51,8 @@ def read_kinetics(root: Path, split: str) -> LabelledVideos:
 
 def _annotations(root: Path, split: str) -> tuple[Path, list[tuple[int, dict[str, str]]]]:
     patterns = [
-        f"{folder}{start}{name}.csv"
+        f"{folder}{start}{name}{suffix}"
+        for suffix in (".csv", ".txt")  # the second for Kinetics-600
         for folder in ("annotations/", "")
         for start in ("", "kinetics*[_-]")
         for name in NAMES[split]
@@ -63,6 +65,6 @@ def _stem(path: Path, number: int, row: dict[str, str]) -> str:
     """The name of a clip: the times, in seconds, have six digits."""
     try:
         start, end = (int(float(row[name])) for name in ("time_start", "time_end"))
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise ValueError(f"{str(path)!r}, line {number}: time_start and time_end must be seconds: {error}") from error
     return f"{row['youtube_id']}_{start:06d}_{end:06d}"

@@ -1,5 +1,7 @@
 """What `layerlock_hf.data.procedural.write_procedural_dataset` writes."""
 
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +12,8 @@ from ...data import DecodingError
 from ...data.clips import one_line
 from ...data.procedural import MOTIONS
 from ...data.procedural import read_depth as read_depth_file
-from .base import ALL, DepthSequence, LabelledVideos, NoSplit, Origin, list_videos, read_csv, unknown_label
+from .base import ALL, DepthSequence, LabelledVideos, NoSplit, Origin, list_videos, path_in, read_csv, unknown_label
+from .images import NOT_METRIC
 from .roots import parse_range
 from .sequences import PairedSequence, VideoFrames, check_metric
 
@@ -74,21 +77,21 @@ def read_procedural_depth(
     """The same videos with their exact depth, each a group of its own; arguments as `read_procedural`.
 
     Raises:
-        ValueError: if a list, its split or depth is missing.
+        ValueError: if a list, its split or depth is missing, depth is not metric, or a path leads out of the folder.
     """
     path, rows = _rows(root, split, train, test, part)
     sequences = []
     for number, row in rows:
         if not row.get("depth"):
             raise ValueError(f"{str(path)!r}, line {number}: no depth; write the dataset anew with with_depth=True")
-        file = str(path.parent / row["depth"])
+        file = path_in(path.parent, row["depth"])
         try:
-            depth = DepthArrays(file, len(_read_arrays(file)))
+            frames = _read_arrays(file)
         except DecodingError as error:
             raise ValueError(f"{str(path)!r}, line {number}: {error}") from error
-        check_metric(file, depth)
-        colour = VideoFrames(str(path.parent / row["path"]), range(len(depth)))
-        sequences.append(PairedSequence(row["path"], row["path"], colour, depth))
+        check_metric(file, len(frames), frames.__getitem__)
+        colour = VideoFrames(path_in(path.parent, row["path"]), range(len(frames)))
+        sequences.append(PairedSequence(row["path"], row["path"], colour, DepthArrays(file, len(frames))))
     return sequences
 
 
@@ -125,8 +128,13 @@ def _rows(
 
 def _read_arrays(path: str) -> torch.Tensor:
     try:
-        return read_depth_file(path)
+        depth = read_depth_file(path)
     except FileNotFoundError as error:
         raise DecodingError(f"{path}: no such file", "missing") from error
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    # A .npy file, or an array of objects, is a TypeError
+    except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DecodingError(f"{path}: {one_line(error)}") from error
+    if depth.dtype != torch.float32 or depth.ndim != 3:
+        kind = f"{depth.dtype} of shape {tuple(depth.shape)}"
+        raise DecodingError(f"{path}: depth must be float32 (T, h, w) in metres, but is {kind}", NOT_METRIC)
+    return depth

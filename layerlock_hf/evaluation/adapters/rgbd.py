@@ -1,34 +1,42 @@
 """Recordings of RGB-D cameras in folders: TUM, 7-Scenes, NYUv2, or a video with depth images."""
 
+import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 from pathlib import Path
 
+from transformers.utils import logging
+
 from ...data import DecodingError, read_clip
-from .base import ALL, DepthSequence, NoSplit, Origin, read_json, read_lines
+from .base import ALL, DepthSequence, NoSplit, Origin, path_in, read_json, read_lines
 from .roots import parse_range
 from .sequences import DepthImages, Excerpt, ImageFrames, PairedSequence, VideoFrames, check_metric, numbered, pair
 
+
+logger = logging.get_logger(__name__)
 
 ORIGIN = Origin(
     name="RGB-D",
     page="https://cvg.cit.tum.de/data/datasets/rgbd-dataset (TUM), "
     "https://www.microsoft.com/en-us/research/project/rgb-d-dataset-7-scenes/ (7-Scenes) or "
-    "https://cs.nyu.edu/~fergus/datasets/nyu_depth_v2.html (NYUv2)",
+    "https://github.com/cleinc/bts (NYUv2)",
     licence="TUM CC BY 4.0; 7-Scenes non-commercial research; NYUv2 none stated",
     layout="""
 SCENE/rgb.txt, depth.txt, rgb/TIME.png, depth/TIME.png                                (TUM)
 SCENE/TrainSplit.txt, TestSplit.txt, seq-01/frame-000000.color.png and .depth.png     (7-Scenes)
-SCENE/rgb_00000.jpg, sync_depth_00000.png                                             (NYUv2)
+SCENE/rgb_00000.jpg, sync_depth_00000.png                                             (NYUv2, sync.zip of BTS)
 SCENE/meta.json with depth_unit, color.mp4 or color/000000.jpg, depth/000000.png      (video and depth images)""",
 )
 TUM_PER_METRE = 5000.0
 MAX_DIFFERENCE = 0.02  # seconds between colour and depth of one frame, as in TUM's associate.py
 PER_METRE = 1000.0
 SEVEN_SCENES_INVALID = 65535
+MAX_DEPTH = 65535  # of 16 bits
 UNITS = {"millimetre": 1000.0, "millimeter": 1000.0, "mm": 1000.0, "metre": 1.0, "meter": 1.0, "m": 1.0}
 # Sequences of a scene of 7-Scenes: lines such as "sequence1"
 OWNERS_LISTS = {"train": "TrainSplit.txt", "test": "TestSplit.txt"}
+# Of NYUv2: what is before the letter shows one place in several recordings, such as basement_0001a and b
+PART = re.compile(r"(?<=\d)[a-z]$")
 # The name of a recording, and its frames, None for all of them
 Item = tuple[str, range | None]
 NUM_LEVELS = 4  # of folders in which recordings are sought: those of a dataset, a scene, a recording
@@ -67,6 +75,8 @@ def read_rgbd(
             f"'{root}?{_example(scenes)}', write them to {root / split}.txt, or take all of it by '{root}?part={ALL}'"
         )
     _check_disjoint(root, items)
+    if split == "test":
+        _warn_of_parts(root, scenes, items)
     sequences = []
     for name, frames in items[split]:
         open_scene, folder = scenes[name]
@@ -161,12 +171,25 @@ def _check_disjoint(root: Path, items: dict[str, list[Item]]):
                 raise ValueError(f"{str(root)!r}: training and testing share frames of {name}")
 
 
+def _warn_of_parts(root: Path, scenes: dict, items: dict[str, list[Item]]):
+    """Parts of one scene of NYUv2 that are to train and to test are alike."""
+    places = {split: {} for split in OWNERS_LISTS}
+    for split, chosen in items.items():
+        places[split] |= {PART.sub("", name): name for name, _ in chosen if scenes[name][0] is open_nyu}
+    shared = [place for place in places["test"] if place in places["train"]]
+    if shared:
+        logger.warning(
+            f"{str(root)!r}: {len(shared)} scenes are to train and to test, such as {places['train'][shared[0]]} and "
+            f"{places['test'][shared[0]]}, which show one place"
+        )
+
+
 def open_tum(folder: Path, name: str) -> PairedSequence:
     """rgb.txt and depth.txt, lists of a time in seconds and a file each, paired by time."""
     colour, depth = (_times(folder / file) for file in ("rgb.txt", "depth.txt"))
     times = {partner: time for time, partner in associate(sorted(colour), sorted(depth))}
     depth = {times.get(time, time): path for time, path in depth.items()}
-    return _paired(folder, name, folder.name, colour, depth, per_metre=TUM_PER_METRE)
+    return _paired(folder, name, folder.absolute().name, colour, depth, per_metre=TUM_PER_METRE)
 
 
 def _times(path: Path) -> dict[float, str]:
@@ -179,9 +202,10 @@ def _times(path: Path) -> dict[float, str]:
             continue
         try:
             time, file = words
-            found[float(time)] = str(path.parent / file)
+            time = float(time)
         except ValueError as error:
             raise ValueError(f"{str(path)!r}, line {number}: expected a time and a file: {error}") from error
+        found[time] = path_in(path.parent, file)
     return found
 
 
@@ -205,7 +229,10 @@ def associate(first: list[float], second: list[float]) -> list[tuple[float, floa
 
 
 def open_seven_scenes(folder: Path, name: str) -> PairedSequence:
-    """frame-000000.color.png and frame-000000.depth.png, in millimetres."""
+    """frame-000000.color.png and frame-000000.depth.png, in millimetres.
+
+    The two cameras are not calibrated to each other: depth is that of the depth camera, a few pixels beside colour.
+    """
     files = {
         kind: {path.name.split(".")[0]: str(path) for path in folder.glob(f"frame-*.{kind}.png")}
         for kind in ("color", "depth")
@@ -214,16 +241,20 @@ def open_seven_scenes(folder: Path, name: str) -> PairedSequence:
 
 
 def open_nyu(folder: Path, name: str) -> PairedSequence:
-    """rgb_00000.jpg and sync_depth_00000.png, in millimetres."""
+    """rgb_00000.jpg and sync_depth_00000.png, in millimetres, as the script of BTS (Lee et al., 2019) exports them.
+
+    It takes every seventh of the synchronised frames and numbers these from 0: neighbours are about 1/4 s apart.
+    """
     colour, depth = numbered(folder, "rgb_*.jpg"), numbered(folder, "sync_depth_*.png")
-    return _paired(folder, name, folder.name, colour, depth)
+    return _paired(folder, name, PART.sub("", folder.absolute().name), colour, depth)
 
 
 def open_video(folder: Path, name: str) -> PairedSequence:
     """meta.json; color.mp4 or images in color/; and depth/000000.png, which has the number of its frame.
 
     Raises:
-        ValueError: if meta.json is missing or does not name the unit of depth, or the video cannot be read.
+        ValueError: if meta.json is missing, does not name the unit of depth or has another invalid_depth than a number
+            of 16 bits, or the video cannot be read.
     """
     path = folder / "meta.json"
     if not path.is_file():
@@ -234,20 +265,22 @@ def open_video(folder: Path, name: str) -> PairedSequence:
         raise ValueError(
             f"{str(path)!r}: depth is not metric: depth_unit is {unit!r}; expected is one of {', '.join(UNITS)}"
         )
-    invalid, per_metre = facts.get("invalid_depth") or 0, UNITS[unit]
+    invalid, per_metre = facts.get("invalid_depth", 0), UNITS[unit]
+    if type(invalid) is not int or not 0 <= invalid <= MAX_DEPTH:
+        raise ValueError(f"{str(path)!r}: invalid_depth is {invalid!r}; expected is a whole number, 0 to {MAX_DEPTH}")
     depth = numbered(folder / "depth", "*.png")
     video = folder / "color.mp4"
     if not video.is_file():
         colour = numbered(folder / "color", "*.jpg", "*.png")
-        return _paired(folder, name, folder.name, colour, depth, invalid, per_metre)
+        return _paired(folder, name, folder.absolute().name, colour, depth, invalid, per_metre)
     try:
         num_frames = read_clip(str(video), lambda num_frames: [0]).num_frames
     except DecodingError as error:
         raise ValueError(f"{str(video)!r} cannot be read: {error}") from error
     shared = pair(str(folder), range(num_frames), depth)
     images = DepthImages([depth[number] for number in shared], per_metre, invalid)
-    check_metric(str(folder), images)
-    return PairedSequence(name, folder.name, VideoFrames(str(video), shared), images)
+    check_metric(str(folder), len(images), images.read)
+    return PairedSequence(name, folder.absolute().name, VideoFrames(str(video), shared), images)
 
 
 def _paired(
@@ -256,7 +289,7 @@ def _paired(
     """Images that are paired by what both are called."""
     shared = pair(str(folder), colour, depth)
     images = DepthImages([depth[key] for key in shared], per_metre, invalid)
-    check_metric(str(folder), images)
+    check_metric(str(folder), len(images), images.read)
     return PairedSequence(name, group, ImageFrames([colour[key] for key in shared]), images)
 
 

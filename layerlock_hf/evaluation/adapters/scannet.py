@@ -11,18 +11,16 @@ The format is that of SensReader in https://github.com/ScanNet/ScanNet, version 
 
 import struct
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from torch import Tensor
 from transformers.utils import logging
 
 from ...data import DecodingError
-from .base import DepthSequence, Origin, read_lines
+from .base import DepthSequence, Origin, path_in, read_lines
 from .images import decode_colour, stack, to_metres
 from .sequences import DepthImages, ImageFrames, PairedSequence, check_metric, numbered, pair
 
@@ -35,10 +33,10 @@ ORIGIN = Origin(
     licence="ScanNet terms of use: non-commercial research; signed and sent to the owners",
     layout="""
 scans/scene0000_00/scene0000_00.sens     or scene0000_00/color/0.jpg and depth/0.png, as SensReader exports them
-scannetv2_train.txt                      from Tasks/Benchmark of the page, a scene per line
+scannetv2_train.txt                      a scene per line; from Tasks/Benchmark of the page, also in such folders
 scannetv2_val.txt""",
 )
-LISTS = {"train": "scannetv2_train.txt", "test": "scannetv2_val.txt"}  # papers report the validation set
+LISTS = {"train": "scannetv2_train.txt", "test": "scannetv2_val.txt"}  # (LayerLock, sec. A.4.3)
 VERSION = 4
 JPEG, ZLIB = 2, 1  # types of compression, those that the owners use
 EXPORTED_PER_METRE = 1000.0
@@ -46,6 +44,7 @@ PREFIX = struct.Struct("<IQ")
 MATRICES = 4 * 16 * 4  # bytes
 SIZES = struct.Struct("<ii4IfQ")
 FRAME = struct.Struct("<16f4Q")
+MAX_FRAMES = 10**7  # 90 hours; a header that says more is damaged
 
 
 @dataclass(frozen=True)
@@ -73,49 +72,62 @@ class SensSequence:
         return self.num_frames
 
     def read(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        stored = self._stored(indices)
+        colour = [decode_colour(colour, name) for name, colour, _ in stored]
+        return stack(colour, self.path), self._decoded(stored)
+
+    def read_depth(self, indices: list[int]) -> Tensor:
+        """Depth alone, as `read` gives it."""
+        return self._decoded(self._stored(indices))
+
+    def _decoded(self, stored: list[tuple[str, bytes, bytes]]) -> Tensor:
+        frames = []
+        for name, _, data in stored:
+            try:
+                depth = np.frombuffer(zlib.decompress(data), "<u2").reshape(self.depth_size)
+            except (zlib.error, ValueError) as error:
+                raise DecodingError(f"{name}: depth is damaged: {error}") from error
+            frames.append(to_metres(depth, self.per_metre))
+        return stack(frames, self.path)
+
+    def _stored(self, indices: list[int]) -> list[tuple[str, bytes, bytes]]:
+        """Of each frame, what it is called in reports, and the bytes of colour and of depth."""
+        found = []
         try:
             with open(self.path, "rb") as file:
-                frames = [self._read_frame(file, index) for index in indices]
+                for index in indices:
+                    name = f"{self.path}, frame {index}"
+                    file.seek(self._find(index, name))
+                    *_, colour_size, depth_size = FRAME.unpack(file.read(FRAME.size))
+                    found.append((name, file.read(colour_size), file.read(depth_size)))
         except FileNotFoundError as error:
             raise DecodingError(f"{self.path}: no such file", "missing") from error
         except OSError as error:
             raise DecodingError(f"{self.path}: {error.strerror}", "unreadable") from error
-        colour, depth = zip(*frames, strict=True)
-        return stack(list(colour), self.path), stack(list(depth), self.path)
+        return found
 
     @cached_property
-    def offsets(self) -> np.ndarray:
-        """Where every whole frame begins, in bytes. Found once, as each frame tells where the next is."""
-        with open(self.path, "rb", buffering=0) as file:  # else it reads on into the images
-            return np.fromiter(self._walk(file), np.int64)
+    def _bounds(self) -> list[int]:
+        """Where frames begin, in bytes, and the last of them ends: as far as was looked, as each tells of the next."""
+        return [self.start]
 
-    def _walk(self, file: BinaryIO) -> Iterator[int]:
-        size = file.seek(0, 2)
-        offset = self.start
-        for _ in range(self.num_frames):
-            file.seek(offset)
-            head = file.read(FRAME.size)
-            if len(head) < FRAME.size:
-                return
-            *_, colour_size, depth_size = FRAME.unpack(head)
-            end = offset + FRAME.size + colour_size + depth_size
-            if end > size:
-                return
-            yield offset
-            offset = end
-
-    def _read_frame(self, file: BinaryIO, index: int) -> tuple[Tensor, Tensor]:
-        name = f"{self.path}, frame {index}"
-        if index >= len(self.offsets):
-            raise DecodingError(f"{name}: the file is cut off after {len(self.offsets)} of {self.num_frames} frames")
-        file.seek(self.offsets[index])
-        *_, colour_size, depth_size = FRAME.unpack(file.read(FRAME.size))
-        colour = decode_colour(file.read(colour_size), name)
-        try:
-            depth = np.frombuffer(zlib.decompress(file.read(depth_size)), "<u2").reshape(self.depth_size)
-        except (zlib.error, ValueError) as error:
-            raise DecodingError(f"{name}: depth is damaged: {error}") from error
-        return colour, to_metres(depth, self.per_metre)
+    def _find(self, index: int, name: str) -> int:
+        """Where a frame begins, in bytes."""
+        bounds = self._bounds
+        if index + 1 >= len(bounds):
+            with open(self.path, "rb", buffering=0) as file:  # else it reads on into the images
+                size = file.seek(0, 2)
+                while index + 1 >= len(bounds):
+                    file.seek(bounds[-1])
+                    head = file.read(FRAME.size)
+                    is_whole = len(head) == FRAME.size
+                    end = bounds[-1] + FRAME.size + sum(FRAME.unpack(head)[-2:]) if is_whole else None
+                    if end is None or end > size:
+                        raise DecodingError(
+                            f"{name}: the file is cut off after {len(bounds) - 1} of {self.num_frames} frames"
+                        )
+                    bounds.append(end)
+        return bounds[index]
 
 
 def read_scannet(root: Path, split: str) -> list[DepthSequence]:
@@ -124,12 +136,13 @@ def read_scannet(root: Path, split: str) -> list[DepthSequence]:
     Several recordings show one scene, and make a group.
 
     Raises:
-        ValueError: if the list or all recordings in it are missing, or one is not as expected.
+        ValueError: if the list or all recordings in it are missing, one is not as expected, or a name leads out of the
+            folder.
     """
     path = ORIGIN.find(root, LISTS[split], f"Tasks/Benchmark/{LISTS[split]}", f"scans/{LISTS[split]}")
     folder = root / "scans" if (root / "scans").is_dir() else root
     names = [words[0] for _, words in read_lines(path)]
-    found = [sequence for name in names if (sequence := _open_scene(folder / name)) is not None]
+    found = [sequence for name in names if (sequence := _open_scene(Path(path_in(folder, name)))) is not None]
     missing = sorted(set(names) - {sequence.name for sequence in found})
     if not found:
         raise ORIGIN.refusal(f"none of the scenes in {str(path)!r} is in {str(folder)!r}, such as {missing[0]}")
@@ -157,14 +170,14 @@ def _scene_of(name: str) -> str:
 def _open_sens(path: Path) -> SensSequence:
     """
     Raises:
-        ValueError: if the header is cut off, or says that this is another format or not metric.
+        ValueError: if the header is cut off or damaged, or says that this is another format, or depth is not metric.
     """
     with path.open("rb") as file:
         try:
             version, length = PREFIX.unpack(file.read(PREFIX.size))
             if version != VERSION:
                 raise ValueError(f"{str(path)!r} has version {version} of the format; expected is {VERSION}")
-            file.seek(length + MATRICES, 1)
+            file.seek(min(length, path.stat().st_size) + MATRICES, 1)
             colour_type, depth_type, _, _, width, height, per_metre, num_frames = SIZES.unpack(file.read(SIZES.size))
         except struct.error as error:
             raise ValueError(f"{str(path)!r} is cut off; download it again") from error
@@ -177,10 +190,12 @@ def _open_sens(path: Path) -> SensSequence:
     # A count of units, 1000 in all scenes; 0 or 1 would be a disparity or a mistake
     if not 1 < per_metre < 1e6:
         raise ValueError(f"{str(path)!r}: depth is not metric: {per_metre} units are a metre; expected are about 1000")
-    if num_frames == 0:
-        raise ValueError(f"{str(path)!r} has no frames; download it again")
+    if not 0 < num_frames <= MAX_FRAMES:
+        raise ValueError(f"{str(path)!r} has {num_frames} frames by its header; download it again")
     name = path.stem
-    return SensSequence(str(path), name, _scene_of(name), num_frames, (height, width), per_metre, start)
+    sequence = SensSequence(str(path), name, _scene_of(name), num_frames, (height, width), per_metre, start)
+    check_metric(str(path), num_frames, sequence.read_depth)
+    return sequence
 
 
 def _open_exported(folder: Path) -> PairedSequence:
@@ -191,6 +206,6 @@ def _open_exported(folder: Path) -> PairedSequence:
     colour, depth = numbered(folder / "color", "*.jpg", "*.png"), numbered(folder / "depth", "*.png")
     shared = pair(str(folder), colour, depth)
     images = DepthImages([depth[number] for number in shared], EXPORTED_PER_METRE)
-    check_metric(str(folder), images)
+    check_metric(str(folder), len(images), images.read)
     frames = ImageFrames([colour[number] for number in shared])
     return PairedSequence(folder.name, _scene_of(folder.name), frames, images)

@@ -1,7 +1,7 @@
 """Recordings of colour and depth, made of what reads the one and what reads the other."""
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -151,12 +151,18 @@ class Excerpt:
         return self.whole.read([self.frames[index] for index in indices])
 
 
-def check_metric(name: str, depth: Frames):
-    """Raise a `ValueError` if depth is not in metres, as far as a few frames tell, or none of these can be read."""
+def check_metric(name: str, num_frames: int, read: Callable[[list[int]], Tensor]):
+    """Raise a `ValueError` if depth is not in metres, as far as a few frames tell, or none of these can be read.
+
+    Args:
+        name: of the recording, for the message.
+        num_frames: that it has.
+        read: gives the depth (T, h, w) of the frames with these numbers.
+    """
     reason = "no pixel with known depth"
-    for position in torch.linspace(0, len(depth) - 1, min(NUM_LOOKED_AT, len(depth))).long().tolist():
+    for position in torch.linspace(0, num_frames - 1, min(NUM_LOOKED_AT, num_frames)).long().tolist():
         try:
-            frame = depth.read([position])[0]
+            frame = read([position])[0]
         except DecodingError as error:
             if error.kind == NOT_METRIC:
                 raise ValueError(f"{name}: depth is not metric: {error}") from error

@@ -10,12 +10,12 @@ ORIGIN = Origin(
     page="https://www.qualcomm.com/developer/software/something-something-v-2-dataset",
     licence="free for research after registration, not to be passed on",
     layout="""
-labels/train.json            id and template of every video
+labels/train.json            id and template of every video; also something-something-v2-train.json
 labels/validation.json
-labels/labels.json           number of every class
+labels/labels.json           number of every class; the lists also beside videos
 videos/20bn-something-something-v2/ID.webm""",
 )
-# Labels of the test set were kept back for long: papers report the validation set
+# test.json holds no labels. Qualcomm's archive has them in test-answers.csv, which is not read
 LISTS = {"train": "train", "test": "validation"}
 # The second is what the files were called when 20BN gave them
 LABEL_FILES = ("labels/{}.json", "labels/something-something-v2-{}.json", "{}.json", "something-something-v2-{}.json")
@@ -27,10 +27,10 @@ VIDEO_FILES = [
 
 
 def read_ssv2(root: Path, split: str) -> LabelledVideos:
-    """The owners' training or validation set, 168,913 and 24,777 videos of 174 classes.
+    """The owners' training or, to test, validation set, 168,913 and 24,777 videos of 174 classes.
 
     Raises:
-        ValueError: if a list of labels or all videos are missing, or an entry has an unknown template.
+        ValueError: if a list of labels or all videos are missing, or an entry has no id or no template that is known.
     """
     names_path = ORIGIN.find(root, *(pattern.format("labels") for pattern in LABEL_FILES))
     path = ORIGIN.find(root, *(pattern.format(LISTS[split]) for pattern in LABEL_FILES))
@@ -45,11 +45,16 @@ def read_ssv2(root: Path, split: str) -> LabelledVideos:
         raise ValueError(f"{str(path)!r} must be a list of objects with id and template")
     ids, labels = [], []
     for number, entry in enumerate(entries, start=1):
-        if not isinstance(entry, dict) or not {"id", "template"} <= entry.keys():
-            raise ValueError(f"{str(path)!r}, entry {number}: id or template is missing")
-        name = entry["template"].replace("[", "").replace("]", "")
+        place = f"entry {number}"
+        if not isinstance(entry, dict) or entry.get("id") in (None, ""):
+            raise ValueError(f"{str(path)!r}, {place}: the id is missing")
+        place += f" (id {entry['id']})"
+        template = entry.get("template")
+        if not isinstance(template, str) or not template:
+            raise ValueError(f"{str(path)!r}, {place}: the template is {template!r}, as of videos without a label")
+        name = template.replace("[", "").replace("]", "")
         if name not in order:
-            raise unknown_label(path, f"entry {number} (id {entry['id']})", name, names_path.name)
+            raise unknown_label(path, place, name, names_path.name)
         ids.append(str(entry["id"]))
         labels.append(order[name])
     return list_videos(ORIGIN.place(root, VIDEO_FILES, ids), labels, class_names)

@@ -1,17 +1,21 @@
 """Lists of videos with labels, and folders of classes."""
 
 import io
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import datasets
 import pyarrow.parquet
+from transformers.utils import logging
 
 from ...data import files, load_videos
 from ...data.sources import READERS
 from .base import ALL, LabelledVideos, NoSplit, is_any_there, read_text, unknown_label
 
+
+logger = logging.get_logger(__name__)
 
 LIST_SUFFIXES = (*READERS, ".parquet")
 LABEL_COLUMNS = ("label", "class")
@@ -72,7 +76,8 @@ class _Rows:
 def read_table(root: Path, split: str, *, part: str | None = None, **filters: str) -> LabelledVideos:
     """A CSV, JSON, JSONL or parquet list of videos: columns path, video or file; label or class; split; group.
 
-    Classes are those of the training rows, in alphabetical order or, where all are integers, in that of numbers.
+    Classes are those of the training rows, in alphabetical order or, where all are integers, in that of numbers. A
+    warning counts the videos, and one the groups, that are to train and to test.
 
     Args:
         root: the list; or a folder with one list, or with two, train.csv and test.csv or train/*.csv and test/*.csv.
@@ -100,6 +105,8 @@ def read_table(root: Path, split: str, *, part: str | None = None, **filters: st
         if label not in order:
             raise unknown_label(chosen.path, f"row {number}", label, f"the training rows of {train.path.name}")
     _check_present(chosen)
+    if split == "test" and part is None:
+        _warn_of_shared(train, chosen)
     return LabelledVideos(chosen.videos, [order[label] for label in chosen.labels], class_names, chosen.groups)
 
 
@@ -194,7 +201,8 @@ def _read_list(path: Path, filters: dict[str, str]) -> _Rows:
     else:
         read = READERS[path.suffix.lower()]
         rows = read(io.StringIO(read_text(path), newline=""))
-        columns = {name: [row.get(name) for row in rows] for name in rows[0] if name}
+        names = dict.fromkeys(name for row in rows for name in row if name)  # the first row of JSON may lack some
+        columns = {name: [row.get(name) for row in rows] for name in names}
     if SPLIT_COLUMN in columns:
         columns[SPLIT_COLUMN] = [str(value or "").strip().lower() for value in columns[SPLIT_COLUMN]]
     rows = _Rows(path, list(range(1, len(videos) + 1)), videos, columns)
@@ -243,3 +251,25 @@ def _check_present(rows: _Rows):
             f"none of the videos that {str(rows.path)!r} names is there, such as {paths[0]!r}; paths are relative to "
             "the folder of the list"
         )
+
+
+def _warn_of_shared(train: _Rows, test: _Rows):
+    trained = set(map(_identity, train.videos))
+    shared = [row["video"]["path"] for row in test.videos if _identity(row) in trained]
+    if shared:
+        logger.warning(
+            f"{str(test.path)!r}: {len(shared)} of {len(test.videos)} videos to test are also to train, such as "
+            f"{shared[0]!r}; results on them say little"
+        )
+    groups = sorted(set(train.groups or []) & set(test.groups or []))
+    if groups:
+        logger.warning(
+            f"{str(test.path)!r}: {len(groups)} groups have videos to train and to test, such as {groups[0]!r}, "
+            "and results on these are better than on new groups"
+        )
+
+
+def _identity(row: dict) -> tuple:
+    """Of a video, however its path is written, and of one of those in a shard."""
+    path = row["video"]["path"]
+    return (path if files.is_url(path) else os.path.normpath(path), row["offset"], row["row_group"], row["row"])

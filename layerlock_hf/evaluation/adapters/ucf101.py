@@ -14,7 +14,7 @@ ORIGIN = Origin(
 UCF-101/ApplyEyeMakeup/v_ApplyEyeMakeup_g01_c01.avi
 ucfTrainTestlist/classInd.txt
 ucfTrainTestlist/trainlist01.txt     also 02 and 03: ?fold=2
-ucfTrainTestlist/testlist01.txt""",
+ucfTrainTestlist/testlist01.txt      the lists also beside UCF-101""",
 )
 FOLDS = ("1", "2", "3")
 VIDEO_FILES = ("UCF-101/{}", "UCF101/{}", "videos/{}", "{}")
@@ -25,7 +25,7 @@ def read_ucf101(root: Path, split: str, *, fold: str = "1") -> LabelledVideos:
     """One of the owners' three folds, 101 classes. A group is one of the 25 recordings that a class was cut from.
 
     Raises:
-        ValueError: if a list or all videos are missing, or a line has an unknown class.
+        ValueError: if a list or all videos are missing, two classes have one number, or a line has an unknown class.
     """
     if fold not in FOLDS:
         raise ValueError(f"fold is {fold!r}; choose one of {', '.join(FOLDS)}")
@@ -35,6 +35,8 @@ def read_ucf101(root: Path, split: str, *, fold: str = "1") -> LabelledVideos:
     for number, words in read_lines(names_path):
         if len(words) != 2 or not words[0].isdecimal():
             raise ValueError(f"{str(names_path)!r}, line {number}: expected a number and a class")
+        if words[1] in classes or int(words[0]) in classes.values():
+            raise ValueError(f"{str(names_path)!r}, line {number}: {' '.join(words)} repeats a class or its number")
         classes[words[1]] = int(words[0])
     class_names = sorted(classes, key=classes.get)
     names, labels = [], []

@@ -1,7 +1,7 @@
 import pytest
 
 from layerlock_hf.data import DecodingError, fetch, load_videos, read_clip
-from layerlock_hf.evaluation.adapters.base import Origin, is_any_there, list_videos, read_csv
+from layerlock_hf.evaluation.adapters.base import Origin, is_any_there, list_videos, path_in, read_csv
 
 
 ORIGIN = Origin("Things", "https://things", "free", "a.txt\nb.txt")
@@ -39,13 +39,23 @@ def test_one_file_must_match(write):
     with pytest.raises(
         ValueError, match=r"(?s)lacks c.txt. Things is expected as\n    a.txt.*https://things \(free\)"
     ):
-        ORIGIN.find(root, "c.txt")
+        ORIGIN.find(root, "c.txt", "c*[_-]d.txt")  # no patterns, which nobody can read
 
 
 def test_a_part_of_a_large_dataset_is_enough(write):
-    root = write("7.mp4")
-    assert is_any_there([str(root / f"{index}.mp4") for index in range(100)])
-    assert not is_any_there([str(root / f"{index}.mp4") for index in range(8, 100)])
+    root = write("777.mp4")
+    paths = [str(root / f"{index}.mp4") for index in range(1000)]
+    assert is_any_there(paths)  # one of them all, wherever it stands
+    assert not is_any_there(paths[:777]) and not is_any_there([]) and not is_any_there([str(root / "no/777.mp4")])
+
+
+@pytest.mark.parametrize("name", ["../a.mp4", "x/../../a.mp4", "/etc/passwd", "a\0b"])
+def test_lists_of_owners_do_not_lead_out_of_their_folder(write, name):
+    root = write("set/b.mp4")
+    write("a.mp4")
+    with pytest.raises(ValueError, match="is listed, which leads out of '.*set'"):
+        ORIGIN.place(root / "set", ["{}"], ["b.mp4", name])
+    assert path_in(root, "set/b..mp4") == str(root / "set/b..mp4")
 
 
 @pytest.mark.parametrize(

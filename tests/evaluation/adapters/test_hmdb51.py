@@ -1,5 +1,6 @@
 import pytest
 
+from layerlock_hf.data import DecodingError, fetch, read_clip
 from layerlock_hf.evaluation.adapters import read_labelled
 
 
@@ -50,3 +51,19 @@ def test_unknown_numbers(root, write):
     write(f"{SPLITS}/wave_test_split1.txt", "a_wave_f_nm_np1_fr_med_0.avi 1\nb.avi 3\n")
     with pytest.raises(ValueError, match="wave_test_split1.txt', line 2: expected a video and one of 0, 1, 2"):
         read_labelled("hmdb51", str(root), "train")
+
+
+def test_an_absent_video_stays(root, write):
+    write(f"{SPLITS}/wave_test_split1.txt", "a_wave_f_nm_np1_fr_med_0.avi 1\ngone_wave_f_nm_np1_fr_med_0.avi 1\n")
+    videos = read_labelled("hmdb51", str(root), "train").videos
+    with pytest.raises(DecodingError) as caught:
+        read_clip(fetch(videos[2]), lambda num_frames: [0])
+    assert caught.value.kind == "missing" and "gone_wave" in videos[2]["video"]["path"]
+
+
+def test_a_missing_folder_of_splits(root):
+    (root / SPLITS).rename(root / "elsewhere")
+    with pytest.raises(ValueError, match=f"(?s)lacks {SPLITS}. HMDB51 is expected as.*serre"):
+        read_labelled("hmdb51", str(root), "train")
+    (root / "elsewhere").rename(root / "splits")
+    assert read_labelled("hmdb51", str(root), "train").labels == [0, 1]

@@ -42,7 +42,7 @@ def test_names_of_the_owners_archives(write):
 @pytest.mark.parametrize("name", ["train", "val"])
 def test_a_missing_annotation(root, name):
     (root / f"annotations/{name}.csv").unlink()
-    with pytest.raises(ValueError, match=f"(?s)lacks annotations/{name}.csv or .*cvdfoundation"):
+    with pytest.raises(ValueError, match=f"(?s)lacks annotations/{name}.csv. Kinetics is .*cvdfoundation"):
         read_labelled("kinetics", str(root), "test")
 
 
@@ -52,6 +52,8 @@ def test_a_missing_annotation(root, name):
         ("eating,a,1,11,val\n", "val.csv', line 2: the label 'eating' is none of the classes of train.csv"),
         ("testifying,xyz_1,110,120,val\n,a,1,11,val\n", "line 3: no label"),
         ("testifying,a,one,11,val\n", "line 2: time_start and time_end"),
+        ("testifying,a,1,inf,val\n", "line 2: time_start and time_end"),
+        ("testifying,../../a,1,11,val\n", "'../../a_000001_000011.mp4' is listed, which leads out of .*val"),
         ("testifying,a,1,11,val\n", "none of the videos .* such as .*val/a_000001_000011.mp4"),
     ],
 )
@@ -64,4 +66,13 @@ def test_damaged_annotations(root, write, rows, message):
 def test_the_test_set_without_labels_is_no_annotation(root, write):
     write("annotations/val.csv", "youtube_id,time_start,time_end,split\na,1,11,test\n")
     with pytest.raises(ValueError, match="no column 'label'"):
+        read_labelled("kinetics", str(root), "test")
+
+
+def test_lists_of_kinetics_600_are_texts(root):
+    for name in ("train", "val"):
+        (root / f"annotations/{name}.csv").rename(root / f"annotations/{name}.txt")
+    assert read_labelled("kinetics", str(root), "test").labels == [1]
+    (root / "annotations/val.txt").write_text("xyz_1 testifying\n")
+    with pytest.raises(ValueError, match="val.txt' has no column 'label'; expected are label, youtube_id"):
         read_labelled("kinetics", str(root), "test")

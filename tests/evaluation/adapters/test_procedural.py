@@ -1,12 +1,15 @@
 import csv
+import io
 import pickle
 
+import numpy as np
 import pytest
 import torch
 
+from layerlock_hf.data import DecodingError
 from layerlock_hf.data.procedural import MOTIONS, write_procedural_dataset
 from layerlock_hf.data.procedural import read_depth as read_depth_file
-from layerlock_hf.evaluation.adapters import read_depth, read_labelled
+from layerlock_hf.evaluation.adapters import procedural, read_depth, read_labelled
 
 
 @pytest.fixture(scope="module")
@@ -77,3 +80,65 @@ def test_missing_depth(write):
     write("depth/0.npz", b"PK nonsense")
     with pytest.raises(ValueError, match="line 2: .*0.npz: "):
         read_depth("procedural", f"{root}?part=all", "test")
+    whole = io.BytesIO()
+    np.savez_compressed(whole, depth=np.ones((4, 8, 8), np.float32))
+    array = io.BytesIO()
+    np.save(array, np.ones((4, 8, 8), np.float32))
+    for damaged in (whole.getvalue()[:-40], array.getvalue()):
+        write("depth/0.npz", damaged)
+        with pytest.raises(ValueError, match="line 2: .*0.npz: "):
+            read_depth("procedural", f"{root}?part=all", "test")
+
+
+@pytest.fixture
+def write_depth(write, images):
+    """A function that writes a video of 4 frames, 32 pixels wide, with this depth."""
+
+    def write_depth(**arrays):
+        file = io.BytesIO()
+        np.savez_compressed(file, **arrays)
+        write("videos.csv", "path,label,motion,depth\nvideos/0.mp4,0,left,depth/0.npz\n")
+        root = write("depth/0.npz", file.getvalue())
+        (root / "videos").mkdir(exist_ok=True)
+        images.video(root / "videos/0.mp4", 4)
+        return f"{root}?part=all"
+
+    return write_depth
+
+
+@pytest.mark.parametrize(
+    "arrays, message",
+    [
+        ({"depth": np.full((4, 8, 8), 2000, np.float32)}, "not metric: the median of frame 0 would be 2000 m"),
+        ({"depth": np.full((4, 8, 8), 2000, np.uint16)}, "line 2: .*must be float32 .* but is torch.uint16"),
+        ({"depth": np.ones((4, 8), np.float32)}, r"line 2: .*of shape \(4, 8\)"),
+        ({"depth": np.zeros((4, 8, 8), np.float32)}, "no pixel with known depth"),
+        ({"depths": np.ones((4, 8, 8), np.float32)}, "line 2: .*depth is not a file"),
+    ],
+)
+def test_depth_that_is_not_metric(write_depth, arrays, message):
+    with pytest.raises(ValueError, match=message):
+        read_depth("procedural", write_depth(**arrays), "test")
+
+
+def test_depth_of_another_size(write_depth):
+    (sequence,) = read_depth("procedural", write_depth(depth=np.ones((6, 8, 12), np.float32)), "test")
+    colour, depth = sequence.read([0, 3])
+    assert (tuple(colour.shape), tuple(depth.shape)) == ((2, 3, 32, 32), (2, 8, 12))
+    # There are 6 frames of depth
+    with pytest.raises(DecodingError, match="frame 5 is missing, only 4 decode"):
+        sequence.read([5])
+
+
+@pytest.mark.parametrize("row", ["../0.mp4,0,left,depth/0.npz", "videos/0.mp4,0,left,/etc/0.npz"])
+def test_paths_that_lead_out(write_depth, write, row):
+    root = write_depth(depth=np.ones((4, 8, 8), np.float32))
+    write("videos.csv", f"path,label,motion,depth\n{row}\n")
+    with pytest.raises(ValueError, match="is listed, which leads out of"):
+        read_depth("procedural", root, "test")
+
+
+def test_depth_is_unpacked_once_to_open_it(both, monkeypatch):
+    num_read = []
+    monkeypatch.setattr(procedural, "read_depth_file", lambda path: num_read.append(path) or read_depth_file(path))
+    assert len(read_depth("procedural", str(both), "test")) == len(num_read) == 3

@@ -51,6 +51,12 @@ def test_scenes_and_frames_are_chosen_by_one_root(write_scene):
         summary(f"{root}?test=b", "train", may_lack_split=True)
 
 
+def test_the_group_of_the_working_folder_has_a_name(write_scene, monkeypatch):
+    monkeypatch.chdir(write_scene("a") / "a")
+    (sequence,) = read_depth("rgbd", ".?part=all", "test")
+    assert (sequence.name, sequence.group) == ("a", "a")
+
+
 def test_scenes_may_be_listed_in_files(write_scene, write):
     write_scene("a")
     write_scene("b")
@@ -116,6 +122,19 @@ def test_the_unit_must_be_known(write, write_scene):
         read_depth("rgbd", f"{root}?part=all", "test")
 
 
+@pytest.mark.parametrize("invalid", ["0", 1.5, -1, 65536, True, None, [0]])
+def test_the_number_of_unknown_depth_has_16_bits(write_scene, invalid):
+    root = write_scene("a", invalid_depth=invalid)
+    with pytest.raises(ValueError, match="meta.json': invalid_depth is .*; expected is a whole number, 0 to 65535"):
+        read_depth("rgbd", f"{root}?part=all", "test")
+
+
+def test_unknown_depth_by_its_number(write_scene):
+    root = write_scene("a", invalid_depth=1100)
+    (sequence,) = read_depth("rgbd", f"{root}?part=all", "test")
+    assert [(frame > 0).any().item() for frame in sequence.read([0, 1])[1]] == [True, False]
+
+
 def test_a_damaged_video_is_named(write, write_scene):
     write_scene("a")
     root = write("a/color.mp4", "no video")
@@ -139,10 +158,10 @@ def test_depth_of_8_bits_is_refused(write, write_scene, images):
 
 @pytest.fixture
 def tum(write, images):
-    """Colour at 0, 33, 67 and 100 ms; depth at 10, 50 (nearer to 67) and 130 ms, stored in units of 0.2 mm."""
+    """Colour at 0, 33, 67 and 100 ms; depth at 10, 52 (nearer to 67) and 130 ms, stored in units of 0.2 mm."""
     times = {
         "rgb": ("10.000000", "10.033000", "10.067000", "10.100000"),
-        "depth": ("10.010000", "10.050000", "10.130000"),
+        "depth": ("10.010000", "10.052000", "10.130000"),
     }
     for kind, stamps in times.items():
         lines = [f"{stamp} {kind}/{stamp}.png" for stamp in stamps]
@@ -157,9 +176,8 @@ def tum(write, images):
 def test_tum_is_paired_by_time(tum, images, warnings):
     (sequence,) = read_depth("rgbd", f"{tum}?test=fr1", "test")
     assert (sequence.name, sequence.group, len(sequence)) == ("fr1", "fr1", 2)
-    # 33 ms is 17 ms from 50 ms as 67 ms is, but 130 ms has no partner within 20 ms
-    red, depth = images.indices(*sequence.read([0, 1]))
-    assert (red[0], depth) == (0, [0, 2]) and red[1] in (1, 2)
+    # 33 ms comes first, 19 ms from 52 ms, but 67 ms is 15 ms from it; 130 ms has no partner within 20 ms
+    assert images.indices(*sequence.read([0, 1])) == ([0, 2], [0, 2])
     assert "4 frames of colour and 3 of depth are paired to 2" in warnings.text
 
 
@@ -175,6 +193,14 @@ def test_damaged_tum(tum, write):
         read_depth("rgbd", f"{tum}?part=all", "test")
     (tum / "fr1/depth.txt").unlink()
     with pytest.raises(ValueError, match="(?s)depth.txt' is missing.*cvg.cit.tum.de"):
+        read_depth("rgbd", f"{tum}?part=all", "test")
+
+
+@pytest.mark.parametrize("name", ["../secret.png", "/etc/secret.png"])
+def test_lists_of_tum_do_not_lead_out(tum, write, name):
+    write("secret.png")
+    write("fr1/rgb.txt", f"10.0 {name}\n")
+    with pytest.raises(ValueError, match=f"'{name}' is listed, which leads out of '.*fr1'"):
         read_depth("rgbd", f"{tum}?part=all", "test")
 
 
@@ -231,13 +257,78 @@ def test_damaged_seven_scenes(seven_scenes, write):
         read_depth("rgbd", str(seven_scenes), "test")
 
 
-def test_nyu(write, images):
-    for index in (0, 7):
-        write(f"sync/office_0001/rgb_{index:05d}.jpg", images.jpeg(images.colour(index, 16, 32)))
-        root = write(f"sync/office_0001/sync_depth_{index:05d}.png", images.png(images.depth(index)))
-    (sequence,) = read_depth("rgbd", f"{root}?test=sync/office_0001", "test")
-    assert (sequence.group, len(sequence)) == ("office_0001", 2)
-    assert images.indices(*sequence.read([1])) == ([7], [7])
+@pytest.fixture
+def nyu(write, images):
+    for scene in ("office_0001", "basement_0001a", "basement_0001b", "nyu_office_0"):
+        for index in (0, 7):
+            write(f"sync/{scene}/rgb_{index:05d}.jpg", images.jpeg(images.colour(index, 16, 32)))
+            root = write(f"sync/{scene}/sync_depth_{index:05d}.png", images.png(images.depth(index)))
+    return root / "sync"
+
+
+def test_nyu(nyu, images, warnings):
+    sequences = read_depth("rgbd", f"{nyu}?train=office_0001&test=basement_0001a,basement_0001b,nyu_office_0", "test")
+    assert [sequence.group for sequence in sequences] == ["basement_0001", "basement_0001", "nyu_office_0"]
+    assert images.indices(*sequences[0].read([1])) == ([7], [7])
+    assert not warnings.text
+    (sequence,) = read_depth("rgbd", f"{nyu}/basement_0001b?part=all", "train")
+    assert (sequence.name, sequence.group, len(sequence)) == ("basement_0001b", "basement_0001", 2)
+
+
+def test_nyu_of_one_place_on_both_sides(nyu, warnings):
+    summary(f"{nyu}?train=basement_0001a,office_0001&test=basement_0001b,nyu_office_0", "test")
+    assert "1 scenes are to train and to test, such as basement_0001a and basement_0001b" in warnings.text
+
+
+def test_damaged_nyu(nyu, write):
+    for file in (nyu / "office_0001").glob("sync_depth_*"):
+        file.unlink()
+    with pytest.raises(ValueError, match="office_0001: 2 frames of colour, 0 of depth, and none has both"):
+        read_depth("rgbd", f"{nyu}?test=office_0001", "test")
+    (nyu / "nyu_office_0/sync_depth_00000.png").write_bytes(b"")
+    (sequence,) = read_depth("rgbd", f"{nyu}?test=nyu_office_0", "test")
+    with pytest.raises(DecodingError, match="sync_depth_00000.png: empty"):
+        sequence.read([0])
+    sequence.read([1])
+    (nyu / "nyu_office_0/rgb_00007.jpg").unlink()
+    with pytest.raises(ValueError, match="nyu_office_0: no depth can be had: .*empty"):
+        read_depth("rgbd", f"{nyu}?test=nyu_office_0", "test")
+
+
+FOLDERS = {"seven_scenes": ("chess/seq-03", "*.depth.png"), "nyu": ("office_0001", "sync_depth_*.png")}
+
+
+@pytest.mark.parametrize("layout", FOLDERS)
+def test_depth_of_another_size_is_given_as_it_is(layout, request, images):
+    root = request.getfixturevalue(layout)
+    name, pattern = FOLDERS[layout]
+    files = sorted((root / name).glob(pattern))
+    for index, file in enumerate(files):
+        file.write_bytes(images.png(images.depth(index, 5, 9)))
+    (sequence,) = read_depth("rgbd", f"{root}?test={name}", "test")
+    colour, depth = sequence.read([0, 1])
+    assert tuple(depth.shape) == (2, 5, 9) != tuple(colour.shape[::2])
+    files[1].write_bytes(images.png(images.depth(1, 6, 9)))
+    with pytest.raises(DecodingError, match=r"images of \(5, 9\) and \(6, 9\) pixels in one recording"):
+        sequence.read([0, 1])
+
+
+@pytest.mark.parametrize("layout", FOLDERS)
+@pytest.mark.parametrize(
+    "image, message",
+    [
+        (np.full((12, 16), 128, np.uint8), ".*one channel of 16 bits.* gray"),
+        (np.full((12, 16, 3), 128, np.uint8), ".*one channel of 16 bits.* rgb24"),
+        (np.full((12, 16), 30, np.uint16), "the median of frame 0 would be 0.03 m"),
+    ],
+)
+def test_depth_that_is_not_metric_is_refused(layout, request, images, image, message):
+    root = request.getfixturevalue(layout)
+    name, pattern = FOLDERS[layout]
+    for file in (root / name).glob(pattern):
+        file.write_bytes(images.png(image))
+    with pytest.raises(ValueError, match=f"{name}: depth is not metric: {message}"):
+        read_depth("rgbd", f"{root}?test={name}", "test")
 
 
 @pytest.mark.parametrize(

@@ -10,15 +10,20 @@ from layerlock_hf.data import DecodingError
 from layerlock_hf.evaluation.adapters import read_depth
 
 
-def sens(images, num_frames=4, version=4, types=(2, 1), per_metre=1000.0, name=b"StructureSensor"):
-    """A .sens file as SensorData.py of the owners reads it; depth is smaller than colour."""
-    parts = [struct.pack("I", version), struct.pack("Q", len(name)), name]
+def sens(images, num_frames=4, version=4, types=(2, 1), per_metre=1000.0, length=None, count=None, scale=1):
+    """A .sens file as SensorData.py of the owners reads it; depth is smaller than colour.
+
+    The header may lie: of the length of the sensor's name, of the number of frames, of the unit of depth.
+    """
+    name = b"StructureSensor"
+    parts = [struct.pack("I", version), struct.pack("Q", len(name) if length is None else length), name]
     parts += [struct.pack("16f", *np.eye(4).ravel())] * 4
     parts += [struct.pack("i", kind) for kind in types]
     parts += [struct.pack("I", size) for size in (32, 16, 8, 6)]
-    parts += [struct.pack("f", per_metre), struct.pack("Q", num_frames)]
+    parts += [struct.pack("f", per_metre), struct.pack("Q", num_frames if count is None else count)]
     for index in range(num_frames):
-        colour, depth = images.jpeg(images.colour(index, 16, 32)), zlib.compress(images.depth(index, 6, 8).tobytes())
+        colour = images.jpeg(images.colour(index, 16, 32))
+        depth = zlib.compress((images.depth(index, 6, 8) // scale).tobytes())
         parts += [struct.pack("16f", *np.eye(4).ravel()), struct.pack("QQ", index, index)]
         parts += [struct.pack("QQ", len(colour), len(depth)), colour, depth]
     return b"".join(parts)
@@ -69,6 +74,21 @@ def test_a_cut_off_file_gives_the_frames_before(root, write, images):
         sequence.read([3])
 
 
+def test_frames_are_looked_for_as_far_as_needed(root, images):
+    sequence = read_depth("scannet", str(root), "train")[0]
+    sequence.read([1])
+    assert len(sequence._bounds) == 3  # not of all: a search reads from everywhere in a file of gigabytes
+    colour, depth = sequence.read([3, 0])
+    assert images.indices(colour, depth) == ([3, 0], [3, 0])
+
+
+def test_depth_of_another_scene_is_not_read_by_its_path(root, write, images):
+    write("elsewhere/elsewhere.sens", sens(images))
+    write("scannetv2_val.txt", "../elsewhere\n")
+    with pytest.raises(ValueError, match="'../elsewhere' is listed, which leads out of"):
+        read_depth("scannet", str(root), "test")
+
+
 def test_damaged_depth_of_a_frame(root, write, images):
     whole = bytearray(sens(images))
     whole[-12:-4] = bytes(8)
@@ -85,7 +105,12 @@ def test_damaged_depth_of_a_frame(root, write, images):
         ({"types": (2, 2)}, "depth of type 2"),
         ({"per_metre": 1.0}, "depth is not metric: 1.0 units are a metre"),
         ({"per_metre": float("nan")}, "depth is not metric"),
-        ({"num_frames": 0}, "has no frames"),
+        ({"num_frames": 0}, "has 0 frames by its header"),
+        ({"count": 2**63}, "has 9223372036854775808 frames by its header; download it again"),
+        ({"length": 2**64 - 1}, "is cut off; download it again"),
+        ({"length": 2**63 - 200}, "is cut off; download it again"),
+        ({"scale": 100}, "depth is not metric: the median of frame 0 would be 0.01 m"),
+        ({"scale": 5000}, "no depth can be had: no pixel with known depth"),
     ],
 )
 def test_other_formats_are_refused(root, write, images, changes, message):

@@ -67,20 +67,24 @@ def test_frames_of_a_video_by_number(video, images):
         VideoFrames(video, [0, 8]).read([0, 1])
 
 
+def check_depth(depth):
+    check_metric("x", len(depth), depth.read)
+
+
 def test_depth_is_checked_on_the_first_frame_that_knows_any(write, images):
     write("0.png", images.png(np.zeros((4, 4), np.uint16)))
     write("1.png", b"damaged")
     root = write("2.png", images.png(images.depth(0)))
     paths = [str(root / f"{index}.png") for index in range(3)]
-    check_metric("x", DepthImages(paths, 1000.0))
+    check_depth(DepthImages(paths, 1000.0))
     for per_metre, median in ((1.0, "1000 m"), (1e6, "0.001 m")):
         with pytest.raises(ValueError, match=f"x: depth is not metric: the median of frame 2 would be {median}"):
-            check_metric("x", DepthImages(paths, per_metre))
+            check_depth(DepthImages(paths, per_metre))
     with pytest.raises(ValueError, match="x: no depth can be had: .*1.png: neither JPEG nor PNG"):
-        check_metric("x", DepthImages(paths[:2], 1000.0))
+        check_depth(DepthImages(paths[:2], 1000.0))
     write("0.png", images.png(np.ones((4, 4), np.uint8)))
     with pytest.raises(ValueError, match="x: depth is not metric: .*gray"):
-        check_metric("x", DepthImages(paths, 1000.0))
+        check_depth(DepthImages(paths, 1000.0))
 
 
 def test_images_are_numbered_by_their_names(write):

@@ -47,7 +47,7 @@ def test_names_of_20bn_and_reencoded_videos(write):
 @pytest.mark.parametrize("name", ["labels", "validation"])
 def test_a_missing_label_file(root, name):
     (root / f"labels/{name}.json").unlink()
-    with pytest.raises(ValueError, match=f"(?s)lacks labels/{name}.json or .*qualcomm.com"):
+    with pytest.raises(ValueError, match=f"(?s)lacks labels/{name}.json. Something.*qualcomm.com"):
         read_labelled("ssv2", str(root), "test")
 
 
@@ -61,7 +61,11 @@ def test_all_videos_missing(root):
     "entries, message",
     [
         ([entry(1, "Eating [something]")], r"validation.json', entry 1 \(id 1\): the label 'Eating something'"),
-        ([{"id": "1"}], "entry 1: id or template is missing"),  # as in the list of the test set
+        ([{"id": "1"}], r"entry 1 \(id 1\): the template is None"),  # as in the list of the test set
+        ([entry(1, "Closing [something]"), entry(7, None)], r"entry 2 \(id 7\): the template is None"),
+        ([entry(1, ["Closing"])], r"entry 1 \(id 1\): the template is \['Closing'\]"),
+        ([entry(1, "Closing [something]", id=None)], "entry 1: the id is missing"),
+        ([entry("../../../5", "Closing [something]")], "'.*/../../../5.webm' is listed, which leads out of"),
         ([], "must be a list of objects"),
     ],
 )

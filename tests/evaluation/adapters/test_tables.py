@@ -148,3 +148,37 @@ def test_real_actions():
         assert tuple(len(one.videos) for one in found) == sizes
         assert [len(one.class_names) for one in found] == [classes, classes]
         assert all(Path(video["path"]).is_file() for one in found for video in one.videos["video"])
+
+
+def test_a_column_that_the_first_rows_lack(root, write):
+    rows = [{"path": "1.mp4", "class": "run", "split": "train"}, ROWS[1]]
+    write("l.json", json.dumps(rows))
+    with pytest.raises(ValueError, match="l.json', row 1: no group"):  # not left out without a word
+        read_labelled("table", str(root / "l.json"), "train")
+    write("l.jsonl", "\n".join(json.dumps(row) for row in [{"set": "b", **rows[0]}, {**ROWS[1], "kind": "far"}]))
+    assert names(read_labelled("table", f"{root}/l.jsonl?kind=far", "train")) == ["2.mp4"]
+
+
+def test_videos_to_train_and_to_test_are_counted(root, write, caplog):
+    rows = [*ROWS, {**ROWS[0], "path": "./x/../1.mp4", "split": "val"}]
+    write("l.csv", csv_of(rows))
+    with caplog.at_level("WARNING"):
+        assert len(read_labelled("table", str(root / "l.csv"), "train").videos) == 3
+        assert not caplog.text
+        assert len(read_labelled("table", str(root / "l.csv"), "test").videos) == 3
+    assert "1 of 3 videos to test are also to train, such as" in caplog.text and "1.mp4" in caplog.text
+    assert "1 groups have videos to train and to test, such as 'p1'" in caplog.text
+    caplog.clear()
+    with caplog.at_level("WARNING"):  # the same rows for either split, as one asks for them
+        read_labelled("table", f"{root}/l.csv?part=all", "test")
+        write("l.csv", csv_of(ROWS))
+        read_labelled("table", str(root / "l.csv"), "test")
+    assert not caplog.text
+
+
+def test_embedded_videos_of_one_file_are_several(root, caplog):
+    rows = [{"video": b"v", "label": "run", "split": split} for split in ("train", "test")]
+    datasets.Dataset.from_list(rows).to_parquet(root / "l.parquet")
+    with caplog.at_level("WARNING"):
+        assert len(read_labelled("table", str(root / "l.parquet"), "test").videos) == 1
+    assert not caplog.text

@@ -1,5 +1,6 @@
 import pytest
 
+from layerlock_hf.data import DecodingError, fetch, read_clip
 from layerlock_hf.evaluation.adapters import read_labelled
 
 
@@ -32,7 +33,11 @@ def test_folds(root):
 
 def test_an_absent_video_stays(root):
     (root / "UCF-101/Archery/v_Archery_g08_c01.avi").unlink()
-    assert len(read_labelled("ucf101", str(root), "train").videos) == 2
+    videos = read_labelled("ucf101", str(root), "train").videos
+    assert len(videos) == 2
+    with pytest.raises(DecodingError, match="no such file") as caught:
+        read_clip(fetch(videos[0]), lambda num_frames: [0])
+    assert caught.value.kind == "missing"
     (root / "UCF-101/ApplyEyeMakeup/v_ApplyEyeMakeup_g08_c02.avi").unlink()
     with pytest.raises(ValueError, match="none of the listed videos is there"):
         read_labelled("ucf101", str(root), "train")
@@ -56,4 +61,11 @@ def test_a_missing_list(root, name):
 def test_damaged_lists(root, write, line, message):
     write("ucfTrainTestlist/testlist01.txt", line)
     with pytest.raises(ValueError, match=message):
+        read_labelled("ucf101", str(root), "test")
+
+
+@pytest.mark.parametrize("line", ["2 Bowling", "3 Archery"])
+def test_a_class_number_stands_for_one_class(root, write, line):
+    write("ucfTrainTestlist/classInd.txt", f"1 ApplyEyeMakeup\n2 Archery\n{line}\n")
+    with pytest.raises(ValueError, match=f"classInd.txt', line 3: {line} repeats a class or its number"):
         read_labelled("ucf101", str(root), "test")
