@@ -41,7 +41,7 @@ def read_labelled(dataset: str, root: str, split: str, may_lack_split: bool = Fa
     Args:
         dataset: a key of `LABELLED`.
         root: where it lies, with options of its reader: "splits.csv?dataset=ut_interaction", "UCF?fold=2".
-        split: "train" or "test"; the validation set, where its owners keep back the labels of the test set.
+        split: "train" or "test"; the validation set, where the owners of the test set publish no labels of it.
         may_lack_split: whether a root that does not tell training from testing is taken as a whole. Right only where
             the other split has a root of its own.
 
