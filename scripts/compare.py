@@ -216,7 +216,7 @@ def _row(section: Section, label: str, results: dict, has_probes: bool) -> list[
     ]
     return [
         _escaped(label),
-        ", ".join(str(results["settings"].get(name) or "–") for name in CLIP),
+        ", ".join(str(results["settings"][name]) for name in CLIP if results["settings"].get(name)) or "–",
         _interval_text(section.metric, best),
         f"{best['depth']} ({best['depth_fraction']:.2g}), {best['learning_rate']:g}",
         "–" if fixed is None else _interval_text(section.metric, fixed),
