@@ -4,6 +4,7 @@ python scripts/compare.py RUN_A/results.json RUN_B/results.json --output FOLDER
 
 Writes results.md and results.png. Every dataset has a section. The first file of a section is what the others are
 compared with: where another test set, other steps or other settings make the numbers not comparable, a note says so.
+Encoders have clips of their own size, and readouts, single frames and seeds may be what is compared: rows tell these.
 Numbers that the LayerLock paper prints for a dataset (Table 1) stand beside it as references.
 """
 
@@ -16,7 +17,7 @@ import matplotlib
 
 from layerlock_hf.evaluation.metrics import MEASURES
 from layerlock_hf.evaluation.results import FIXED_DEPTH_FRACTION, read_results
-from readout_plots import BEST_COLOUR, SHOWN
+from readout_plots import BEST_COLOUR, PROBES, SHOWN
 
 
 matplotlib.use("Agg")
@@ -26,6 +27,23 @@ import matplotlib.pyplot as plt  # noqa: E402
 FIXED_COLOUR, BASELINE_COLOUR, PAPER_COLOUR = "#4c566a", "#b07d00", "#8a8f99"
 SECOND_METRIC = {"classification": "top5", "depth": "delta1"}
 MAX_DIFFERENCES = 6  # that a note lists
+CLIP = ("num_frames", "image_size")  # settings that an encoder is made for
+# Settings that rows may be about, and what rows say of them where they differ
+VARIANTS = {
+    "readout": lambda name: name.replace("_", " "),
+    "is_still": lambda is_still: "single frame" if is_still else "",
+    "seed": lambda seed: f"seed {seed}",
+    "bf16": lambda is_bf16: "bfloat16" if is_bf16 else "",
+}
+READOUT_SIZES = ("readout_hidden_size", "readout_num_attention_heads")  # not all readouts have them
+# Settings by which readers recognise a protocol
+PROTOCOL = ("readout", *READOUT_SIZES, "num_examples", "batch_size", "frame_stride", "num_test_clips")
+PROTOCOL += ("augment", "ignores_aspect", "is_still")
+PROBE_MARK = "‡"
+PROBE_NOTE = (
+    f"{PROBE_MARK} Without readouts: mean features of clips without augmentation, best depth (in parentheses). No "
+    "intervals."
+)
 PAPER_MARK = "†"
 PAPER_NOTE = (
     f"{PAPER_MARK} As printed in the LayerLock paper (Table 1), **not measured here**: best of 18 readouts trained on "
@@ -57,7 +75,7 @@ class Section:
 
     Args:
         task, dataset: of all of them.
-        labels: what each is called; names of models, and of folders where models share a name.
+        labels: what each is called (`_labels`).
         results: contents of the files.
         notes: of each, why it is not comparable with the first; empty if it is.
     """
@@ -89,27 +107,43 @@ def sections_of(files: list[tuple[Path, dict]]) -> list[Section]:
         grouped.setdefault((results["task"], results["dataset"]), []).append((path, results))
     sections = []
     for (task, dataset), members in grouped.items():
-        models = [results["model"] for _, results in members]
-        labels = [
-            model if models.count(model) == 1 else f"{model} ({path.resolve().parent.name})"
-            for model, (path, _) in zip(models, members, strict=True)
-        ]
         results = [results for _, results in members]
         notes = [differences(results[0], other) for other in results]
-        sections.append(Section(task, dataset, labels, results, notes))
+        sections.append(Section(task, dataset, _labels(members), results, notes))
     return sections
 
 
+def _labels(members: list[tuple[Path, dict]]) -> list[str]:
+    """Names of models with the variants in which they differ, and with folders where that does not tell them apart."""
+    settings = [results["settings"] for _, results in members]
+    varied = [name for name in VARIANTS if len({str(one.get(name)) for one in settings}) > 1]
+    labels = []
+    for _, results in members:
+        variants = [VARIANTS[name](results["settings"][name]) for name in varied if name in results["settings"]]
+        labels.append(", ".join([results["model"], *filter(None, variants)]))
+    return [
+        label if labels.count(label) == 1 else f"{label} ({path.resolve().parent.name})"
+        for label, (path, _) in zip(labels, members, strict=True)
+    ]
+
+
 def differences(first: dict, other: dict) -> list[str]:
-    """What lets the numbers of two files not be compared: "max_steps is 100, not 2000"."""
+    """What lets the numbers of two files not be compared: "max_steps is 100, not 2000".
+
+    What the rows themselves tell does not: the size of the clips, and variants.
+    """
     pairs = {
         "the number of test items": [one["num_test"] + len(one["failed"]) for one in (first, other)],
         "the number of training items": [one["num_train"] for one in (first, other)],
         "the number of classes": [len(one.get("per_class", [])) for one in (first, other)],
         "the data that chose the best": [one["best"]["is_chosen_on"] for one in (first, other)],
     }
+    told = [*CLIP, *VARIANTS]
+    if first["settings"].get("readout") != other["settings"].get("readout"):
+        told += READOUT_SIZES
     for name in [*first["settings"], *other["settings"]]:
-        pairs[name] = [one["settings"].get(name) for one in (first, other)]
+        if name not in told:
+            pairs[name] = [one["settings"].get(name) for one in (first, other)]
     found = [
         f"{name} is {_plain(theirs)}, not {_plain(ours)}" for name, (ours, theirs) in pairs.items() if ours != theirs
     ]
@@ -131,12 +165,15 @@ def markdown(sections: list[Section]) -> str:
 
 def _section_text(section: Section) -> str:
     metric, second = SHOWN[section.metric], SHOWN[SECOND_METRIC[section.task]]
+    has_probes = any(results.get("probes") for results in section.results)
     header = (
         "Model",
+        "Frames, pixels",
         f"{metric.name}, best",
         "at depth, learning rate",
         f"at {FIXED_DEPTH_FRACTION} depth",
         f"{second.name} of the best",
+        *(f"{name} {PROBE_MARK}" for _, name, _, _ in PROBES * has_probes),
         "Baselines",
         "Test items",
         "Failed",
@@ -147,22 +184,29 @@ def _section_text(section: Section) -> str:
         if reasons:
             notes.append(_escaped(f"[{len(notes) + 1}] Not comparable with the first row: {'; '.join(reasons)}."))
             label = f"{label} [{len(notes)}]"
-        lines.append(_row(section, label, results))
+        lines.append(_row(section, label, results, has_probes))
     for label, value in section.anchors:
-        lines.append([label, metric.text(value), *["–"] * (len(header) - 2)])
+        lines.append([label, "–", metric.text(value), *["–"] * (len(header) - 3)])
     first = section.results[0]["intervals"]
     notes.append(
         f"In brackets: {100 * first['confidence']:g}% bootstrap intervals over {_units(section)}. They contain "
         "neither the seed of the training nor, where the best was chosen on the test items, that choice."
     )
-    notes += [PAPER_NOTE] * bool(section.anchors)
+    notes += [PROBE_NOTE] * has_probes + [PAPER_NOTE] * bool(section.anchors)
     direction = "higher" if MEASURES[section.task].is_higher_better else "lower"
     table = "\n".join(f"| {' | '.join(str(cell) for cell in line)} |" for line in lines)
     title = f"## {_escaped(section.dataset)}: {metric.name}, {direction} is better"
-    return "\n\n".join([title, table, *notes]) + "\n"
+    return "\n\n".join([title, *_protocol(section.results[0]["settings"]), table, *notes]) + "\n"
 
 
-def _row(section: Section, label: str, results: dict) -> list[str]:
+def _protocol(settings: dict) -> list[str]:
+    """A line, if anything is known: "Protocol of the first row: readout attention, batch_size 32, augment."."""
+    known = [name for name in PROTOCOL if settings.get(name) not in (None, False)]
+    texts = [name if settings[name] is True else f"{name} {settings[name]}" for name in known]
+    return [f"Protocol of the first row: {', '.join(texts)}."] if texts else []
+
+
+def _row(section: Section, label: str, results: dict, has_probes: bool) -> list[str]:
     best, fixed = results["best"], results["fixed_depth"]
     second = SECOND_METRIC[section.task]
     has_second = second in best["metrics"]
@@ -172,10 +216,12 @@ def _row(section: Section, label: str, results: dict) -> list[str]:
     ]
     return [
         _escaped(label),
+        ", ".join(str(results["settings"][name]) for name in CLIP if results["settings"].get(name)) or "–",
         _interval_text(section.metric, best),
         f"{best['depth']} ({best['depth_fraction']:.2g}), {best['learning_rate']:g}",
         "–" if fixed is None else _interval_text(section.metric, fixed),
         _interval_text(second, best) if has_second else "–",
+        *(_probe_text(results, name) for name, _, _, _ in PROBES * has_probes),
         ", ".join(baselines) or "–",
         str(results["num_test"]),
         str(len(results["failed"])),
@@ -188,6 +234,15 @@ def _interval_text(metric: str, entry: dict) -> str:
         return "diverged"
     value, low, high = (SHOWN[metric].text(values[name]) for name in ("value", "low", "high"))
     return f"{value} [{low}, {high}]"
+
+
+def _best_probe(results: dict, name: str) -> dict | None:
+    return max(results.get("probes", []), key=lambda row: row[name], default=None)
+
+
+def _probe_text(results: dict, name: str) -> str:
+    best = _best_probe(results, name)
+    return "–" if best is None else f"{SHOWN['top1'].text(best[name])} ({best['depth']})"
 
 
 def _units(section: Section) -> str:
@@ -217,6 +272,8 @@ def plot(sections: list[Section], path: Path):
         _panel(section, axes)
     kinds = [("best of the sweep", BEST_COLOUR, "o"), (f"at {FIXED_DEPTH_FRACTION} depth", FIXED_COLOUR, "s")]
     kinds += [("baseline", BASELINE_COLOUR, "v")] * any(section.results[0]["baselines"] for section in sections)
+    has_probes = any(results.get("probes") for section in sections for results in section.results)
+    kinds += [(f"{name}, best depth", colour, marker) for _, name, colour, marker in PROBES * has_probes]
     has_anchors = any(section.anchors for section in sections)
     kinds += [(f"{PAPER_MARK} of the paper, not measured here", PAPER_COLOUR, "D")] * has_anchors
     handles = [plt.Line2D([], [], color=colour, marker=mark, ls="", label=name) for name, colour, mark in kinds]
@@ -238,6 +295,9 @@ def _panel(section: Section, axes):
         if results["fixed_depth"] is not None:
             fixed = results["fixed_depth"]["metrics"]
             _mark(axes, place + 0.17, section.metric, fixed, FIXED_COLOUR, "s", bool(reasons))
+        for name, _, colour, marker in PROBES:
+            if (probe := _best_probe(results, name)) is not None:
+                axes.plot(shown.factor * probe[name], place + 0.03, marker, color=colour, markersize=8)
         names.append(f"{label} [{number}]" if reasons else label)
     # Those of the first file; the table has all
     for name, metrics in section.results[0]["baselines"].items():

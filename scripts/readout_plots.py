@@ -48,10 +48,15 @@ SHOWN = {
     "delta1": Shown("delta < 1.25 (%)", 100, 1),
     "rmse": Shown("RMSE (m)", 1, 3),
 }
+# What else was asked of the features, without an interval: key in `probes` of results.json, name, colour, marker
+PROBES = (("knn_top1", "k-NN", "#3f7d58", "x"), ("ridge_top1", "ridge", "#5b6abf", "+"))
 
 
 def plot_sweep(results: dict, path: Path):
-    """The main metric of every member of a sweep, learning rate by depth; the best is framed."""
+    """The main metric of every member of a sweep, learning rate by depth, the best framed; and the best of each depth.
+
+    Where probes looked at the same depths, they stand beside the best.
+    """
     task = MEASURES[results["task"]]
     shown = SHOWN[task.main_metric]
     depths = sorted({row["depth"] for row in results["members"]})
@@ -65,7 +70,15 @@ def plot_sweep(results: dict, path: Path):
         value = row["metrics"][task.main_metric]
         values[place] = np.nan if value is None else shown.factor * value
     colours = plt.get_cmap("viridis" if task.is_higher_better else "viridis_r").with_extremes(bad="#e6e6e6")
-    figure, axes = plt.subplots(figsize=(2.9 + 1.05 * len(depths), 2.1 + 0.75 * len(rates)), layout="constrained")
+    heights = 0.75 * len(rates), 2.1
+    figure, (axes, lines) = plt.subplots(
+        2,
+        1,
+        figsize=(2.9 + 1.05 * len(depths), 2.4 + sum(heights)),
+        height_ratios=heights,
+        sharex=True,
+        layout="constrained",
+    )
     image = axes.imshow(values, cmap=colours, aspect="auto", origin="lower")
     for (i, j), value in np.ndenumerate(values):
         if np.isfinite(value):
@@ -77,9 +90,7 @@ def plot_sweep(results: dict, path: Path):
     best = results["best"]
     corner = depths.index(best["depth"]) - 0.47, rates.index(best["learning_rate"]) - 0.47
     axes.add_patch(Rectangle(corner, 0.94, 0.94, fill=False, edgecolor=BEST_COLOUR, linewidth=3.5))
-    axes.set_xticks(range(len(depths)), [f"{depth}\n({fractions[depth]:.2g})" for depth in depths])
     axes.set_yticks(range(len(rates)), [f"{rate:g}" for rate in rates])
-    axes.set_xlabel("layers before the readout (share asked for)")
     axes.set_ylabel("learning rate")
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
@@ -90,8 +101,32 @@ def plot_sweep(results: dict, path: Path):
         fontsize=12,
     )
     figure.colorbar(image, ax=axes, label=shown.name, pad=0.02)
+    _plot_depths(results, depths, lines)
+    lines.set_xticks(range(len(depths)), [f"{depth}\n({fractions[depth]:.2g})" for depth in depths])
+    lines.set_xlabel("layers before the readout (share asked for)")
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def _plot_depths(results: dict, depths: list[int], axes):
+    """The best readout of each depth with its interval, and what probes say there."""
+    metric = MEASURES[results["task"]].main_metric
+    shown = SHOWN[metric]
+    rows = [row for row in results["per_depth"] if None not in row["metrics"][metric].values()]
+    places = [depths.index(row["depth"]) for row in rows]
+    value, low, high = (
+        shown.factor * np.array([row["metrics"][metric][name] for row in rows]) for name in ("value", "low", "high")
+    )
+    axes.errorbar(places, value, (value - low, high - value), color=BEST_COLOUR, marker="o", label="best readout")
+    probes = results.get("probes", [])
+    for name, label, colour, marker in PROBES * bool(probes):
+        places = [depths.index(row["depth"]) for row in probes]
+        values = [shown.factor * row[name] for row in probes]
+        axes.plot(places, values, color=colour, marker=marker, markersize=8, label=label)
+    axes.set_ylabel(shown.name)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, fontsize=10)
 
 
 def plot_curves(rows: list[dict], task: str, path: Path):

@@ -1,15 +1,19 @@
-"""The benchmark of methods, without training: what it runs, keeps and reports. That of savings, in small; the plan
-of memory against bytes."""
+"""The benchmark of methods, without training: what it runs, keeps and reports. Those of savings and of sweeps of
+readouts, in small; the plan of memory against bytes."""
 
 import importlib.util
 import json
+import re
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from layerlock_hf import LayerLockViTForPretraining
+from layerlock_hf.evaluation import SweepArguments
 from layerlock_hf.training import FreezeSchedule, locked, mae
 
 
@@ -77,6 +81,8 @@ def test_a_failing_run_is_named_and_the_others_go_on(methods, recipes, monkeypat
     command = ["methods.py", "--output_dir", str(output), "--seeds", "2", "--max_steps", "10"]
     monkeypatch.setattr(sys, "argv", [*command, "--methods", "mae", "salt"])
     monkeypatch.setattr(methods, "exit_when_terminated", lambda: None)
+    draw = methods.plot  # the first picture alone: there is one after every run
+    monkeypatch.setattr(methods, "plot", lambda *args: None if args[-1].exists() else draw(*args))
     with pytest.raises(SystemExit, match="error: 1 of 6 runs failed: mae, seed 1: the run in"):
         methods.main()
     teachers = [str(output / "salt" / f"seed_{seed}" / "demo-salt-teacher") for seed in (0, 1)]
@@ -133,6 +139,40 @@ def test_savings_reports_every_stage(monkeypatch, tmp_path, capsys):
             assert values == sorted(set(values), reverse=True), key
     assert "freezing alone, 16 layers, 75% masked" in capsys.readouterr().out
     assert (tmp_path / "savings.png").is_file()
+
+
+@pytest.fixture(scope="module")
+def readout_sweep():
+    """benchmarks/readout_sweep.py."""
+    spec = importlib.util.spec_from_file_location("readout_sweep", ROOT / "benchmarks" / "readout_sweep.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("task", ["classification", "depth"])
+def test_a_sweep_and_its_members_alone_are_the_same(readout_sweep, monkeypatch, capsys, task):
+    monkeypatch.setattr(readout_sweep, "READOUTS", {task: (16, 2)})
+    few = partial(SweepArguments, learning_rates=[1e-3, 1e-2], depth_fractions=[0.25, 0.5])
+    monkeypatch.setattr(readout_sweep, "SweepArguments", few)
+    command = ["readout_sweep.py", "--preset", "tiny", "--task", task, "--num_steps", "1", "--batch_size", "1"]
+    monkeypatch.setattr(sys, "argv", command)
+    readout_sweep.main()
+    printed = capsys.readouterr().out
+    assert f"tiny, {task}, 4 readouts, 1 steps of 1\n" in printed
+    together, alone = map(float, re.findall(r"(\S+) TFLOP", printed))
+    assert 0 < together < alone
+    predicted = float(re.search(r"speed-up \S+, by FLOPs (\S+):", printed)[1])
+    assert predicted == pytest.approx(alone / together, rel=0.01)
+    compared, difference = re.search(r"largest difference of (\d+) losses and predictions: (\S+)", printed).groups()
+    assert int(compared) > 4 * 2 and float(difference) < 1e-5
+
+
+def test_attention_on_cpus_is_counted(readout_sweep):
+    states = torch.rand(1, 4, 100, 32)
+    with FlopCounterMode(display=False, custom_mapping=readout_sweep.ATTENTION_ON_CPU) as counter:
+        torch.nn.functional.scaled_dot_product_attention(states, states, states)
+    assert counter.get_total_flops() == 2 * 2 * 4 * 100 * 100 * 32  # two products, 2 per multiply-accumulate
 
 
 STAGES = locked(mae(6), FreezeSchedule(1, 1, 2, num_freezes=3))

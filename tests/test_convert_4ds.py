@@ -1,7 +1,7 @@
 """Released 4DS weights: the original's outputs where its fixtures are at hand, made-up checkpoints of other sizes."""
 
 import json
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -205,14 +205,15 @@ def test_checkpoints_of_other_sizes(tmp_path, fields, options, box):
         torch.testing.assert_close(depth, expected, atol=1e-5, rtol=0)
 
 
-def test_script(tmp_path):
+def test_script(tmp_path, monkeypatch, capsys):
     arrays = checkpoint(readout=(16, 2, 6 * 6 * 2, 48))
     path, output_dir = tmp_path / "weights.npz", tmp_path / "model"
     np.savez(path, **{name: array.numpy() for name, array in arrays.items()})
-    command = [sys.executable, str(ROOT / "scripts" / "convert_4ds.py"), "--checkpoint", str(path)]
-    command += ["--output_dir", str(output_dir), "--readout_depth_fraction", "0.5", "--decoding_patch_size"]
-    run = subprocess.run([*command, "1", "4", "12"], capture_output=True, text=True, check=False, cwd=ROOT)
-    assert run.returncode == 0 and "LayerLockViTForDepthEstimation" in run.stdout, run.stderr
+    command = ["convert_4ds.py", "--checkpoint", str(path), "--output_dir", str(output_dir)]
+    command += ["--readout_depth_fraction", "0.5", "--decoding_patch_size", "1", "4", "12"]
+    monkeypatch.setattr(sys, "argv", command)
+    runpy.run_path(str(ROOT / "scripts" / "convert_4ds.py"), run_name="__main__")
+    assert "LayerLockViTForDepthEstimation" in capsys.readouterr().out
     model = AutoModelForDepthEstimation.from_pretrained(output_dir)
     assert (model.config.readout_depth, model.config.decoding_patch_size) == (0, [1, 4, 12])
     expected = convert_4ds(arrays, 0.5, [1, 4, 12]).state_dict()

@@ -208,6 +208,7 @@ def test_the_law_has_teeth(tmp_path, monkeypatch, file, line, is_allowed):
     assert (not found) == is_allowed
 
 
+@pytest.mark.slow
 def test_importing_the_package_is_silent():
     command = [sys.executable, "-c", "import layerlock_hf"]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

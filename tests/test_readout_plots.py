@@ -31,7 +31,9 @@ def sweep(values: dict, task="classification", metric="top1"):
         for (depth, rate), value in values.items()
     ]
     best = members[0] | {"metrics": {metric: {"value": 0.75, "low": 0.5, "high": 1.0}}, "is_chosen_on": "test"}
-    return {"task": task, "model": "org/a$b$c", "dataset": "actions", "members": members, "best": best}
+    diverged = best | {"depth": members[-1]["depth"], "metrics": {metric: dict.fromkeys(("value", "low", "high"))}}
+    about = {"task": task, "model": "org/a$b$c", "dataset": "actions"}
+    return {**about, "members": members, "best": best, "per_depth": [best, diverged]}
 
 
 def test_a_sweep_with_gaps_and_a_member_that_diverged(tmp_path, texts):
@@ -43,6 +45,24 @@ def test_a_sweep_with_gaps_and_a_member_that_diverged(tmp_path, texts):
 def test_relative_errors_are_not_percentages(tmp_path, texts):
     plot_sweep(sweep({(7, 1e-3): 0.0934, (7, 1e-4): 0.5}, "depth", "abs_rel"), tmp_path / "sweep.png")
     assert {"0.093", "0.500"} <= set(texts)
+
+
+def test_probes_are_lines_over_the_depths_of_the_sweep(tmp_path, texts, monkeypatch):
+    found = {}
+    keep = readout_plots.plt.Axes.plot
+
+    def plot(axes, places, values, **style):
+        found[style.get("label")] = list(places), list(values)
+        return keep(axes, places, values, **style)
+
+    monkeypatch.setattr(readout_plots.plt.Axes, "plot", plot)
+    results = sweep({(7, 1e-3): 0.75, (10, 1e-3): 0.5})
+    plot_sweep(results, tmp_path / "sweep.png")
+    assert not found and "best readout" in texts
+    probes = [{"depth": 7, "knn_top1": 0.25, "ridge_top1": 0.5}, {"depth": 10, "knn_top1": 0.125, "ridge_top1": 0.75}]
+    plot_sweep(results | {"probes": probes}, tmp_path / "sweep.png")
+    assert found == {"k-NN": ([0, 1], [25, 12.5]), "ridge": ([0, 1], [50, 75])}
+    assert {"k-NN", "ridge"} <= set(texts)
 
 
 def test_curves(tmp_path, texts):

@@ -344,7 +344,7 @@ def test_accumulation_changes_nothing(config, tmp_path, case):
     if case == "depth":  # ever fewer valid pixels
         labels[torch.rand(labels.shape) < torch.linspace(0, 0.9, 4).view(4, 1, 1, 1)] = -100
     clips, results = Clips(labels), []
-    for batch_size in (4, 2, 1):
+    for batch_size in (4, 1):
         torch.manual_seed(0)
         config.problem_type = None
         model = TASKS[task][1](LayerLockViTConfig(**config.to_dict()))
@@ -368,8 +368,7 @@ def test_accumulation_changes_nothing(config, tmp_path, case):
         loss = trainer.train().training_loss
         assert loss == pytest.approx(whole.item(), rel=1e-4)
         results.append([p.detach().clone() for p in model.parameters() if p.requires_grad])
-    for result in results[1:]:
-        torch.testing.assert_close(result, results[0], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(*results, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("task", TASKS)
