@@ -253,4 +253,9 @@ def test_workers_change_nothing(save, videos, tmp_path, monkeypatch):
         readers.unlink()
         names = sorted(path.name for path in outs[0].iterdir())
         assert len(names) == num_files
-        assert filecmp.cmpfiles(*outs, names, shallow=False) == (names, [], [])
+        # The bytes of the same pictures depend on where x264 has its memory
+        films = [name for name in names if name.endswith(".mp4")]
+        others = [name for name in names if name not in films]
+        assert filecmp.cmpfiles(*outs, others, shallow=False) == (others, [], [])
+        for name in films:
+            assert torch.equal(*(read_all(out / name).frames for out in outs))
