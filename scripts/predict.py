@@ -12,10 +12,11 @@ OUT/predictions.jsonl has one line per video, in the order of the list:
 A video that is read in part only has a "note". Scores of several clips of a video (--num_clips, from its beginning to
 its end) are averaged.
 
-A depth video shows the input, its depth in colours, and the metres of the colours, from 0 to --max_depth. The model
-sees whole frames, squeezed to the square that it takes; depth is stretched back. Where the frame rate of a video
-varies, the depth video has its average. With --npz OUT/NAME.npz holds `depth` in metres as the model gave it, float32
-(T, S, S).
+A depth video shows the input, its depth in colours, and the metres of the colours, from 0 to --max_depth. It is grey
+where the model does not look: a readout sees the square in the middle that it was trained on. Where the frame rate of
+a video varies, the depth video has its average. With --npz OUT/NAME.npz holds `depth` in metres as the model gave it,
+float32 (T, S, S); `box`, the top, left, height and width of what it shows of the frames, in their pixels; and
+`frame_size`, their height and width.
 
 Videos are decoded in child processes, which a bad file may crash or hang. Files in OUT are whole or do not exist.
 Exits with status 1 if the model cannot be loaded or no video can be read.
@@ -40,6 +41,7 @@ from transformers.utils import logging
 import layerlock_hf  # noqa: F401  (registers the models)
 from cores import count_cores
 from layerlock_hf.data import DECODE_TIMEOUT, DecodingError, Isolated, fetch, load_videos, name_of, read_clip
+from layerlock_hf.models.depth_windows import check_processor
 from predict_depth import predict_depth
 
 
@@ -138,7 +140,7 @@ def load(name: str):
     """The model, its processor, and what makes its predictions.
 
     Raises:
-        ValueError: if it is none of the models that predict, or lacks trained weights.
+        ValueError: if it is none of the models that predict, or lacks trained weights or our processor.
         OSError: if it cannot be found.
     """
     config = AutoConfig.from_pretrained(name)
@@ -146,11 +148,16 @@ def load(name: str):
     tasks = [task for ending, task in TASKS.items() if architecture.endswith(ending)]
     if not tasks:
         raise ValueError(f"{name} is a {architecture}; give a readout for classification or depth")
+    try:
+        processor = AutoVideoProcessor.from_pretrained(name)
+    except (OSError, ValueError, ImportError):  # there is none, or another, which may need what is not installed
+        processor = None
+    check_processor(processor)
     model_class, predict = tasks[0]
     model, info = model_class.from_pretrained(name, output_loading_info=True)
     if info["missing_keys"]:
         raise ValueError(f"{name} lacks weights, such as {sorted(info['missing_keys'])[0]}; give a trained readout")
-    return model.eval(), AutoVideoProcessor.from_pretrained(name), predict
+    return model.eval(), processor, predict
 
 
 def write_predictions(predictions, videos, folder: Path) -> tuple[Counter, list[str]]:

@@ -1,6 +1,9 @@
 """The program that predicts, from a folder of videos to the files that it leaves."""
 
+import filecmp
 import json
+import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,6 +11,7 @@ import pytest
 import torch
 from transformers import pipeline
 
+import depth_videos
 import predict
 import predict_depth
 from layerlock_hf import (
@@ -17,7 +21,7 @@ from layerlock_hf import (
     LayerLockViTForVideoClassification,
 )
 from layerlock_hf.data import DecodingError, read_clip
-from layerlock_hf.data.procedural import write_procedural_dataset
+from layerlock_hf.data.procedural import FRAME_RATE, write_procedural_dataset
 
 
 NUM_FRAMES = 19
@@ -93,23 +97,40 @@ def test_scores_of_clips_are_averaged(save, videos, tmp_path):
     assert [scores[f"LABEL_{index}"] for index in range(7)] == pytest.approx(expected.tolist(), abs=1e-5)
 
 
-def test_depth_is_that_of_the_pipeline(save, videos, tmp_path):
+@pytest.mark.parametrize("has_npz", [True, False])
+def test_depth_is_that_of_the_pipeline(save, videos, tmp_path, has_npz):
     model = save(LayerLockViTForDepthEstimation)
-    assert run(model, videos, tmp_path / "out", "--npz", "--batch_size", 3) == 0
+    assert run(model, videos, tmp_path / "out", "--batch_size", 3, *["--npz"] * has_npz) == 0
     rows = lines(tmp_path / "out")
     assert rows[1]["kind"] == "text"
     estimate = pipeline("video-depth-estimation", model=model, device="cpu")
     for row in (rows[0], rows[2]):
-        expected = estimate(row["path"])["predicted_depth"]
-        metres = torch.from_numpy(np.load((tmp_path / "out" / row["depth"]).with_suffix(".npz"))["depth"])
-        assert torch.allclose(metres, expected, atol=1e-5)
+        found = estimate(row["path"], resize_to_video=False)
+        expected = found["predicted_depth"]
+        if has_npz:
+            arrays = np.load((tmp_path / "out" / row["depth"]).with_suffix(".npz"))
+            assert torch.allclose(torch.from_numpy(arrays["depth"]), expected, atol=1e-5)
+            assert arrays["box"].tolist() == list(found["box"]) == [2, 2, 43, 43]
+            assert arrays["frame_size"].tolist() == [48, 48]
         assert row["num_frames"] == NUM_FRAMES
-        assert row["metres"]["max"] == pytest.approx(expected.max().item(), abs=1e-3)
+        metres = {"min": expected.min(), "median": expected.median(), "max": expected.max()}
+        assert row["metres"] == pytest.approx({name: value.item() for name, value in metres.items()}, abs=6e-4)
         shown, given = read_all(tmp_path / "out" / row["depth"]), read_all(row["path"])
         assert shown.frames.shape == (NUM_FRAMES, 3, 48, 2 * 48 + 72)
         assert (shown.frames[..., :48].float() - given.frames).abs().mean() < 8
         assert torch.allclose(shown.timestamps, given.timestamps, atol=1e-3)
-    assert len(list((tmp_path / "out").iterdir())) == 5
+    assert len(list((tmp_path / "out").iterdir())) == (5 if has_npz else 3)
+
+
+def test_the_pace_of_depth_is_that_of_the_training(save, videos, tmp_path):
+    model = save(LayerLockViTForDepthEstimation)
+    LayerLockVideoProcessor.from_pretrained(model, frame_rate=FRAME_RATE / 2).save_pretrained(model)
+    assert run(model, videos, tmp_path / "out", "--npz") == 0
+    estimate = pipeline("video-depth-estimation", model=model, device="cpu")
+    row = lines(tmp_path / "out")[0]
+    metres = torch.from_numpy(np.load((tmp_path / "out" / row["depth"]).with_suffix(".npz"))["depth"])
+    expected = estimate(row["path"], frame_stride=4, resize_to_video=False)["predicted_depth"]
+    assert torch.allclose(metres, expected, atol=1e-5)
 
 
 def test_colours_tell_metres(save, videos, tmp_path, monkeypatch):
@@ -123,7 +144,8 @@ def test_colours_tell_metres(save, videos, tmp_path, monkeypatch):
     assert run(model, videos, tmp_path / "out") == 0
     clip = read_all(tmp_path / "out" / lines(tmp_path / "out")[0]["depth"])
     frame = clip.frames[0].permute(1, 2, 0).int().numpy()
-    near, far = frame[20, 48 + 8], frame[20, 48 + 40]
+    near, far, outside = frame[20, 48 + 8], frame[20, 48 + 40], frame[20, 48]
+    assert np.abs(outside - depth_videos.UNSEEN).max() < 30  # chroma of two pixels is one
     assert near[0] > near[2] + 50  # red
     assert far[2] > far[0]  # blue
     legend = frame[:, 96 + 12]
@@ -171,20 +193,69 @@ def test_readouts_without_weights_are_refused(save, tiny_config, videos, tmp_pat
     assert "lacks weights, such as classification_readout" in capsys.readouterr().err
 
 
-def test_files_of_one_name_are_told_apart():
-    rows = [{"video": {"path": path, "bytes": None}} for path in ("/a/x.mp4", "/b/x.mp4", "/b/y.avi")]
-    assert predict_depth.file_names(rows) == ["x-0", "x-1", "y"]
-
-
-@pytest.mark.slow
-def test_workers_change_nothing(save, videos, tmp_path):
-    for model_class, name in [
-        (LayerLockViTForVideoClassification, "classes"),
-        (LayerLockViTForDepthEstimation, "depth"),
-    ]:
+def test_models_without_our_processor_are_refused(save, videos, tmp_path, capsys):
+    for model_class in (LayerLockViTForVideoClassification, LayerLockViTForDepthEstimation):
         model = save(model_class)
-        assert run(model, videos, tmp_path / name / "0") == 0
-        assert run(model, videos, tmp_path / name / "2", "--num_workers", 2, "--bf16") == 0
-        for one, other in zip(lines(tmp_path / name / "0"), lines(tmp_path / name / "2"), strict=True):
-            assert set(one) == set(other)
-            assert one.get("num_frames") == other.get("num_frames")
+        (file,) = Path(model).glob("*preprocessor_config.json")
+        file.write_text('{"video_processor_type": "VideoMAEVideoProcessor"}')
+        assert run(model, videos, tmp_path / "out") == 1
+        assert "needs a LayerLockVideoProcessor, there is " in capsys.readouterr().err
+        file.unlink()
+        assert run(model, videos, tmp_path / "out") == 1
+        assert "save the one of its training beside it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (["/a/x.mp4", "/b/x.mp4", "/b/y.avi"], ["x-0", "x-1", "y"]),
+        (["/a/x.mp4", "/b/x.mp4", "/a/x-0.mp4", "/a/x-1.mp4"], ["x-0-0", "x-1-1", "x-0", "x-1"]),
+        (["/a/X.mp4", "/b/x.mp4", "/b/x-1.mp4", "/c/x-1.mp4"], ["X-0", "x-1", "x-1-2", "x-1-3"]),
+        (["/a/x.mp4", "/a/x.avi"], ["x-0", "x-1"]),
+        (["/a/...mp4", "a\n:b é.mp4", "http://h/a.mp4?b=/c"], ["0", "a__b_é", "c"]),
+        (["/a/" + 99 * "é" + "1.mp4", "/a/" + 99 * "é" + "2.mp4"], [60 * "é" + "-0", 60 * "é" + "-1"]),
+    ],
+)
+def test_files_of_one_name_are_told_apart(paths, names):
+    rows = [{"video": {"path": path, "bytes": None}} for path in paths]
+    assert predict_depth.file_names(rows) == names
+
+
+def test_boxes_are_scaled_within_the_frame():
+    assert depth_videos.scaled_box((0, 40, 240, 240), (240, 320), (480, 640)) == (0, 80, 480, 480)
+    assert depth_videos.scaled_box((3, 3, 94, 94), (97, 97), (2, 2)) == (0, 0, 2, 2)
+    assert depth_videos.scaled_box((5, 5, 1, 1), (11, 11), (2, 4)) == (1, 2, 1, 1)
+
+
+def test_workers_change_nothing(save, videos, tmp_path, monkeypatch):
+    """Bit by bit, of processes that really are others."""
+    (videos / "z.mp4").write_bytes((videos / "000000.mp4").read_bytes())
+    readers = tmp_path / "readers"
+
+    def noting(read):
+        def noted(self, index):
+            with readers.open("a") as file:
+                file.write(f"{os.getpid()}\n")
+            return read(self, index)
+
+        return noted
+
+    for dataset in (predict.ClassifiedClips, predict_depth.Windows):
+        monkeypatch.setattr(dataset, "__getitem__", noting(dataset.__getitem__))
+    for model_class, num_files in ((LayerLockViTForVideoClassification, 1), (LayerLockViTForDepthEstimation, 7)):
+        model, outs = save(model_class), [tmp_path / model_class.__name__ / num for num in "02"]
+        settings = ["--npz", "--batch_size", 2]
+        assert run(model, videos, outs[0], *settings) == 0
+        assert set(readers.read_text().split()) == {str(os.getpid())}
+        readers.unlink()
+        assert run(model, videos, outs[1], *settings, "--num_workers", 2) == 0
+        assert len(set(readers.read_text().split()) - {str(os.getpid())}) >= 2
+        readers.unlink()
+        names = sorted(path.name for path in outs[0].iterdir())
+        assert len(names) == num_files
+        # The bytes of the same pictures depend on where x264 has its memory
+        films = [name for name in names if name.endswith(".mp4")]
+        others = [name for name in names if name not in films]
+        assert filecmp.cmpfiles(*outs, others, shallow=False) == (others, [], [])
+        for name in films:
+            assert torch.equal(*(read_all(out / name).frames for out in outs))

@@ -1,37 +1,39 @@
 """The pipeline "video-depth-estimation": videos of any length to the depth of all their frames.
 
-T frames of a video, H and W pixels, S side of the frames that the model takes.
+T frames of a video, H and W pixels, S side of the square that the model takes.
 """
 
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from transformers import Pipeline
-from transformers.modeling_outputs import DepthEstimatorOutput
 
-from .modeling_layerlock_readout import post_process_depth_estimation
+from .depth_windows import check_processor, depth_of_frames, estimate_windows, window_of
 from .video_processing_layerlock import given_frames, to_rgb
-from .video_reading import read_windows
+from .video_reading import read_decoder_windows, read_windows
 
 
 class VideoDepthEstimationPipeline(Pipeline):
-    """Estimates the depth of every frame of a video, whole frames squeezed to the square that the model takes.
+    """Estimates the depth of every frame of a video, as far as the model sees it.
 
-    The model sees clips of `config.num_frames` frames, one after the other. With a `frame_stride` above 1, clips of so
-    many frames interlock, so that each has the pace that the model was trained on and every frame is in one. The last
-    clip repeats its last frame. The frames of a file are those that it has, whatever their times.
+    What the model sees is what its video processor cuts out: of readouts the square in the middle that they were
+    trained on, of a processor saved with `do_center_crop=False` and `size={"height": S, "width": S}` whole frames.
+
+    The model takes clips of `config.num_frames` frames at the pace that it was trained on: `frame_stride` frames apart
+    or, with a `frame_rate` of the processor, as many of the video as come closest to that. Such clips interlock, so
+    that every frame is in one. The last clips repeat their last frame.
 
     >>> estimate = pipeline("video-depth-estimation", model="FOLDER", batch_size=4)
-    >>> estimate("cat.mp4")["predicted_depth"]  # metres, (T, S, S)
+    >>> estimate("cat.mp4")["predicted_depth"]  # metres, (T, H, W), NaN where the model does not look
 
     Args:
         batch_size: clips that pass through the model at once, of one video.
         kwargs: of `Pipeline`, and what a call takes.
 
     Raises:
-        ValueError: if the model does not tell the size of its clips.
+        ValueError: if the model has no `LayerLockVideoProcessor`, or does not tell the size of its clips.
     """
 
     _load_processor = False
@@ -43,8 +45,7 @@ class VideoDepthEstimationPipeline(Pipeline):
     def __init__(self, *args, batch_size: int | None = None, **kwargs):
         super().__init__(*args, **kwargs)
         self.clips_per_pass = 1 if batch_size is None else batch_size
-        if self.video_processor is None:
-            raise ValueError("depth of videos needs a video processor; save a LayerLockVideoProcessor with the model")
+        check_processor(self.video_processor)
         for name in ("num_frames", "image_size"):
             if not isinstance(getattr(self.model.config, name, None), int):
                 raise ValueError(
@@ -56,14 +57,22 @@ class VideoDepthEstimationPipeline(Pipeline):
 
         Args:
             videos: a video is a path, a URL, the bytes of a file, a `VideoDecoder` of torchcodec, or a tensor or array
-                (T, C, H, W) or (T, H, W, C). Files are read as they are needed, by PyAV.
+                (T, C, H, W) or (T, H, W, C), of uint8, or of floats in [0, 1]. Files are read as they are needed, by
+                PyAV: all frames that they have, whatever their times.
             batch_size: as of the pipeline, for this call.
-            kwargs: `resize_to_video`, whether depth is resized to the size of the video (by default it is not), and
-                `frame_stride`, frames from one frame of a clip to the next (by default that of the processor).
+            kwargs: `resize_to_video`, whether depth is brought to the size and place that it has in the frames (by
+                default it is), and `frame_stride`, frames from one frame of a clip to the next (by default those of
+                the processor).
 
         Returns:
-            {"predicted_depth": float32, shape (T, S, S), or (T, H, W), in metres} for each video. A list of many long
-            videos is better given as a generator, whose results come one by one.
+            For each video
+
+            predicted_depth: in metres, float32, (T, H, W), aligned with the frames, NaN around `box`. Without
+                `resize_to_video` (T, S, S), what is in the box as the model gives it: for long videos in large
+                pictures, which take 8 MB a frame in full HD.
+            box: top, left, height and width of what the model sees of the frames, in pixels of the frames.
+
+            A list of many long videos is better given as a generator, whose results come one by one.
 
         Raises:
             ValueError: naming the video that cannot be read, or the impossible setting.
@@ -87,57 +96,50 @@ class VideoDepthEstimationPipeline(Pipeline):
         return {"windows": functools.partial(windows_of, video)}
 
     def _forward(
-        self, model_inputs, clips_per_pass: int = 1, frame_stride: int | None = None, resize_to_video: bool = False
+        self, model_inputs, clips_per_pass: int = 1, frame_stride: int | None = None, resize_to_video: bool = True
     ) -> dict:
-        stride = self.video_processor.frame_stride if frame_stride is None else frame_stride
-        windows = model_inputs["windows"](self.model.config.num_frames * stride)
-        depths, positions, batch, num_read, size = [], [], [], 0, None
-        for window in windows:
-            size = tuple(window.shape[-2:])
-            for first in range(min(stride, len(window))):
-                batch.append(squeezed_clip(window[first::stride], self.video_processor, self.model.config))
-                positions.append(torch.arange(num_read + first, num_read + len(window), stride))
-                if len(batch) == clips_per_pass:
-                    depths += self._depths(batch)
-                    batch = []
-            num_read += len(window)
-        depths += self._depths(batch) if batch else []
-        depths = [depth[: len(kept)] for depth, kept in zip(depths, positions, strict=True)]
-        predicted_depth = torch.cat(depths)[torch.cat(positions).argsort()]
-        if resize_to_video:
-            output = DepthEstimatorOutput(predicted_depth=predicted_depth.unsqueeze(0))
-            return post_process_depth_estimation(output, [size])[0]
-        return {"predicted_depth": predicted_depth}
+        num_frames = self.model.config.num_frames
+
+        def stride(frame_rate: float | None) -> int:
+            return self.video_processor.stride_at(frame_rate) if frame_stride is None else frame_stride
+
+        windows = (
+            window_of(frames, aspect, self.video_processor, num_frames, stride(rate))
+            for frames, aspect, rate in model_inputs["windows"](lambda rate: num_frames * stride(rate))
+        )
+        depths, box = [], None
+        for window, depth in estimate_windows(self._depth_of_clips, windows, clips_per_pass):
+            depths.append(depth_of_frames(depth, window) if resize_to_video else depth)
+            box = window.box
+        return {"predicted_depth": torch.cat(depths), "box": box}
 
     def postprocess(self, model_outputs: dict) -> dict:
         return model_outputs
 
-    def _depths(self, clips: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Depth of each clip, float32 on the CPU, (num_frames, S, S)."""
-        videos = torch.cat(clips).to(self.device, self.model.dtype)
-        return list(self.model(pixel_values_videos=videos).predicted_depth.float().cpu())
+    def _depth_of_clips(self, clips: torch.Tensor) -> torch.Tensor:
+        """float32 on the CPU: (B, num_frames, C, S, S) -> (B, num_frames, S, S)"""
+        videos = clips.to(self.device, self.model.dtype)
+        return self.model(pixel_values_videos=videos).predicted_depth.float().cpu()
 
 
-def squeezed_clip(frames: torch.Tensor, processor, config) -> torch.Tensor:
-    """What a model of depth sees of up to `num_frames` frames: (T', 3, H, W) -> (1, num_frames, 3, S, S)"""
-    size = {"height": config.image_size, "width": config.image_size}
-    settings = {"input_data_format": "channels_first", "do_resize": True, "size": size, "do_center_crop": False}
-    # Sampling repeats the last frame where there are too few
-    settings |= {"do_sample_frames": True, "num_frames": config.num_frames, "frame_stride": 1}
-    return processor(frames, **settings)["pixel_values_videos"]
+def windows_of(video, count: Callable[[float | None], int]) -> Iterator[tuple[torch.Tensor, float, float | None]]:
+    """All frames of a video in any form, a window at a time.
 
+    Args:
+        video: as of the pipeline.
+        count: from the frames per second of the video, None if unknown, to the number of frames of a window.
 
-def windows_of(video, num_frames: int) -> Iterator[torch.Tensor]:
-    """All frames of a video in any form, so many at a time: uint8, or float32 if given as floats, (T', 3, H, W).
+    Yields:
+        uint8, or float32 if given as floats, (T, 3, H, W); the width of a pixel over its height; frames per second.
 
     Raises:
         ValueError: as of the processor.
     """
     if isinstance(video, (str, bytes, os.PathLike)):
-        yield from read_windows(video, num_frames)
+        yield from read_windows(video, count)
     elif hasattr(video, "get_frames_at"):
-        for start in range(0, len(video), num_frames):
-            window = video.get_frames_at(list(range(start, min(start + num_frames, len(video)))))
-            yield to_rgb(window.data.cpu(), None)
+        for frames, aspect, rate in read_decoder_windows(video, count):
+            yield to_rgb(frames.cpu(), None), aspect, rate
     else:
-        yield from to_rgb(given_frames(video, lambda length: list(range(length))), None).split(num_frames)
+        frames = to_rgb(given_frames(video, lambda length: list(range(length))), None)
+        yield from ((window, 1.0, None) for window in frames.split(count(None)))

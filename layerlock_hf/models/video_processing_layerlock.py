@@ -1,9 +1,10 @@
 """From videos in any form to the clips that the encoder takes. Notable: needs no torchvision.
 
 B batch, T frames, C channels, H and W pixels. Frames are chosen before they are decoded, and stay uint8 until they are
-resized and cropped.
+cropped and resized.
 """
 
+import math
 import os
 from typing import Any, TypedDict
 
@@ -31,7 +32,7 @@ class LayerLockVideosKwargs(TypedDict, total=False):
     frame_rate: float | None
     do_sample_frames: bool | None
     do_resize: bool
-    size: int | dict[str, int]
+    size: float | dict[str, float]
     do_center_crop: bool
     crop_size: int | dict[str, int] | None
     do_rescale: bool
@@ -41,11 +42,14 @@ class LayerLockVideosKwargs(TypedDict, total=False):
 
 
 class LayerLockVideoProcessor(VideoProcessorMixin):
-    """Cuts clips out of videos, resizes and crops their frames, and brings the pixels to [0, 1].
+    """Cuts clips out of videos, crops and resizes their frames, and brings the pixels to [0, 1].
 
     >>> processor = LayerLockVideoProcessor.from_config(model.config)
     >>> list(processor(["cat.mp4", "https://example.org/dog.mp4"]).pixel_values_videos.shape)
     [2, 16, 3, 224, 224]
+
+    `pipeline("video-classification", model=FOLDER)` finds it by itself. With a `batch_size` above 1 Transformers 5.23
+    batches only what has an image processor: give it as `image_processor=processor`, too.
 
     Args:
         num_frames: frames T of a sampled clip.
@@ -57,8 +61,10 @@ class LayerLockVideoProcessor(VideoProcessorMixin):
             as such are a clip already, unless the call names `num_frames` or `frame_stride`.
         do_resize: resize to `size`, bilinear and antialiased.
         size: shortest side in pixels, or `{"shortest_edge": pixels}`: the other side keeps the proportions of what a
-            player shows. With `{"height": pixels, "width": pixels}` whole frames are squeezed to that.
-        do_center_crop: take the middle `crop_size` of the frames.
+            player shows. With `{"height": pixels, "width": pixels}` frames are squeezed to that, whatever their shape.
+            It may have fractions, for only the crop comes to be: 257.6 is 1.15 times a crop of 224.
+        do_center_crop: take the middle `crop_size` of the frames of this size. As in pretraining and in readouts, what
+            it shows is cut out of the frames first and resized then: see `shown_box`.
         crop_size: side of a square in pixels, or `{"height": pixels, "width": pixels}`; by default `size`.
         do_rescale: divide uint8 pixels by 255. Frames of floats need `do_rescale=False`.
         do_normalize: subtract `image_mean` and divide by `image_std`. The 4DS models take [0, 1] as it is.
@@ -78,7 +84,7 @@ class LayerLockVideoProcessor(VideoProcessorMixin):
         frame_rate: float | None = None,
         do_sample_frames: bool | None = None,
         do_resize: bool = True,
-        size: int | dict[str, int] = 224,
+        size: float | dict[str, float] = 224,
         do_center_crop: bool = True,
         crop_size: int | dict[str, int] | None = None,
         do_rescale: bool = True,
@@ -110,8 +116,10 @@ class LayerLockVideoProcessor(VideoProcessorMixin):
         self.size = _size("size", size, ("shortest_edge",), SIDES)
         self.do_center_crop = do_center_crop
         if crop_size is None:
-            crop_size = self.size.get("shortest_edge", self.size)
+            crop_size = {side: int(self.size.get(side) or self.size["shortest_edge"]) for side in SIDES}
         self.crop_size = _size("crop_size", crop_size, SIDES)
+        if not all(map(_is_count, self.crop_size.values())):
+            raise ValueError(f"crop_size is {crop_size}; give whole pixels")
         self.do_rescale = do_rescale
         self.do_normalize = do_normalize
         self.image_mean = list(image_mean)  # as JSON has it
@@ -131,6 +139,38 @@ class LayerLockVideoProcessor(VideoProcessorMixin):
         span = (self.num_frames - 1) * self.frame_stride + 1
         start = max(0, num_frames - span) // 2
         return list(range(start, num_frames, self.frame_stride))[: self.num_frames]
+
+    def stride_at(self, frame_rate: float | None) -> int:
+        """Frames from one frame of a clip to the next in a video of so many frames per second, None if unknown: those
+        that come closest to the pace of `frame_stride` at `self.frame_rate`."""
+        if self.frame_rate is None or frame_rate is None:
+            return self.frame_stride
+        return max(1, round(self.frame_stride * frame_rate / self.frame_rate))
+
+    def shown_box(self, height: int, width: int, pixel_aspect: float = 1.0) -> tuple[int, int, int, int]:
+        """Top, left, height and width of what clips show of frames, in pixels of the frames.
+
+        Args:
+            height: of the frames, in pixels.
+            width: likewise.
+            pixel_aspect: width of a pixel over its height.
+
+        Raises:
+            ValueError: if the crop exceeds the frames.
+        """
+        if not self.do_center_crop:
+            return 0, 0, height, width
+        shown_width, per, resized = self._resizing(height, width, pixel_aspect)
+        crop_height, crop_width = self.crop_size["height"], self.crop_size["width"]
+        if crop_height * per > height * resized or crop_width * per > shown_width * resized:
+            raise ValueError(
+                f"a crop of {crop_height}x{crop_width} pixels exceeds the frame of {height * resized / per:g}x"
+                f"{shown_width * resized / per:g} pixels; raise size or lower crop_size"
+            )
+        rows, columns = (max(1, round(side * per / resized)) for side in (crop_height, crop_width))
+        top, left = round((height - rows) / 2), round((shown_width - columns) / 2)
+        columns = min(width, max(1, round(columns * width / shown_width)))
+        return top, min(width - columns, round(left * width / shown_width)), rows, columns
 
     def preprocess(
         self,
@@ -190,35 +230,35 @@ class LayerLockVideoProcessor(VideoProcessorMixin):
             frames = to_rgb(frames.cpu(), input_data_format)
         else:
             frames = to_rgb(given_frames(video, choose or _all_frames), input_data_format)
-        frames = self._center_crop(self._resize(frames, pixel_aspect))
+        frames = self._crop_and_resize(frames, pixel_aspect)
         if is_sampled and len(frames) < self.num_frames:
             frames = torch.cat([frames, frames[-1:].expand(self.num_frames - len(frames), -1, -1, -1)])
         return self._rescale_and_normalize(frames)
 
-    def _resize(self, frames: torch.Tensor, pixel_aspect: float) -> torch.Tensor:
+    def _crop_and_resize(self, frames: torch.Tensor, pixel_aspect: float) -> torch.Tensor:
         height, width = frames.shape[-2:]
+        top, left, rows, columns = self.shown_box(height, width, pixel_aspect)
+        if not self.do_resize:
+            size = (rows, columns)
+        elif self.do_center_crop:
+            size = (self.crop_size["height"], self.crop_size["width"])
+        elif "shortest_edge" in self.size:
+            shown_width, per, resized = self._resizing(height, width, pixel_aspect)
+            size = tuple(int(resized * side // per) for side in (height, shown_width))
+        else:
+            size = (int(self.size["height"]), int(self.size["width"]))
+        frames = frames[..., top : top + rows, left : left + columns]
+        return frames if size == (rows, columns) else F.interpolate(frames, size=size, mode="bilinear", antialias=True)
+
+    def _resizing(self, height: int, width: int, pixel_aspect: float) -> tuple[int, int, float]:
+        """The width of frames once their pixels are as square as those of the resized ones, at the same height; and
+        how many of these pixels become how many."""
+        if not self.do_resize:
+            return width, 1, 1
         if "shortest_edge" in self.size:
             shown_width = max(1, round(width * pixel_aspect))
-            side, shortest = self.size["shortest_edge"], min(height, shown_width)
-            size = (side * height // shortest, side * shown_width // shortest)
-        else:
-            size = (self.size["height"], self.size["width"])
-        if not self.do_resize or size == (height, width):
-            return frames
-        return F.interpolate(frames, size=size, mode="bilinear", antialias=True)
-
-    def _center_crop(self, frames: torch.Tensor) -> torch.Tensor:
-        if not self.do_center_crop:
-            return frames
-        height, width = frames.shape[-2:]
-        crop_height, crop_width = self.crop_size["height"], self.crop_size["width"]
-        if crop_height > height or crop_width > width:
-            raise ValueError(
-                f"a crop of {crop_height}x{crop_width} pixels exceeds the frame of {height}x{width} pixels; raise "
-                "size or lower crop_size"
-            )
-        top, left = round((height - crop_height) / 2), round((width - crop_width) / 2)
-        return frames[..., top : top + crop_height, left : left + crop_width]
+            return shown_width, min(height, shown_width), self.size["shortest_edge"]
+        return max(1, round(height * self.size["width"] / self.size["height"])), height, self.size["height"]
 
     def _rescale_and_normalize(self, frames: torch.Tensor) -> torch.Tensor:
         if self.do_rescale:
@@ -243,13 +283,13 @@ def _is_number(value) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _size(name: str, size: int | dict[str, int], *forms: tuple[str, ...]) -> dict[str, int]:
+def _size(name: str, size: float | dict[str, float], *forms: tuple[str, ...]) -> dict[str, float]:
     """A size in pixels with exactly the keys of one of the forms; one number stands for all keys of the first."""
     sizes = size if isinstance(size, dict) else dict.fromkeys(forms[0], size)
-    if set(sizes) not in map(set, forms) or not all(map(_is_count, sizes.values())):
+    if set(sizes) not in map(set, forms) or not all(_is_number(v) and 1 <= v < math.inf for v in sizes.values()):
         known = " or ".join(map(" and ".join, forms))
         raise ValueError(f"{name} is {size}; give pixels, or a dictionary with {known}")
-    return dict(sizes)
+    return {key: int(value) if value == int(value) else value for key, value in sizes.items()}
 
 
 def _all_frames(num_frames: int) -> list[int]:

@@ -8,11 +8,14 @@ T frames, H and W pixels.
 import bisect
 import contextlib
 import functools
+import http.client
 import io
 import logging
 import math
 import os
+import re
 import statistics
+import time
 import urllib.request
 from collections.abc import Callable, Iterator
 
@@ -24,6 +27,8 @@ from .video_reading_pyav import Decoding, Upright, read_pyav, sensible_aspect
 logger = logging.getLogger(__name__)
 
 URL_TIMEOUT = 60  # seconds without a byte
+MAX_SIZE = 4 * 2**30  # bytes of a download, which lies in memory
+SLOWEST = 2**16  # bytes a second that it must bring
 
 # Bytes from which text is told: it has no control characters but these, and every video has others early on
 HEAD = 4096
@@ -73,8 +78,17 @@ def read_file(
     return frames, aspect
 
 
-def read_windows(source: str | bytes | os.PathLike, num_frames: int) -> Iterator[torch.Tensor]:
-    """All frames of a file, a URL or the bytes of a file, so many at a time, by PyAV alone: uint8, (T, 3, H, W).
+def read_windows(
+    source: str | bytes | os.PathLike, count: Callable[[float], int]
+) -> Iterator[tuple[torch.Tensor, float, float]]:
+    """All frames of a file, a URL or the bytes of a file, a window at a time, by PyAV alone.
+
+    Args:
+        source: the video.
+        count: from the frames per second of the video, on average, to the number of frames of a window.
+
+    Yields:
+        uint8, (T, 3, H, W), upright; the width of a pixel over its height; and the frames per second.
 
     Raises:
         ValueError: naming the video, if nothing of it decodes. One that is damaged further on ends there, with a
@@ -88,15 +102,15 @@ def read_windows(source: str | bytes | os.PathLike, num_frames: int) -> Iterator
             for frame in decoding:
                 window.append(upright(frame))
                 num_read += 1
-                if len(window) == num_frames:
-                    yield torch.stack(window)
+                if len(window) == count(decoding.frame_rate):
+                    yield torch.stack(window), decoding.pixel_aspect, decoding.frame_rate
                     window = []
             if num_read == 0:
                 raise ValueError("no frame can be decoded")
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
         if window:
-            yield torch.stack(window)
+            yield torch.stack(window), decoding.pixel_aspect, decoding.frame_rate
     if decoding.is_damaged:
         logger.warning(f"{name}: only the first {num_read} frames decode")
 
@@ -133,7 +147,7 @@ def _chosen(seconds: list[float], choose: Choose | None, frame_rate: float | Non
 def _local(source: str | bytes | os.PathLike) -> tuple[str | bytes, str]:
     """An absolute path, or bytes; and the name for messages."""
     name = f"{len(source)} bytes" if isinstance(source, bytes) else os.fspath(source)
-    if name.startswith(("http://", "https://")):
+    if re.match("https?://", name, re.IGNORECASE):
         source = _download(name)
     elif not isinstance(source, bytes):
         if not os.path.isfile(name):
@@ -148,8 +162,11 @@ def _refuse_playlists(source: str | bytes, name: str):
     if isinstance(source, bytes):
         head = source[:HEAD]
     else:
-        with open(source, "rb") as file:
-            head = file.read(HEAD)
+        try:
+            with open(source, "rb") as file:
+                head = file.read(HEAD)
+        except OSError as error:
+            raise ValueError(f"{name}: {error.strerror}") from error
     if head.startswith(PLAYLISTS) or head and not head.translate(None, delete=TEXT):
         raise ValueError(f"{name}: text, no video")
 
@@ -185,12 +202,33 @@ def _one_line(error: Exception) -> str:
 
 def _download(url: str) -> bytes:
     # Some servers refuse the name that urllib gives itself
-    request = urllib.request.Request(url, headers={"User-Agent": "layerlock_hf"})
+    headers = {"User-Agent": "layerlock_hf"}
     try:
-        with urllib.request.urlopen(request, timeout=URL_TIMEOUT) as response:
-            return response.read()
-    except OSError as error:
-        raise ValueError(f"{url}: {error}") from error
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=URL_TIMEOUT) as response:
+            return _read_all(response)
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise ValueError(f"{url}: {_one_line(error) or type(error).__name__}") from error
+
+
+def _read_all(response: http.client.HTTPResponse) -> bytes:
+    """What a server sends, as long as it is not too much and comes fast enough.
+
+    Raises:
+        ValueError: if it is too large or too slow, or ends early.
+    """
+    claimed = int(response.headers.get("Content-Length", 0))
+    if claimed > MAX_SIZE:
+        raise ValueError(f"{claimed} bytes, more than {MAX_SIZE}")
+    begun, data = time.monotonic(), bytearray()
+    while piece := response.read1(2**20):  # what is there, where `read` waits for all
+        data += piece
+        if len(data) > MAX_SIZE:
+            raise ValueError(f"more than {MAX_SIZE} bytes")
+        if time.monotonic() - begun > URL_TIMEOUT + len(data) / SLOWEST:
+            raise ValueError(f"too slow: {len(data)} bytes in {time.monotonic() - begun:.0f} s")
+    if len(data) < claimed:
+        raise ValueError(f"ends after {len(data)} of {claimed} bytes")
+    return bytes(data)
 
 
 def read_decoder(decoder, choose: Choose | None = None, frame_rate: float | None = None) -> tuple[torch.Tensor, float]:
@@ -205,8 +243,18 @@ def read_decoder(decoder, choose: Choose | None = None, frame_rate: float | None
         last = math.nextafter(end, begin)
         indices = choose(max(1, round((end - begin) / tick)))
         frames = decoder.get_frames_played_at([min(begin + (index + 0.5) * tick, last) for index in indices]).data
-    height_dim = -2 if frames.shape[1] == 3 else -3
-    return frames, _pixel_aspect(decoder, frames.shape[height_dim])
+    return frames, _pixel_aspect(decoder, frames)
+
+
+def read_decoder_windows(
+    decoder, count: Callable[[float | None], int]
+) -> Iterator[tuple[torch.Tensor, float, float | None]]:
+    """`read_windows` of a `VideoDecoder`, with the frames in the order of dimensions that it was made with."""
+    _check_decoder(decoder)
+    rate = decoder.metadata.average_fps
+    for window in torch.arange(len(decoder)).split(count(rate)):
+        frames = decoder.get_frames_at(window.tolist()).data
+        yield frames, _pixel_aspect(decoder, frames), rate
 
 
 def _check_decoder(decoder):
@@ -217,7 +265,8 @@ def _check_decoder(decoder):
         decoder.get_frame_at(0)
 
 
-def _pixel_aspect(decoder, shown_height: int) -> float:
+def _pixel_aspect(decoder, frames: torch.Tensor) -> float:
     """Of the frames as they come, turned upright."""
+    shown_height = frames.shape[-2 if frames.shape[1] == 3 else -3]
     aspect = sensible_aspect(decoder.metadata.pixel_aspect_ratio)
     return aspect if decoder.metadata.height == shown_height else 1 / aspect

@@ -1,6 +1,10 @@
 """Reading video files in the processor, against what pretraining reads of them."""
 
+import functools
+import http.server
+import re
 import struct
+import threading
 from fractions import Fraction
 from pathlib import Path
 
@@ -10,8 +14,9 @@ import pytest
 import torch
 
 from layerlock_hf import LayerLockVideoProcessor
-from layerlock_hf.data import read_clip
-from layerlock_hf.models.video_reading import read_decoder, read_file, read_windows
+from layerlock_hf.data import clips, decoding, files, read_clip
+from layerlock_hf.models import video_reading, video_reading_pyav
+from layerlock_hf.models.video_reading import read_decoder, read_decoder_windows, read_file, read_windows
 
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
@@ -119,15 +124,19 @@ def test_frames_are_turned_and_mirrored_as_in_pretraining(tmp_path, matrix):
     data = data[:place] + struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30) + data[place + 36 :]
     frames, _ = read_file(data, middle)
     assert torch.equal(frames, read_clip(data, middle).frames)
-    assert torch.equal(frames, torch.cat(list(read_windows(data, 3)))[middle(8)])
+    assert torch.equal(frames, torch.cat([window for window, _, _ in read_windows(data, lambda rate: 3)])[middle(8)])
 
 
 @pytest.mark.parametrize("num_frames", [1, 7, 8, 20])
 def test_windows_hold_every_frame_once(tmp_path, num_frames):
-    path = write_video(tmp_path / "a.mp4", brightening(15))
-    windows = list(read_windows(path, num_frames))
-    assert [len(window) for window in windows[:-1]] == [num_frames] * (len(windows) - 1)
-    assert indices(torch.cat(windows)) == list(range(15))
+    path = write_video(tmp_path / "a.mp4", brightening(15), rate=8)
+    windows = list(read_windows(path, lambda rate: round(num_frames * rate / 8)))
+    assert [len(window) for window, _, _ in windows[:-1]] == [num_frames] * (len(windows) - 1)
+    assert indices(torch.cat([window for window, _, _ in windows])) == list(range(15))
+    assert {(aspect, rate) for _, aspect, rate in windows} == {(1.0, 8.0)}
+    decoded = list(read_decoder_windows(torchcodec_decoder(path), lambda rate: num_frames))
+    assert torch.equal(torch.cat([window for window, _, _ in decoded]), torch.cat([window for window, *_ in windows]))
+    assert {(aspect, rate) for _, aspect, rate in decoded} == {(1.0, 8.0)}
 
 
 def test_windows_end_at_damage(tmp_path, caplog):
@@ -135,8 +144,132 @@ def test_windows_end_at_damage(tmp_path, caplog):
     start = whole.index(b"mdat") + 4
     half = (int.from_bytes(whole[start - 8 : start - 4], "big") - 8) // 2
     damaged = whole[: start + half] + bytes(half) + whole[start + 2 * half :]
-    num_read = sum(len(window) for window in read_windows(damaged, 8))
+    num_read = sum(len(window) for window, _, _ in read_windows(damaged, lambda rate: 8))
     assert 0 < num_read < 60
     assert f"only the first {num_read} frames decode" in caplog.text
     with pytest.raises(ValueError, match="64 bytes: "):
-        next(read_windows(bytes(64), 8))
+        next(read_windows(bytes(64), lambda rate: 8))
+
+
+def test_what_is_refused_and_taken_for_constant_is_that_of_pretraining():
+    for name in ("HEAD", "TEXT", "PLAYLISTS"):
+        assert getattr(video_reading, name) == getattr(decoding, name)
+    assert video_reading.MAX_SIZE == files.MAX_SIZE
+    assert video_reading.MAX_GAPS == clips.MAX_GAPS
+    assert video_reading_pyav.MAX_PIXEL_ASPECT == clips.MAX_PIXEL_ASPECT
+
+
+def test_files_that_cannot_be_opened_are_named(tmp_path, monkeypatch):
+    def deny(name, mode):
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "a.mp4").write_bytes(b"")
+    monkeypatch.setattr(video_reading, "open", deny, raising=False)
+    with pytest.raises(ValueError, match="a.mp4: Permission denied"):
+        read_file(tmp_path / "a.mp4")
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def serve():
+    """Starts a server of this handler; its address."""
+    servers = []
+
+    def start(handler):
+        servers.append(http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler))
+        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{servers[-1].server_port}"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def test_urls_are_downloaded(processor, tmp_path, serve):
+    path = write_video(tmp_path / "a.mp4", brightening(15))
+    address = serve(functools.partial(QuietHandler, directory=str(tmp_path)))
+    expected = processor(path).pixel_values_videos
+    assert torch.equal(processor(f"{address}/a.mp4").pixel_values_videos, expected)
+    assert torch.equal(processor(f"{address}/a.mp4".replace("http", "HTTP")).pixel_values_videos, expected)
+    with pytest.raises(ValueError, match="video 0.*missing.mp4.*404"):
+        processor(f"{address}/missing.mp4")
+
+
+ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: "
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (ANSWER + b"100\r\n\r\n" + bytes(60), "ends after 60 of 100 bytes"),
+        (ANSWER + b"5000000000\r\n\r\n", "5000000000 bytes, more than 4294967296"),
+        (ANSWER + b"many\r\n\r\n", "invalid literal"),
+        (b"HTTP/1.1 200 OK\r\n\r\n" + bytes(3 * 2**20), "more than 2000000 bytes"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nno\r\n", "IncompleteRead"),
+        (b"no HTTP", "a.mp4: "),
+        (b"", "a.mp4: "),
+    ],
+)
+def test_answers_that_are_no_file_are_named(serve, monkeypatch, answer, message):
+    class Odd(QuietHandler):
+        def do_GET(self):
+            self.wfile.write(answer)
+
+    if "2000000" in message:
+        monkeypatch.setattr(video_reading, "MAX_SIZE", 2_000_000)
+    with pytest.raises(ValueError, match=message):
+        read_file(f"{serve(Odd)}/a.mp4")
+
+
+@pytest.mark.parametrize("url", ["http://", "http://[", "http://h:port/a.mp4", "http://a b/c d"])
+def test_impossible_addresses_are_named(url):
+    with pytest.raises(ValueError, match=re.escape(url)):
+        read_file(url)
+
+
+def test_servers_that_hold_a_connection_are_given_up(serve, monkeypatch):
+    stopped = threading.Event()
+
+    class Dripping(QuietHandler):
+        def do_GET(self):
+            self.wfile.write(ANSWER + b"1000\r\n\r\n")
+            while not stopped.wait(0.05):
+                self.wfile.write(b"x")
+
+    monkeypatch.setattr(video_reading, "URL_TIMEOUT", 0.5)
+    try:
+        with pytest.raises(ValueError, match="a.mp4: too slow: .* bytes in [01] s"):
+            read_file(f"{serve(Dripping)}/a.mp4")
+    finally:
+        stopped.set()
+
+
+def test_a_manifest_in_bytes_leads_nowhere(processor, tmp_path, serve, monkeypatch):
+    requests = []
+
+    class Counter(QuietHandler):
+        def do_GET(self):
+            requests.append(self.path)
+            self.send_error(404)
+
+    address = serve(Counter)
+    manifest = (
+        '<MPD xmlns="urn:mpeg:dash:schema:mpd:2011" profiles="urn:mpeg:dash:profile:isoff-on-demand:2011" '
+        'type="static" mediaPresentationDuration="PT4S"><Period><AdaptationSet mimeType="video/mp4" '
+        'contentType="video"><Representation id="1" bandwidth="1000" width="64" height="48" codecs="avc1">'
+        f"<BaseURL>{address}/a.mp4</BaseURL></Representation></AdaptationSet></Period></MPD>"
+    ).encode()
+    (tmp_path / "a.mp4").write_bytes(manifest)
+    for source in (manifest, str(tmp_path / "a.mp4")):
+        with pytest.raises(ValueError, match="text, no video"):
+            processor(source)
+        with monkeypatch.context() as patch:  # what gets past the check, FFmpeg keeps from the network
+            patch.setattr(video_reading, "TEXT", b"")
+            with pytest.raises(ValueError):
+                processor(source)
+    assert requests == []
