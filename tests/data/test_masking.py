@@ -115,9 +115,10 @@ def test_fraction_that_blocks_hide(blocks, fraction):
         (SHORT, 24, 366, 750),
         (LONG, 24, 100, 1100),
         (LAYERLOCK, 24, 137, 995),
-        (SHORT, 64, 325, 708),
-        (LONG, 64, 82, 1097),
-        (LAYERLOCK, 64, 104, 947),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [(SHORT, 64, 325, 708), (LONG, 64, 82, 1097), (LAYERLOCK, 64, 104, 947)]
+        ),
     ],
 )
 def test_blocks_keep_as_many_tokens_as_in_vjepa(blocks, group_size, context, target):

@@ -63,7 +63,12 @@ def steps_of(videos, masks, order, world_size, num_workers):
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than there are cores
 @pytest.mark.parametrize(
-    "kind, order", [("random", "plain"), ("multiblock", "plain"), ("random", "mixture of groups")]
+    "kind, order",
+    [
+        ("random", "plain"),
+        ("multiblock", "plain"),
+        pytest.param("random", "mixture of groups", marks=pytest.mark.slow),
+    ],
 )
 def test_processes_and_workers_change_no_position(folder, kind, order):
     videos = load_videos([str(folder), str(folder / "sub")])
@@ -95,7 +100,7 @@ class Counted(PretrainingClips):
     "num_workers, accumulation, order",
     [
         (0, 1, "plain"),
-        (0, 1, "mixture of groups"),
+        pytest.param(0, 1, "mixture of groups", marks=pytest.mark.slow),
         pytest.param(2, 2, "mixture of groups", marks=pytest.mark.slow),
     ],
 )

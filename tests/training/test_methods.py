@@ -8,6 +8,13 @@ from transformers import TrainerCallback
 from layerlock_hf.training import stage_at
 
 
+# All methods; the slow tests have most of them
+SOME_FAST = [
+    name if name in ("layerlock", "vjepa", "blockwise") else pytest.param(name, marks=pytest.mark.slow)
+    for name in METHODS
+]
+
+
 VARYING = {"clips_per_second", "peak_memory_gib", "total_flos", "train_runtime"}
 
 
@@ -156,7 +163,7 @@ def test_a_given_teacher_stays_as_it_is(recordings):
 # ---- resume and accumulation
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", SOME_FAST)
 def test_resume_is_bit_identical(tmp_path, name):
     saving = {"save_strategy": "steps", "save_steps": 3}
     trainer = make_trainer(name, tmp_path / "whole", **saving)
@@ -182,7 +189,7 @@ def test_resume_is_bit_identical(tmp_path, name):
             }
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", SOME_FAST)
 def test_four_small_batches_equal_a_large_one(tmp_path, name):
     runs = []
     for batch_size in (4, 1):

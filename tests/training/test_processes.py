@@ -46,6 +46,7 @@ def train_into_own_folder(root):
         (Path(root) / f"error-{os.environ['RANK']}").write_text(str(error))
 
 
+@pytest.mark.slow
 def test_nodes_that_share_no_folder_are_refused(tmp_path):
     assert forked.finish(forked.start(2, train_into_own_folder, tmp_path, num_nodes=2)) == [0, 0]
     for rank in range(2):

@@ -48,9 +48,9 @@ def folder(tmp_path_factory):
     [
         ("layerlock", False),
         ("layerlock", True),
-        ("freezing_only", False),
+        pytest.param("freezing_only", False, marks=pytest.mark.slow),
         ("vjepa_locked", False),
-        ("blockwise_in_sequence", False),
+        pytest.param("blockwise_in_sequence", False, marks=pytest.mark.slow),
     ],
 )
 def test_frozen_dtype_changes_no_result(folder, name, checkpointing):
@@ -69,7 +69,9 @@ def test_frozen_dtype_changes_no_result(folder, name, checkpointing):
         assert all(torch.equal(a, b) for a, b in zip(*teachers, strict=True))
 
 
-@pytest.mark.parametrize("name, steps", [("layerlock", (2, 3, 4, 6, 9)), ("vjepa_locked", (4, 7))])
+@pytest.mark.parametrize(
+    "name, steps", [pytest.param("layerlock", (2, 3, 4, 6, 9), marks=pytest.mark.slow), ("vjepa_locked", (4, 7))]
+)
 def test_frozen_dtype_resumes_bit_identically(tmp_path, name, steps):
     settings = {"bf16": True, "frozen_dtype": "bfloat16", "diagnostics_steps": 0}
     whole = make_trainer(name, tmp_path / "whole", save_strategy="steps", save_steps=1, **settings)

@@ -106,7 +106,7 @@ def test_planted_metadata(saved, tmp_path):
     assert (tmp_path / "owned").exists()
 
 
-@pytest.mark.parametrize("part", ["pytorch_model_fsdp_0", "optimizer_0"])
+@pytest.mark.parametrize("part", ["pytorch_model_fsdp_0", pytest.param("optimizer_0", marks=pytest.mark.slow)])
 def test_planted_metadata_of_a_checkpoint(saved, tmp_path, part):
     """As `check_weights` finds it before a run resumes, and as export does."""
     checkpoint = tmp_path / "checkpoint-1"

@@ -146,7 +146,7 @@ def test_weight_decay_is_for_matrices(tiny_config, tmp_path):
     assert {p.ndim for p in exempt["params"]} == {1, 3}
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("accumulation", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_resume_is_bit_identical(tiny_config, tmp_path, accumulation):
     kwargs = {
         "save_strategy": "steps",
