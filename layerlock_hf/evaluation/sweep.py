@@ -71,7 +71,8 @@ class _Round:
             {"params": list(readout.parameters()), "highest": member.learning_rate}
             for member, readout in self.readouts.items()
         ]
-        self.optimizer = torch.optim.AdamW(groups, lr=0.0, weight_decay=args.weight_decay)
+        # Fused: one pass over the weights, which are many for what a step of a frozen encoder computes
+        self.optimizer = torch.optim.AdamW(groups, lr=0.0, weight_decay=args.weight_decay, fused=True)
         self.step, self.num_summed = 0, 0
         self.losses = torch.zeros(len(members), device=device)
 
@@ -211,7 +212,7 @@ class Sweep:
     def _run_round(self, name: str, members: list[Member], baselines: dict[str, Baseline]):
         this = _Round(members, self.task.build_readout, self.args, self.state.device)
         if self._unfinished is not None:
-            this.load_state_dict(self._unfinished)
+            self._restore(this, self._unfinished)
             self._unfinished = None
         batches = _Batches(self.args, self.state, this.step)
         loader = iter(self._loader(self.training, self.task.collate, batch_sampler=batches))
@@ -226,14 +227,29 @@ class Sweep:
                     self._write_metrics(this.step, {member: {"loss": loss} for member, loss in losses.items()})
                 if self.args.eval_steps and this.step % self.args.eval_steps == 0 and this.step < last:
                     self._measure(this, baselines)
-                if this.step % self.args.save_steps == 0 or this.step == last:
+                if this.step == last:
+                    self._save_trained(this)
+                elif this.step % self.args.save_steps == 0:
                     self._save_progress(this.state_dict())
         results = self._measure(this, baselines)
-        if self.state.is_main_process:
-            for member, readout in this.readouts.items():
-                save_file({key: value.cpu() for key, value in readout.state_dict().items()}, self._weights_of(member))
         self.finished |= {member.name: judged for member, judged in results.items()}
         self._save_progress(None)
+
+    def _save_trained(self, this: _Round):
+        """Weights alone are left to save: what lacks is the test, which may take long and be stopped."""
+        if self.state.is_main_process:
+            for member, readout in this.readouts.items():
+                with written_aside(self._weights_of(member)) as aside:
+                    save_file({key: value.cpu() for key, value in readout.state_dict().items()}, aside)
+        self._save_progress({"step": this.step})
+
+    def _restore(self, this: _Round, saved: dict):
+        if saved["step"] < self.args.num_steps:
+            this.load_state_dict(saved)
+        else:
+            this.step = saved["step"]
+            for member, readout in this.readouts.items():
+                readout.load_state_dict(load_file(self._weights_of(member)))
 
     def _loader(self, dataset: Dataset, collate: Callable, **options) -> DataLoader:
         return DataLoader(
