@@ -14,8 +14,8 @@ from layerlock_hf.training.trainer import LossNotFinite
 logger = logging.get_logger(__name__)
 
 
-def check_output(folder: Path, reports: Iterable[str]):
-    """Make sure that OUT and the reports in it can be written, and leave what it holds as it is.
+def check_output(folder: Path, reports: Iterable[str], setting: str = "output_dir"):
+    """Make sure that a folder and the reports in it can be written, and leave what it holds as it is.
 
     Raises:
         ValueError: if they cannot.
@@ -27,7 +27,7 @@ def check_output(folder: Path, reports: Iterable[str]):
             if path.exists():
                 path.open("a").close()
     except OSError as error:
-        raise ValueError(f"output_dir: cannot write to {folder}: {error}") from error
+        raise ValueError(f"{setting}: cannot write to {folder}: {error}") from error
 
 
 def read_lines(path: Path) -> list[dict]:
@@ -44,6 +44,15 @@ def read_lines(path: Path) -> list[dict]:
 def message_of(error: BadData | LossNotFinite) -> str:
     """Without the traceback that it comes with from a data worker."""
     return str(error).splitlines()[-1].removeprefix(f"{BadData.__module__}.{BadData.__name__}: ")
+
+
+def is_lost_worker(error: RuntimeError) -> bool:
+    """Whether PyTorch tells by it that a data worker was killed. It has no class for that."""
+    return str(error).startswith("DataLoader worker")
+
+
+def message_of_lost_worker(error: RuntimeError) -> str:
+    return f"{' '.join(str(error).split()).rstrip('.')}. Systems kill processes when memory runs out"
 
 
 def print_table(rows: list[dict]):

@@ -39,15 +39,20 @@ from layerlock_hf.training.checkpoints import CheckpointNotWritten
 from layerlock_hf.training.processes import run_and_exit
 from layerlock_hf.training.run_file import CheckpointRefused, target_label
 from layerlock_hf.training.trainer import LossNotFinite
-from outputs import check_output, message_of, print_table, read_lines
+from outputs import (
+    check_output,
+    is_lost_worker,
+    message_of,
+    message_of_lost_worker,
+    print_table,
+    read_lines,
+)
 from pretrain_arguments import DataArguments, parse
 
 
 logger = logging.get_logger(__name__)
 
 PREEMPTED = 128 + signal.SIGTERM  # exit status: a checkpoint was written, start again to go on
-# How the message begins with which PyTorch tells that a data worker was killed. It has no class for it
-LOST_WORKER = "DataLoader worker"
 STAGES, METRICS, BAD_VIDEOS = REPORTS = ("stages.json", "metrics.jsonl", "bad_videos.jsonl")
 
 
@@ -255,12 +260,11 @@ def main(arguments: list[str]):
     except (BadData, LossNotFinite) as error:
         raise SystemExit(f"error: {message_of(error)}") from None
     except RuntimeError as error:
-        if not str(error).startswith(LOST_WORKER):
+        if not is_lost_worker(error):
             raise
-        what = " ".join(str(error).split()).rstrip(".")
         raise SystemExit(
-            f"error: {what}. Systems kill processes when memory runs out: fewer dataloader_num_workers need less. Go "
-            "on with --resume_from_checkpoint auto"
+            f"error: {message_of_lost_worker(error)}: fewer dataloader_num_workers need less. Go on with "
+            "--resume_from_checkpoint auto"
         ) from None
     if trainer.was_preempted:
         raise SystemExit(PREEMPTED)

@@ -46,39 +46,42 @@ def sources_of(encoder: nn.Module, sets, args: ClipArguments) -> dict:
     }
 
 
-def features_and_clips(encoder, sets, task, args: ClipArguments, sweep_args, depths: list[int], sources: dict):
-    """How features are had, and the clips of training and of the test."""
+def features_and_clips(encoder, sets, args: ClipArguments, sweep_args, depths: list[int], sources: dict):
+    """How features are had, the clips of training and of the test, and what is to be filled first."""
     if args.feature_cache is not None:
         read_features = StoredFeatures(PartialState().device)
-        fixed, test = fill_stores(encoder, sets, task, args, sweep_args, depths, sources)
+        fixed, test = stores = _stores(sets, args, sweep_args, depths, sources)
     else:
-        read_features, fixed, test = EncodedFeatures(encoder), sets.fixed_clips(), sets.test_clips()
+        read_features, fixed, test, stores = EncodedFeatures(encoder), sets.fixed_clips(), sets.test_clips(), ()
     if args.augment:
-        return read_features, sets.training_clips(), test
+        return read_features, sets.training_clips(), test, stores
     bad_videos = report_of_bad_videos(args, len(fixed))
-    return read_features, FixedClips(fixed, sweep_args.num_examples, sweep_args.seed, bad_videos), test
+    return read_features, FixedClips(fixed, sweep_args.num_examples, sweep_args.seed, bad_videos), test, stores
 
 
-def fill_stores(encoder, sets, task, args: ClipArguments, sweep_args, depths: list[int], sources: dict):
-    """The features of all clips of training and of the test, made where they are missing."""
-    state = PartialState()
-    size = sweep_args.clips_at_once(state.num_processes)
-    common = {name: getattr(args, name) for name in CLIP_SETTINGS} | {"bf16": sweep_args.bf16}
-    common |= {name: sources[name] for name in ("data", "encoder")}
+def _stores(
+    sets, args: ClipArguments, sweep_args, depths: list[int], sources: dict
+) -> tuple[FeatureStore, FeatureStore]:
+    """Of all clips of training and of the test."""
+    folder = Path(args.feature_cache)
+    common = {name: sources[name] for name in ("encoder", "data")} | {"bf16": sweep_args.bf16}
+    common |= {name: getattr(args, name) for name in CLIP_SETTINGS}
     of_train = {TRAINING_CONTENTS: sources[TRAINING_CONTENTS]}
-    of_test = {name: sources[name] for name in ("test_data", TEST_CONTENTS)}
-    of_test |= {name: getattr(args, name) for name in TEST_SETTINGS}
-    stores = []
-    for name, clips, clips_per_item, own in (
-        ("train", sets.fixed_clips(), 1, of_train),
-        ("test", sets.test_clips(), args.num_test_clips, of_test),
-    ):
-        store = FeatureStore(Path(args.feature_cache) / name, clips, depths, common | own)
-        batch_size = max(1, size // clips_per_item)
+    of_test = {name: getattr(args, name) for name in TEST_SETTINGS}
+    of_test |= {name: sources[name] for name in ("test_data", TEST_CONTENTS)}
+    return (
+        FeatureStore(folder / "train", sets.fixed_clips(), depths, common | of_train),
+        FeatureStore(folder / "test", sets.test_clips(), depths, common | of_test),
+    )
+
+
+def fill(stores, encoder, task, sweep_args):
+    """Make the features that are missing."""
+    state = PartialState()
+    batch_size = max(1, sweep_args.clips_at_once(state.num_processes) // task.num_test_clips)
+    for store in stores:
         with torch.autocast(state.device.type, torch.bfloat16, enabled=sweep_args.bf16):
             store.fill(EncodedFeatures(encoder), task.collate_test, batch_size, sweep_args.num_workers)
-        stores.append(store)
-    return stores
 
 
 def probe(sets, task, training, test, read_features, depths: list[int], args: ClipArguments, sweep_args):

@@ -112,8 +112,10 @@ class LabelledSets:
         num_classes = len(self.train.class_names)
         sizes, labels = _from_main_process(self._training_sizes)
 
+        frequencies = class_frequencies(self.train.labels, num_classes, 1)
+
         def majority(batch: dict) -> torch.Tensor:
-            return class_frequencies(self.train.labels, num_classes, len(batch["labels"]))
+            return frequencies.expand(len(batch["labels"]), -1)
 
         def aspect_ratio(batch: dict) -> torch.Tensor:
             return frame_shape_probabilities(sizes, labels, batch["size"], num_classes)

@@ -35,9 +35,9 @@ from layerlock_hf.evaluation.readouts import READOUTS
 from layerlock_hf.evaluation.results import build_results, write_results
 from layerlock_hf.evaluation.sweep import METRICS
 from layerlock_hf.training.processes import check_shared_folder, run_and_exit, start_processes
-from outputs import check_output, message_of
+from outputs import check_output, is_lost_worker, message_of, message_of_lost_worker
 from readout_arguments import SIZED, ClipArguments, EncoderArguments, parse
-from readout_features import features_and_clips, probe, sources_of
+from readout_features import features_and_clips, fill, probe, sources_of
 from readout_report import draw, save_model, summarize
 from readout_sets import BAD_VIDEOS, SETS
 
@@ -60,6 +60,8 @@ INCIDENTAL = (
     "max_bad_fraction",
     "probes",
 )
+# What changes nothing without --augment
+AUGMENTATION = ("flip_probability", "jitter_strength", "jitter_probability", "gray_probability")
 VERSIONS = {
     "layerlock_hf": layerlock_hf.__version__,
     "transformers": transformers.__version__,
@@ -72,7 +74,11 @@ TIMEOUT_S = 3600
 
 def name_of(args: ClipArguments) -> str:
     """What results call the data set."""
-    return args.dataset_name or (Path(args.data).name if args.dataset in GENERAL else args.dataset)
+    if args.dataset_name is not None:
+        return args.dataset_name
+    path, *options = args.data.split("?", 1)
+    name = "?".join([Path(path).resolve().name if args.dataset in GENERAL else args.dataset, *options])
+    return name if args.test_data is None else f"{name}, tested on {args.test_data}"
 
 
 def settings_of(encoder_args: EncoderArguments, args: ClipArguments, sweep_args, config) -> dict:
@@ -80,7 +86,8 @@ def settings_of(encoder_args: EncoderArguments, args: ClipArguments, sweep_args,
     settings = asdict(encoder_args) | asdict(args) | asdict(sweep_args)
     settings |= {name: getattr(config, name) for name in ("image_size", "num_frames")}
     settings |= {name: getattr(config, name) for name, kinds in SIZED.items() if encoder_args.readout in kinds}
-    return {name: value for name, value in settings.items() if name not in INCIDENTAL + ABOUT_SOURCES}
+    left_out = INCIDENTAL + ABOUT_SOURCES + (() if args.augment else AUGMENTATION)
+    return {name: value for name, value in settings.items() if name not in left_out}
 
 
 def load(args: EncoderArguments, seed: int) -> nn.Module:
@@ -108,6 +115,8 @@ def main(arguments: list[str]):
         output, state = Path(args.output_dir), PartialState(cpu=use_cpu)
         if state.is_main_process:
             check_output(output, REPORTS)
+            if args.feature_cache is not None:
+                check_output(Path(args.feature_cache), (), "feature_cache")
         check_shared_folder(output)
         if state.device.type == "cuda":  # there, not all kernels add up in the same order every time
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -126,10 +135,11 @@ def main(arguments: list[str]):
             )
         settings = settings_of(encoder_args, args, sweep_args, config)
         sources = sources_of(encoder, sets, args)
-        read_features, training, test = features_and_clips(encoder, sets, task, args, sweep_args, depths, sources)
+        read_features, training, test, stores = features_and_clips(encoder, sets, args, sweep_args, depths, sources)
         # Which readouts share a checkpoint depends on how many are trained at once
         identity = settings | sources | {"max_parallel_readouts": sweep_args.max_parallel_readouts}
         sweep = Sweep(task, read_features, members, sweep_args, training, test, output, identity, sets.baselines)
+        fill(stores, encoder, task, sweep_args)
         judged = sweep.run()
         probes = None
         if args.probes:
@@ -161,6 +171,10 @@ def main(arguments: list[str]):
         raise SystemExit(f"error: {error}") from error
     except BadData as error:
         raise SystemExit(f"error: {message_of(error)}") from None
+    except RuntimeError as error:
+        if not is_lost_worker(error):
+            raise
+        raise SystemExit(f"error: {message_of_lost_worker(error)}: fewer num_workers need less") from None
 
 
 if __name__ == "__main__":

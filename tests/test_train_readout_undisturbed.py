@@ -60,8 +60,7 @@ def test_kept_features_are_those_of_the_encoder(root, tmp_path):
         ({"frame_stride": 2}, "frame_stride"),
         ({"random_weights": True}, "encoder"),
         ({"bf16": True}, "bf16"),
-        ({"data": "?train=0-6&test=8-12"}, "contents of the training data"),
-        ({"data": "?train=0-7&test=8-11"}, "data"),
+        ({"data": "?train=0-6&test=8-12"}, "data"),
     ],
 )
 def test_features_of_something_else_are_refused(root, tmp_path, capsys, changed, culprit):
@@ -71,6 +70,17 @@ def test_features_of_something_else_are_refused(root, tmp_path, capsys, changed,
         changed = {"data": f"{root / 'data'}{changed['data']}"}
     error = error_of(capsys, root, tmp_path / "second", **settings | changed)
     assert f"holds features of another run ({culprit} differs)" in error
+
+
+def test_what_cannot_be_run_is_told_before_anything_is_encoded(root, tmp_path, capsys):
+    settings = {"augment": False, "feature_cache": tmp_path / "cache"}
+    assert "micro_batch_size=3" in error_of(capsys, root, tmp_path / "out", **settings, micro_batch_size=3)
+    run(root, tmp_path / "out", augment=False)
+    assert "learning_rates was" in error_of(capsys, root, tmp_path / "out", **settings, learning_rates=1e-4)
+    assert not list(tmp_path.rglob("*.safetensors.*")) and not list((tmp_path / "cache").iterdir())
+    (tmp_path / "file").write_text("")
+    error = error_of(capsys, root, tmp_path / "new", augment=False, feature_cache=tmp_path / "file")
+    assert "feature_cache: cannot write to" in error
 
 
 def test_other_labels_are_other_data(root, tmp_path, capsys):

@@ -63,7 +63,7 @@ def load_encoder(
         encoder.tap(torch.zeros(1, encoder.config.num_frames, 3, size, size), [0])
     except pickle.UnpicklingError as error:  # whose message explains how to run the code
         raise ValueError(f"cannot load {name_or_path}: its weights hold more than arrays; do not trust it") from error
-    except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
+    except (OSError, KeyError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise ValueError(f"cannot load {name_or_path} as an encoder: {' '.join(str(error).split())}") from error
     return encoder
 
@@ -111,7 +111,8 @@ def _clip_sizes(config: PreTrainedConfig, given: dict[str, int]) -> dict[str, in
     sizes = set(sizes) if isinstance(sizes, (list, tuple)) else {sizes}
     if "image_size" not in given and (len(sizes) != 1 or None in sizes):
         raise ValueError(
-            f"the configuration of this {config.model_type} model tells no square image_size: give image_size"
+            f"the configuration of this {config.model_type} model tells no square image_size: give image_size, if it is "
+            "a ViT at all"
         )
     if length is not None and given.get("num_frames", length) != length:
         logger.warning(

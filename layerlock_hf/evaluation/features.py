@@ -89,7 +89,7 @@ class FeatureStore(Dataset):
             self._held_depths = held.pop("depths")
         except (ValueError, KeyError) as error:
             raise ValueError(f"{path} is damaged: delete {self.folder}, or name another folder") from error
-        changed = [name for name in sorted({*held, *self._identity}) if held.get(name) != self._identity.get(name)]
+        changed = [name for name in {**self._identity, **held} if held.get(name) != self._identity.get(name)]
         if changed:
             raise ValueError(
                 f"{self.folder} holds features of another run ({changed[0]} differs); delete it, or name another"

@@ -24,7 +24,7 @@ Judged = dict[str, torch.Tensor]
 
 def mean_probabilities(logits: torch.Tensor) -> torch.Tensor:
     """The mean over the clips of a video of their softmax (LayerLock, sec. A.4.2): (n, clips, K) -> (n, K)."""
-    return logits.double().softmax(dim=-1).mean(dim=1)
+    return logits.cpu().double().softmax(dim=-1).mean(dim=1)
 
 
 def judge_classes(probabilities: torch.Tensor, labels: torch.Tensor, indices: torch.Tensor) -> Judged:

@@ -1,7 +1,9 @@
 """Many readouts trained together: every batch passes the frozen encoder once, for all depths and learning rates."""
 
 import json
+import math
 import pickle
+import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -165,7 +167,7 @@ class Sweep:
 
     @property
     def seconds(self) -> float:
-        """That the run has taken, without what was lost when it was stopped."""
+        """Since this object was made, and of the runs before that it goes on from, up to their last checkpoints."""
         return self._seconds_before + time.monotonic() - self._started
 
     @property
@@ -183,6 +185,9 @@ class Sweep:
             ValueError: if no test item can be read.
         """
         (self.output / WEIGHTS).mkdir(parents=True, exist_ok=True)
+        if self.state.is_main_process:
+            for aside in self.output.glob(f"{PROGRESS}.*.new"):
+                aside.unlink()  # of a run that was killed while it wrote
         self._cut_metrics()
         left = [members for members in self.rounds if members[0].name not in self.finished]
         baselines = self._prepare_test() if left else {}
@@ -203,7 +208,8 @@ class Sweep:
     def _prepare_test(self) -> dict[str, Baseline]:
         """The baselines; and what would spoil the test is told before any training."""
         if self.state.is_main_process:
-            tried = range(0, len(self.test), -(-len(self.test) // NUM_TRIED))
+            # Not evenly spread: what is bad may be so too
+            tried = random.Random(0).sample(range(len(self.test)), min(len(self.test), NUM_TRIED))
             errors = [item["error"] for item in map(self.test.__getitem__, tried) if "error" in item]
             if len(errors) == len(tried):
                 raise ValueError(f"none of {len(tried)} test items can be read; the first says: {errors[0]}")
@@ -338,7 +344,8 @@ class Sweep:
             with (self.output / METRICS).open("a") as file:
                 for member, metrics in values.items():
                     where = {"step": step, "depth": member.depth, "learning_rate": member.learning_rate}
-                    file.write(json.dumps(where | metrics) + "\n")
+                    finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+                    file.write(json.dumps(where | finite) + "\n")
 
     def _cut_metrics(self):
         """What was logged after the checkpoint will be logged again."""
@@ -364,7 +371,7 @@ class Sweep:
         except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
             raise ValueError(f"{path} is damaged: delete it to start again ({error})") from error
         theirs, ours = saved["identity"], self.identity
-        changed = [name for name in sorted({*theirs, *ours}) if theirs.get(name) != ours.get(name)]
+        changed = [name for name in {**ours, **theirs} if theirs.get(name) != ours.get(name)]
         if changed:
             name = changed[0]
             raise ValueError(

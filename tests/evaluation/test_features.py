@@ -70,7 +70,7 @@ def test_filling_goes_on_where_it_was_stopped(encoder, task, tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         FeatureStore(tmp_path, Items(), DEPTHS, IDENTITY).fill(stopped, task.collate_test, 1)
-    (tmp_path / "00000" / "00000002.new").write_bytes(b"torn")
+    (tmp_path / "00000" / "00000002.safetensors.0123abcd.new").write_bytes(b"torn")
     items = Items(bad=())
     store = FeatureStore(tmp_path, items, DEPTHS, IDENTITY)
     store.fill(read, task.collate_test, 1)

@@ -51,7 +51,10 @@ class LabelledVideos:
         order = {name: index for index, name in enumerate(class_names)}
         unknown = sorted({self.class_names[label] for label in self.labels} - set(order))
         if unknown:
-            raise ValueError(f"the classes {', '.join(class_names)} lack {unknown[0]!r}, which some videos have")
+            raise ValueError(
+                f"{len(unknown)} classes of the test, such as {unknown[0]!r}, are none of the {len(class_names)} of "
+                f"training, such as {class_names[0]!r}; test on videos of the same classes"
+            )
         labels = [order[self.class_names[label]] for label in self.labels]
         return replace(self, labels=labels, class_names=list(class_names))
 

@@ -26,7 +26,7 @@ def test_relabelling_follows_names():
     videos = list_videos(["a", "b", "c"], [1, 0, 1], ["run", "walk"], ["g", "g", "h"])
     other = videos.relabelled(["walk", "sit", "run"])
     assert (other.labels, other.class_names, other.groups) == ([0, 2, 0], ["walk", "sit", "run"], ["g", "g", "h"])
-    with pytest.raises(ValueError, match="lack 'walk'"):
+    with pytest.raises(ValueError, match="such as 'walk', are none of the 1 of training"):
         videos.relabelled(["run"])
 
 
