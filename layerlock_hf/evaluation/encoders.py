@@ -111,8 +111,8 @@ def _clip_sizes(config: PreTrainedConfig, given: dict[str, int]) -> dict[str, in
     sizes = set(sizes) if isinstance(sizes, (list, tuple)) else {sizes}
     if "image_size" not in given and (len(sizes) != 1 or None in sizes):
         raise ValueError(
-            f"the configuration of this {config.model_type} model tells no square image_size: give image_size, if it is "
-            "a ViT at all"
+            f"the configuration of this {config.model_type} model tells no square image_size: give image_size, if it "
+            "is a ViT at all"
         )
     if length is not None and given.get("num_frames", length) != length:
         logger.warning(
