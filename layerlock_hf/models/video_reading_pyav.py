@@ -1,11 +1,15 @@
 """Reading a video file with PyAV: when its frames are shown, and the frames in order, upright and RGB.
 
-PyAV is not imported before a file is read, so that the models load where it is missing. T frames, H and W pixels.
+Chosen frames are sought and decoded step by step as in pretraining: of files whose times are wrong, such as AVI with
+B-frames, other steps would give other frames. PyAV is not imported before a file is read, so that the models load
+where it is missing. T frames, H and W pixels.
 """
 
 import bisect
 import contextlib
+import functools
 import io
+import itertools
 import math
 import struct
 from collections.abc import Callable, Iterator
@@ -15,6 +19,8 @@ import torch
 
 
 MAX_PIXEL_ASPECT = 50  # more is a mistake in the file
+# Packets after that of a frame until a decoder gives the frame; the most that a codec allows is 16
+MAX_DELAY = 32
 # Of a frame with its entry in a file; a header that claims more frames than have room is wrong
 MIN_BYTES = 8
 # By the names of FFmpeg's decoders
@@ -30,39 +36,79 @@ class Timeline:
     Attributes:
         ticks: ascending times of the frames, in units of the stream's time base.
         keyframes: times of those that decoding can begin at, ascending.
-        tick: that unit, in seconds.
         num_lost: number of frames that the header names and the file does not have.
     """
 
     ticks: list[int]
     keyframes: list[int]
-    tick: float
-    num_lost: int
+    num_lost: int = 0
 
 
-def read_pyav(file: str | io.BytesIO, choose: Callable[[list[float]], list[int]]) -> tuple[torch.Tensor, float, str]:
+# From the times of the frames, in seconds, to the ascending indices of those to read.
+ChooseByTime = Callable[[list[float]], list[int]]
+# Frames, uint8 (T, 3, H, W); the width of a pixel over its height; and what is wrong with the file, or "".
+Read = tuple[torch.Tensor, float, str]
+
+
+def read_pyav(file: str | io.BytesIO, choose: ChooseByTime) -> Read:
     """Chosen frames, of a damaged file those that precede the damage.
 
     Args:
         file: the video.
-        choose: from the times of the frames, in seconds, to the ascending indices of those to read.
-
-    Returns:
-        uint8, shape (T, 3, H, W); the width of a pixel over its height; and what is wrong with the file, or "".
+        choose: which frames.
 
     Raises:
         ValueError: if nothing decodes.
     """
-    timeline = _timeline(file)
-    if timeline is not None:
-        wanted = [timeline.ticks[index] for index in choose([tick * timeline.tick for tick in timeline.ticks])]
-        keyframe = timeline.keyframes[max(0, bisect.bisect_right(timeline.keyframes, wanted[0]) - 1)]
-        decoding, num_frames = Decoding(file, start=keyframe), len(timeline.ticks)
-        picked = _pick(((frame.pts, frame) for frame in decoding), wanted)
-        if picked is not None:
-            note = f"only {num_frames} of {num_frames + timeline.num_lost} frames decode" if timeline.num_lost else ""
-            return picked, decoding.pixel_aspect, note
-    # Without times, or damaged: from the first frame on, counted
+    wanted = functools.partial(_read_wanted, file, choose)
+    in_order = functools.partial(_read_in_order, file, choose)
+    for read in (
+        functools.partial(wanted, _timeline_of_index),
+        functools.partial(wanted, _timeline_of_packets),
+        in_order,
+    ):
+        with contextlib.suppress(_error_class()):  # is met again further down
+            result = read()
+            if result is not None:
+                return result
+    return _read_up_to_damage(file, choose)
+
+
+def _read_wanted(
+    file: str | io.BytesIO, choose: ChooseByTime, find_timeline: Callable[..., Timeline | None]
+) -> Read | None:
+    """From the packets that the frames need; None where some are missing or damaged, or their times are wrong."""
+    with _open(file) as container:
+        stream = _video_stream(container)
+        if stream.codec_context.pix_fmt == "pal8":  # only the first packet may bring the palette: seeking loses it
+            return None
+        timeline = find_timeline(container, stream)
+        if timeline is None:
+            return None
+        num_frames, tick = len(timeline.ticks), float(stream.time_base)
+        wanted = [timeline.ticks[index] for index in choose([ticks * tick for ticks in timeline.ticks])]
+        picked, aspect = _decode_wanted(container, stream, sorted(set(wanted)), timeline)
+    if picked.keys() != set(wanted):
+        return None
+    note = f"only {num_frames} of {num_frames + timeline.num_lost} frames decode" if timeline.num_lost else ""
+    return torch.stack([picked[ticks] for ticks in wanted]), aspect, note
+
+
+def _read_in_order(file: str | io.BytesIO, choose: ChooseByTime) -> Read | None:
+    """From a file without times: its packets are counted; None where they give fewer frames than are needed."""
+    with _open(file) as container:
+        stream = _video_stream(container)
+        num_frames = sum(packet.size > 0 and not packet.is_discard for packet in container.demux(stream))
+        frame_rate = float(stream.average_rate or 1)
+    if not num_frames:
+        return None
+    decoding = Decoding(file)
+    picked = _pick(decoding, choose([index / frame_rate for index in range(num_frames)]))
+    return None if picked is None else (picked, decoding.pixel_aspect, "")
+
+
+def _read_up_to_damage(file: str | io.BytesIO, choose: ChooseByTime) -> Read:
+    """From all frames that decode one after the other, before the first damage."""
     decoding = Decoding(file)
     ticks = [frame.pts for frame in decoding]
     if not ticks:
@@ -72,7 +118,7 @@ def read_pyav(file: str | io.BytesIO, choose: Callable[[list[float]], list[int]]
     else:
         seconds = [tick * decoding.tick for tick in ticks]
     note = f"only {len(ticks)} of {decoding.num_packets} frames decode" if decoding.is_damaged else ""
-    return _pick(enumerate(Decoding(file)), choose(seconds)), decoding.pixel_aspect, note
+    return _pick(Decoding(file), choose(seconds)), decoding.pixel_aspect, note
 
 
 class Decoding:
@@ -80,7 +126,6 @@ class Decoding:
 
     Args:
         file: the video.
-        start: time of the keyframe to begin at, in units of the stream's time base; by default the beginning.
 
     Attributes, once all frames are passed:
         is_damaged: whether there is damage.
@@ -90,9 +135,8 @@ class Decoding:
         frame_rate: average number of frames per second, 1 where that is unknown.
     """
 
-    def __init__(self, file: str | io.BytesIO, start: int | None = None):
+    def __init__(self, file: str | io.BytesIO):
         self.file = file
-        self.start = start
         self.is_damaged = False
         self.num_packets = 0
         self.pixel_aspect = 1.0
@@ -101,17 +145,10 @@ class Decoding:
         with _as_value_errors(), _open(self.file) as container:
             stream = _video_stream(container)
             self.tick, self.frame_rate = float(stream.time_base), float(stream.average_rate or 1)
-            pixel_format = stream.codec_context.pix_fmt or ""
-            if self.start is not None and pixel_format != "pal8":  # only the first packet may bring the palette
-                if stream.codec_context.name == "h264" and "444" in pixel_format:
-                    # Only the first frame names the x264 version, without which FFmpeg garbles files of old versions
-                    next(container.demux(stream)).decode()
-                container.seek(self.start, stream=stream, backward=True)
             is_first = True
             for frame in self._frames(container, stream):
                 if is_first:
-                    aspect = sensible_aspect(stream.sample_aspect_ratio)
-                    self.pixel_aspect = 1 / aspect if _orientation(frame)[0] else aspect
+                    self.pixel_aspect = _pixel_aspect(stream, frame)
                     is_first = False
                 yield frame
             self.num_packets = max(self.num_packets, stream.frames)
@@ -175,23 +212,38 @@ def sensible_aspect(ratio) -> float:
     return aspect if 1 / MAX_PIXEL_ASPECT <= aspect <= MAX_PIXEL_ASPECT else 1.0
 
 
-def _timeline(file: str | io.BytesIO) -> Timeline | None:
-    """The timeline; None where the file cannot be read to its end, or frames have no times."""
-    with _as_value_errors(), _open(file) as container:
-        stream = _video_stream(container)
-        codec = stream.codec_context.name
-        try:
-            packets = [packet for packet in container.demux(stream) if packet.size and not _is_hidden(packet, codec)]
-        except _error_class():
-            return None
-        ticks = [packet.pts for packet in packets if not packet.is_discard]
-        keyframes = [packet.pts for packet in packets if packet.is_keyframe and packet.pts is not None]
-        if not keyframes or None in ticks or len(set(ticks)) < len(ticks):
-            return None
-        # AVI counts ticks, and a file that was written to a pipe claims anything
-        has_claim = container.format.name != "avi" and stream.frames * MIN_BYTES <= container.size
-        num_lost = max(0, stream.frames - len(packets)) if has_claim else 0
-        return Timeline(sorted(ticks), sorted(keyframes), float(stream.time_base), num_lost)
+def _pixel_aspect(stream, frame) -> float:
+    """Of the upright frame."""
+    aspect = sensible_aspect(stream.sample_aspect_ratio)
+    return 1 / aspect if _orientation(frame)[0] else aspect
+
+
+def _timeline_of_index(container, stream) -> Timeline | None:
+    """From the index of a file, without reading the rest; None unless it is complete and of a constant rate."""
+    entries = getattr(stream, "index_entries", ())  # PyAV has them from 16 on
+    if len(entries) != stream.frames or not stream.frames or stream.start_time is None:
+        return None
+    times = [entry.timestamp for entry in entries]  # of decoding
+    steps = {after - before for before, after in zip(times[:-1], times[1:], strict=True)}
+    if any(entry.is_discard for entry in entries) or len(steps) > 1 or min(steps, default=1) <= 0:
+        return None
+    # Where the rate is constant, frames are shown as they are decoded, only later
+    ticks = [time - times[0] + stream.start_time for time in times]
+    return Timeline(ticks, [tick for tick, entry in zip(ticks, entries, strict=True) if entry.is_keyframe])
+
+
+def _timeline_of_packets(container, stream) -> Timeline | None:
+    """From all packets of the file; None where they have no times."""
+    codec = stream.codec_context.name
+    packets = [packet for packet in container.demux(stream) if packet.size and not _is_hidden(packet, codec)]
+    ticks = [packet.pts for packet in packets if not packet.is_discard]
+    if not ticks or None in ticks or len(set(ticks)) < len(ticks):
+        return None
+    keyframes = [packet.pts for packet in packets if packet.is_keyframe and packet.pts is not None]
+    # AVI counts ticks, and a file that was written to a pipe claims anything
+    has_claim = container.format.name != "avi" and stream.frames * MIN_BYTES <= container.size
+    num_lost = max(0, stream.frames - len(packets)) if has_claim else 0
+    return Timeline(sorted(ticks), sorted(keyframes), num_lost)
 
 
 def _is_hidden(packet, codec: str) -> bool:
@@ -207,19 +259,72 @@ def _is_hidden(packet, codec: str) -> bool:
     return not bits & 0b1010  # sec. 6.2: show_existing_frame, show_frame
 
 
-def _pick(frames: Iterator[tuple[int | None, object]], wanted: list[int]) -> torch.Tensor | None:
-    """The frames of these ascending keys, (T, 3, H, W); None where one is missing, or keys descend."""
-    missing, picked, upright, last = set(wanted), {}, Upright(), -math.inf
-    for key, frame in frames:
-        if key is None or key < last:
-            return None  # AVI has no times of showing; those that FFmpeg guesses are wrong here
-        last = key
-        if key in missing:
-            missing.remove(key)
-            picked[key] = upright(frame)
-        if not missing or key > wanted[-1]:
+def _decode_wanted(container, stream, wanted: list[int], timeline: Timeline) -> tuple[dict[int, torch.Tensor], float]:
+    """Those of the frames at these ascending times that decode, (3, H, W), by time; and the aspect of a pixel."""
+    stream.codec_context.skip_frame = "DEFAULT"
+    stream.codec_context.open(strict=False)  # dav1d keeps what it is opened with
+    if stream.codec_context.name == "h264" and "444" in (stream.codec_context.pix_fmt or ""):
+        # Only the first frame names the x264 version, without which FFmpeg garbles 4:4:4 files of old versions
+        container.seek(stream.start_time or 0, stream=stream)
+        next(container.demux(stream)).decode()
+    are_independent = len(timeline.keyframes) >= len(timeline.ticks)
+    # Frames between which whole groups of pictures can be passed over are sought one by one
+    runs, last_group = [], -math.inf
+    for tick in wanted:
+        group = bisect.bisect_right(timeline.keyframes, tick)
+        if not runs or group - last_group > 1 and not are_independent:
+            runs.append((timeline.keyframes[group - 1] if group else tick, []))
+        runs[-1][1].append(tick)
+        last_group = group
+    upright, picked, aspect = Upright(), {}, 1.0
+    for start, run in runs:
+        container.seek(start, stream=stream, backward=True)
+        for frame in _decode_run(container, stream, run, are_independent):
+            aspect = aspect if picked else _pixel_aspect(stream, frame)
+            picked[frame.pts] = upright(frame)
+    return picked, aspect
+
+
+def _decode_run(container, stream, run: list[int], are_independent: bool) -> list:
+    """Those of the frames at these times that decode, from the packet on at which the container stands.
+
+    Frames that are not wanted are not decoded, if no other frame refers to them (none does if they are independent).
+    """
+    missing, frames, num_late, last = set(run), [], 0, -math.inf
+    is_skipping = None
+    for packet in container.demux(stream):
+        if is_skipping is None and packet.size and (packet.pts is None or packet.pts > run[0]):
+            break  # it stands behind the first one
+        if are_independent and packet.size and packet.pts not in missing:
+            is_skipping = False
+            continue
+        if is_skipping is not (packet.pts not in missing):
+            is_skipping = packet.pts not in missing
+            stream.codec_context.skip_frame = "NONREF" if is_skipping and packet.size else "DEFAULT"
+        try:
+            decoded = packet.decode()
+        except _error_class():
             break
-    return None if missing else torch.stack([picked[key] for key in wanted])
+        for frame in decoded:
+            if frame.pts is None or frame.pts < last:
+                return []  # AVI has no times of showing; those that FFmpeg guesses are wrong here
+            last = frame.pts
+            if frame.pts in missing:
+                missing.remove(frame.pts)
+                frames.append(frame)
+        num_late += packet.dts is not None and packet.dts > run[-1]
+        if not missing or num_late > MAX_DELAY:
+            break
+    return frames
+
+
+def _pick(frames: Iterator, wanted: list[int]) -> torch.Tensor | None:
+    """The frames of these ascending indices, (T, 3, H, W); None where one is missing."""
+    kept, upright = set(wanted), Upright()
+    picked = {
+        index: upright(frame) for index, frame in enumerate(itertools.islice(frames, wanted[-1] + 1)) if index in kept
+    }
+    return torch.stack([picked[index] for index in wanted]) if len(picked) == len(kept) else None
 
 
 def _av():

@@ -48,6 +48,23 @@ def write_video(path, images, seconds=None, rate=10):
     return str(path)
 
 
+def write_xvid(path, images):
+    """An AVI as XviD writes it: with B-frames, times of decoding alone, and two packets that hold no frame."""
+    with av.open(str(path), "w") as container:
+        options = {"bf": "1", "g": "300", "sc_threshold": "1000000000"}
+        stream = container.add_stream("mpeg4", rate=10, options=options)
+        _, stream.height, stream.width, _ = images.shape
+        frames = [av.VideoFrame.from_ndarray(image, format="rgb24") for image in images]
+        packets = [bytes(packet) for frame in [*frames, None] for packet in stream.encode(frame)]
+        packets[0] = b"\x00\x00\x01\xb2XviD0050" + packets[0]  # user data, without which short packets are damage
+        for index, data in enumerate([packets[0], b"\x7f", b"\x7f", *packets[1:]]):
+            packet = av.Packet(data)
+            packet.stream, packet.dts, packet.pts, packet.time_base = stream, index, index, Fraction(1, 10)
+            packet.is_keyframe = index == 0
+            container.mux(packet)
+    return str(path)
+
+
 def brightening(num_frames, height=48, width=64):
     """Frame i has brightness 4 i."""
     return np.repeat(np.arange(num_frames, dtype=np.uint8) * 4, height * width * 3).reshape(-1, height, width, 3)
@@ -72,6 +89,7 @@ def middle(num_frames):
         "odd/gen_sar_2_1__a.mp4",
         "odd/mpeg4_avi_bframes__sample.avi",
         "unlabelled/dlc_mouse_yuv444.mp4",
+        "actions/hug/ut_s1_q01_02.avi",
     ],
 )
 def test_odd_files_are_read_as_the_data_does(name):
@@ -109,6 +127,17 @@ def test_frame_rate_of_a_constant_one(processor, tmp_path):
     expected = processor(frames, do_sample_frames=True).pixel_values_videos
     assert torch.equal(processor(path).pixel_values_videos, expected)
     assert torch.equal(processor(torchcodec_decoder(path)).pixel_values_videos, expected)
+
+
+@pytest.mark.parametrize(("num_frames", "stride", "frame_rate"), [(4, 1, None), (8, 2, None), (6, 3, None), (6, 1, 4)])
+def test_frames_of_wrong_times_are_those_of_pretraining(processor, tmp_path, num_frames, stride, frame_rate):
+    path = write_xvid(tmp_path / "a.avi", brightening(60))
+    with av.open(path) as container:
+        assert container.streams.video[0].frames == 62
+        assert 55 < sum(1 for _ in container.decode(video=0)) < 62
+    processor.num_frames, processor.frame_stride = num_frames, stride
+    frames, _ = read_file(path, processor.sample_frames, frame_rate)
+    assert torch.equal(frames, read_clip(path, processor.sample_frames, frame_rate=frame_rate).frames)
 
 
 @pytest.mark.parametrize(
