@@ -256,7 +256,8 @@ def test_too_many_lost_videos_stop_the_run(run, videos, tmp_path):
     result = run(tmp_path / "out", shards(tmp_path / "videos"), "spoil", processes=1, changes=changes, **details)
     assert result.statuses == [1]
     (error,) = [line for line in result.log().splitlines() if "rror" in line]
-    assert re.fullmatch(r"error: 3 of 24 videos cannot be had \(\d (missing|changed).*\), more than .*", error)
+    # Three of 24 are too many; another data worker may have met a fourth by then
+    assert re.fullmatch(r"error: [3-6] of 24 videos cannot be had \(\d (missing|changed).*\), more than .*", error)
     assert "Traceback" not in result.log()
 
 
