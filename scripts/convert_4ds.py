@@ -54,7 +54,7 @@ def main():
     model.save_pretrained(args.output_dir, max_shard_size="5GB")
     config = model.config
     # 1.15: what the shortest side is resized to before the crop (LayerLock, Table 8)
-    processor = LayerLockVideoProcessor.from_config(config, size=round(1.15 * config.image_size, 6), frame_stride=2)
+    processor = LayerLockVideoProcessor.from_config(config, size=1.15 * config.image_size, frame_stride=2)
     processor.save_pretrained(args.output_dir)
     print(
         f"{args.output_dir}: {type(model).__name__}, {model.num_parameters() / 1e6:.1f} M parameters, "

@@ -94,7 +94,7 @@ class Reports(TrainerCallback):
 
 def save_processor(config: LayerLockViTConfig, clips: PretrainingClips, folder: str):
     """Save what turns videos into clips of the scale and pace that the model was trained on."""
-    size = round(clips.transform.image_size * clips.transform.central_factor, 6)  # 257.6 of 224 is exact
+    size = clips.transform.image_size * clips.transform.central_factor
     pace = {"frame_stride": clips.frame_stride, "frame_rate": clips.frame_rate}
     processor = LayerLockVideoProcessor.from_config(config, size=size, **pace)
     processor.save_pretrained(folder)

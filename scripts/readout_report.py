@@ -74,7 +74,7 @@ def save_model(results: dict, sweep: Sweep, encoder: nn.Module, config, sets, ar
     model.encoder.load_state_dict(encoder.state_dict())
     getattr(model, f"{args.task}_readout").load_state_dict(readout.state_dict())
     model.save_pretrained(folder)
-    size = round(config.image_size * args.resize_factor, 6)  # 257.6 of 224 is exact, 258 is not
+    size = config.image_size * args.resize_factor
     if args.ignores_aspect:
         size = {"height": size, "width": size}
     processor = LayerLockVideoProcessor.from_config(

@@ -289,6 +289,8 @@ def _size(name: str, size: float | dict[str, float], *forms: tuple[str, ...]) ->
     if set(sizes) not in map(set, forms) or not all(_is_number(v) and 1 <= v < math.inf for v in sizes.values()):
         known = " or ".join(map(" and ".join, forms))
         raise ValueError(f"{name} is {size}; give pixels, or a dictionary with {known}")
+    # 1.15 * 224 is a little less than 257.6
+    sizes = {key: round(value, 6) for key, value in sizes.items()}
     return {key: int(value) if value == int(value) else value for key, value in sizes.items()}
 
 
