@@ -20,14 +20,19 @@ from layerlock_hf.training import FreezeSchedule, locked, mae
 ROOT = Path(__file__).resolve().parents[1]
 
 
+def load(name):
+    """A program in benchmarks/, as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 @pytest.fixture(scope="module")
 def methods():
     """benchmarks/methods.py, which finds its siblings in scripts."""
     before = list(sys.path)
-    spec = importlib.util.spec_from_file_location("methods", ROOT / "benchmarks" / "methods.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
+    yield load("methods")
     sys.path[:] = before
 
 
@@ -144,10 +149,7 @@ def test_savings_reports_every_stage(monkeypatch, tmp_path, capsys):
 @pytest.fixture(scope="module")
 def readout_sweep():
     """benchmarks/readout_sweep.py."""
-    spec = importlib.util.spec_from_file_location("readout_sweep", ROOT / "benchmarks" / "readout_sweep.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load("readout_sweep")
 
 
 @pytest.mark.parametrize("task", ["classification", "depth"])
@@ -181,10 +183,7 @@ STAGES = locked(mae(6), FreezeSchedule(1, 1, 2, num_freezes=3))
 @pytest.fixture(scope="module")
 def memory_plan():
     """benchmarks/memory_plan.py."""
-    spec = importlib.util.spec_from_file_location("memory_plan", ROOT / "benchmarks" / "memory_plan.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load("memory_plan")
 
 
 @pytest.fixture
@@ -259,9 +258,7 @@ def test_the_plan_of_a_recipe(memory_plan, tiny_sizes, tmp_path):
 
 @pytest.mark.slow
 def test_reading_clips_leaves_no_files_open(monkeypatch, capsys):
-    spec = importlib.util.spec_from_file_location("loader_memory", ROOT / "benchmarks" / "loader_memory.py")
-    loader_memory = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(loader_memory)
+    loader_memory = load("loader_memory")
     monkeypatch.setattr(loader_memory, "PERIOD", 80)
     loader_memory.main(num_clips=480, num_workers=1, batch_size=20, clips_per_video=4, augment_on_device=False)
     _, *rows, summary = capsys.readouterr().out.splitlines()
