@@ -60,15 +60,11 @@ def read_pyav(file: str | io.BytesIO, choose: ChooseByTime) -> Read:
     Raises:
         ValueError: if nothing decodes.
     """
-    wanted = functools.partial(_read_wanted, file, choose)
-    in_order = functools.partial(_read_in_order, file, choose)
-    for read in (
-        functools.partial(wanted, _timeline_of_index),
-        functools.partial(wanted, _timeline_of_packets),
-        in_order,
-    ):
+    by_index = functools.partial(_read_wanted, find_timeline=_timeline_of_index)
+    by_packets = functools.partial(_read_wanted, find_timeline=_timeline_of_packets)
+    for read in (by_index, by_packets, _read_in_order):
         with contextlib.suppress(_error_class()):  # is met again further down
-            result = read()
+            result = read(file, choose)
             if result is not None:
                 return result
     return _read_up_to_damage(file, choose)
