@@ -1,6 +1,5 @@
 """What predict.py writes of a model of depth: a depth video of each video, and its metres."""
 
-import os
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ import torch
 
 from depth_videos import DepthVideo, scaled_box, shown
 from layerlock_hf.data import DECODE_TIMEOUT, DecodingError, Isolated, fetch, name_of, read_clip
+from layerlock_hf.evaluation.files import written_aside
 from layerlock_hf.models.depth_windows import Window, estimate_windows, window_of
 
 
@@ -109,12 +109,9 @@ def estimate(model, processor, source: str | bytes, stem: Path, args) -> dict:
             notes |= {window.note} - {None}
             num_frames += window.num_frames
     if args.npz:
-        part = stem.with_name(stem.name + ".npz.part")
-        with part.open("wb") as file:
-            np.savez_compressed(
-                file, depth=torch.cat(kept).numpy(), box=np.array(window.box), frame_size=np.array(window.frame_size)
-            )
-        os.replace(part, stem.with_name(stem.name + ".npz"))
+        arrays = {"depth": torch.cat(kept).numpy(), "box": window.box, "frame_size": window.frame_size}
+        with written_aside(stem.with_name(stem.name + ".npz")) as aside, aside.open("wb") as file:
+            np.savez_compressed(file, **arrays)
     line = {"depth": video.path.name, "num_frames": num_frames, "metres": summary(millimetres)}
     return line | ({"note": "; ".join(sorted(notes))} if notes else {})
 

@@ -111,7 +111,6 @@ class LabelledSets:
         """
         num_classes = len(self.train.class_names)
         sizes, labels = _from_main_process(self._training_sizes)
-
         frequencies = class_frequencies(self.train.labels, num_classes, 1)
 
         def majority(batch: dict) -> torch.Tensor:
