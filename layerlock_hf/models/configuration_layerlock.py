@@ -1,6 +1,7 @@
 """Configuration of the LayerLock video ViT, and the sizes that the papers name."""
 
 import dataclasses
+import math
 from typing import ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
@@ -15,6 +16,9 @@ class LayerLockViTConfig(LayerLockReadoutConfig):
 
     Args:
         num_channels: colour channels.
+        pixel_mean, pixel_std: what the encoder itself subtracts from pixels in [0, 1], and then divides them by: one
+            value per channel, or one for all. 0 and 1, which change nothing, are what 4DS has; V-JEPA, SALT and
+            blockwise training have those of ImageNet. Clips and targets of pixels stay in [0, 1].
         patch_size: height and width of a token's box, in pixels.
         tubelet_size: depth in time of a token's box, in frames.
         hidden_size: width of the transformer.
@@ -52,6 +56,8 @@ class LayerLockViTConfig(LayerLockReadoutConfig):
     base_model_fsdp_plan: ClassVar[dict[str, str]] = {"layers.*": "free_full_weight"}
 
     num_channels: int = 3
+    pixel_mean: list[float] | tuple[float, ...] = (0.0,)
+    pixel_std: list[float] | tuple[float, ...] = (1.0,)
     patch_size: int = 16
     tubelet_size: int = 2
     hidden_size: int = 768
@@ -76,6 +82,9 @@ class LayerLockViTConfig(LayerLockReadoutConfig):
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
+        for name in ("pixel_mean", "pixel_std"):
+            values = list(getattr(self, name))
+            setattr(self, name, values * self.num_channels if len(values) == 1 else values)
         self.rope_axis_fractions = list(self.rope_axis_fractions)  # as JSON has it
         self.latent_head_depths = list(self.latent_head_depths)
         self.check_sizes()
@@ -89,6 +98,12 @@ class LayerLockViTConfig(LayerLockReadoutConfig):
             raise ValueError(
                 f"rope_theta and layer_norm_eps must be positive, got {self.rope_theta}, {self.layer_norm_eps}"
             )
+        for name in ("pixel_mean", "pixel_std"):
+            values = getattr(self, name)
+            if len(values) != self.num_channels or not all(map(math.isfinite, values)):
+                raise ValueError(f"{name} must be 1 or num_channels={self.num_channels} numbers, got {values}")
+        if min(self.pixel_std) <= 0:
+            raise ValueError(f"pixel_std must be positive, got {self.pixel_std}")
         for whole, part in (
             ("image_size", "patch_size"),
             ("num_frames", "tubelet_size"),
@@ -143,6 +158,11 @@ class LayerLockViTConfig(LayerLockReadoutConfig):
     def values_per_token(self) -> int:
         """Pixel values in the box of one token."""
         return self.tubelet_size * self.patch_size**2 * self.num_channels
+
+    @property
+    def normalizes_pixels(self) -> bool:
+        """Whether the encoder changes pixels at all before it embeds them."""
+        return any(self.pixel_mean) or any(value != 1 for value in self.pixel_std)
 
     @property
     def rotary_width(self) -> int:
@@ -210,7 +230,11 @@ def _size(hidden_size, num_hidden_layers, intermediate_size, num_attention_heads
     }
 
 
+# Of V-JEPA's and VideoMAE's code
+_IMAGENET = {"pixel_mean": (0.485, 0.456, 0.406), "pixel_std": (0.229, 0.224, 0.225)}
+
 _VIDEOMAE = {
+    **_IMAGENET,
     "position_embedding": "sincos",
     "hidden_act": "gelu",
     "use_final_norm": True,
@@ -228,10 +252,11 @@ PRESETS = {
     "4ds-h": _size(1280, 32, 5120, 16),
     "4ds-g": _size(1664, 48, 8192, 16),
     "4ds-e": _size(1792, 56, 15360, 16),
-    # V-JEPA (facebookresearch/jepa): final norm, fixed positions, exact GELU, a 12-layer predictor with the encoder's
-    # heads and a mask token per type of mask
+    # V-JEPA (facebookresearch/jepa): pixels normalised as ImageNet's, final norm, fixed positions, exact GELU, a
+    # 12-layer predictor with the encoder's heads and a mask token per type of mask
     "vjepa-l": _size(
         *(1024, 24, 4096, 16),
+        **_IMAGENET,
         position_embedding="sincos",
         hidden_act="gelu",
         use_final_norm=True,
@@ -242,8 +267,8 @@ PRESETS = {
         predictor_num_attention_heads=16,
         num_mask_tokens=2,
     ),
-    # For blockwise training (arXiv 2601.09040): sizes of DeiT, final norm, fixed positions and exact GELU of VideoMAE,
-    # predictors of 4 layers of width 192
+    # For blockwise training (arXiv 2601.09040): sizes of DeiT; of VideoMAE ImageNet's pixels, final norm, fixed
+    # positions and exact GELU; predictors of 4 layers of width 192
     "deit-tiny": _size(192, 12, 768, 3, **_VIDEOMAE),
     "deit-small": _size(384, 12, 1536, 6, **_VIDEOMAE),
 }

@@ -74,16 +74,28 @@ def rotation_for(config: LayerLockViTConfig, ids: torch.Tensor, grid_size: tuple
 
 
 class LayerLockViTEmbeddings(nn.Module):
-    """Embeds boxes of pixels; adds positions where the config asks for it."""
+    """Normalises and embeds boxes of pixels; adds positions where the config asks for it."""
 
     def __init__(self, config: LayerLockViTConfig):
         super().__init__()
+        self.config = config
         self.projection = nn.Linear(config.values_per_token, config.hidden_size)
         self.positions = ADDED_POSITIONS[config.position_embedding](config.grid_size, config.hidden_size)
 
     def forward(self, patches: torch.Tensor, ids: torch.Tensor | None, grid_size: tuple) -> torch.Tensor:
         """(B, K, P), (B, K) -> (B, K, D)"""
-        return self.positions(self.projection(patches), ids, grid_size)
+        return self.positions(self.projection(self.normalize(patches)), ids, grid_size)
+
+    def normalize(self, patches: torch.Tensor) -> torch.Tensor:
+        """Pixels in [0, 1] to what the projection sees: (B, K, P) -> (B, K, P).
+
+        In the input and not folded into the projection: raw pixels are mostly their mean, which drowns the content.
+        """
+        if not self.config.normalizes_pixels:
+            return patches
+        # The channel comes last in a box. Not buffers, which loading on the meta device would leave without values
+        mean, std = (patches.new_tensor(values) for values in (self.config.pixel_mean, self.config.pixel_std))
+        return ((patches.unflatten(-1, (-1, len(mean))) - mean) / std).flatten(-2)
 
 
 class LayerLockViTAttention(nn.Module):

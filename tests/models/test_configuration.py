@@ -1,5 +1,6 @@
 import pytest
 import torch
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from layerlock_hf.models import LayerLockViTConfig, LayerLockViTForPretraining
 
@@ -18,6 +19,22 @@ def test_derived_sizes(tiny_config):
     assert tiny_config.grid_size == (2, 4, 4)
     assert tiny_config.num_tokens == 32
     assert tiny_config.values_per_token == 2 * 4 * 4 * 3
+
+
+def test_one_pixel_mean_is_that_of_all_channels(tmp_path):
+    config = LayerLockViTConfig(num_channels=2, pixel_mean=(0.6,), pixel_std=(0.2, 0.3))
+    assert config.pixel_mean == [0.6, 0.6] and config.pixel_std == [0.2, 0.3]
+    config.save_pretrained(tmp_path)
+    assert LayerLockViTConfig.from_pretrained(tmp_path).pixel_mean == [0.6, 0.6]
+    assert not LayerLockViTConfig().normalizes_pixels and LayerLockViTConfig(pixel_std=(2.0,)).normalizes_pixels
+
+
+@pytest.mark.parametrize("preset, is_imagenet", [("vjepa-l", True), ("deit-tiny", True), ("4ds-g", False)])
+def test_presets_normalize_pixels_as_their_papers_do(preset, is_imagenet):
+    config = LayerLockViTConfig.from_preset(preset)
+    assert config.normalizes_pixels == is_imagenet
+    if is_imagenet:
+        assert (config.pixel_mean, config.pixel_std) == (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
 
 
 @pytest.mark.parametrize(
@@ -40,6 +57,9 @@ def test_derived_sizes(tiny_config):
         ({"readout_intermediate_size": 0}, ("readout_intermediate_size",)),
         ({"decoding_patch_size": (2, 8)}, ("decoding_patch_size",)),
         ({"decoding_patch_size": (2, 8, 0)}, ("decoding_patch_size",)),
+        ({"pixel_mean": [0.5, 0.5]}, ("pixel_mean", "num_channels=3")),
+        ({"pixel_mean": [float("nan")]}, ("pixel_mean",)),
+        ({"pixel_std": [1.0, 1.0, 0.0]}, ("pixel_std", "positive")),
         ({"rope_axis_fractions": (0.5, 0.5)}, ("rope_axis_fractions",)),
         ({"rope_axis_fractions": (0.5, 0.5, 0.1)}, ("rope_axis_fractions",)),
         ({"rope_axis_fractions": (0.5, 0.5, -0.1)}, ("rope_axis_fractions",)),

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForPreTraining
@@ -201,6 +203,49 @@ def test_patchify_and_back():
 def test_patchify_refuses(shape):
     with pytest.raises(ValueError):
         patchify(torch.rand(shape), 2, 4)
+
+
+PIXELS = {"pixel_mean": [0.6, 0.5, 0.4], "pixel_std": [0.2, 0.25, 0.5]}
+
+
+def with_pixels(model, **pixels):
+    """The same weights, in a model that normalises pixels."""
+    ours = type(model)(type(model.config)(**{**model.config.to_dict(), **pixels}))
+    ours.load_state_dict(model.state_dict())
+    return ours
+
+
+def test_the_encoder_normalizes_pixels_itself(model, video):
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in PIXELS.values())
+    ours, ids = with_pixels(model, **PIXELS), torch.rand(len(video), 32).argsort(dim=1)[:, :7]
+    normalized = (video - mean) / std
+    assert torch.equal(ours(video).last_hidden_state, model(normalized).last_hidden_state)
+    for arguments in ([0, 3], None), ([2], ids):
+        for tap, expected in zip(ours.tap(video, *arguments), model.tap(normalized, *arguments), strict=True):
+            assert torch.equal(tap, expected)
+    assert ours.state_dict().keys() == model.state_dict().keys()
+
+
+def test_normalized_pixels_survive_saving_and_old_configurations_load(model, video, tmp_path):
+    ours = with_pixels(model, **PIXELS)
+    ours.save_pretrained(tmp_path / "new")
+    loaded = type(model).from_pretrained(tmp_path / "new")
+    assert torch.equal(loaded(video).last_hidden_state, ours(video).last_hidden_state)
+    model.save_pretrained(tmp_path / "old")
+    file = tmp_path / "old" / "config.json"
+    fields = json.loads(file.read_text())
+    file.write_text(json.dumps({name: value for name, value in fields.items() if not name.startswith("pixel_")}))
+    old = type(model).from_pretrained(tmp_path / "old")
+    assert torch.equal(old(video).last_hidden_state, model(video).last_hidden_state)
+
+
+def test_pixels_are_normalized_in_bfloat16(model, video):
+    ours = with_pixels(model, **PIXELS)
+    expected = ours(video).last_hidden_state
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(ours(video).last_hidden_state.float(), expected, atol=0.1, rtol=0.1)
+    whole = ours.to(torch.bfloat16)(video.to(torch.bfloat16)).last_hidden_state
+    torch.testing.assert_close(whole.float(), expected, atol=0.15, rtol=0.1)
 
 
 def test_rotate():
