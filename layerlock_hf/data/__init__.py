@@ -7,7 +7,7 @@ from .datasets import DECODE_TIMEOUT, MAX_ATTEMPTS, PretrainingClips, check_wind
 from .decoding import read_clip
 from .fetching import fetch, is_remote, name_of
 from .isolation import DecoderLost, Isolated
-from .masking import MASKS, MaskArguments, MultiBlockMasks, RandomMask, TubeMask
+from .masking import MASKS, FutureMask, MaskArguments, MultiBlockMasks, RandomMask, TubeMask
 from .reports import BadData, BadVideos
 from .sources import load_videos
 from .transforms import RESIZE_FACTOR, Augmentation, ClipTransform, center_crop, generator_for, repeat_last_frame
@@ -24,6 +24,7 @@ __all__ = [
     "DECODE_TIMEOUT",
     "DecoderLost",
     "DecodingError",
+    "FutureMask",
     "Isolated",
     "MASKS",
     "MAX_ATTEMPTS",

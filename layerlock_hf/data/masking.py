@@ -92,6 +92,53 @@ class TubeMask:
 
 
 @dataclass(frozen=True)
+class FutureMask:
+    """The first time steps are seen, the later ones are to be predicted, which takes knowing how things move.
+
+    Under masks at random a hidden patch is mostly told by its neighbours, and a small model in a short run learns no
+    more than that.
+
+    Args:
+        num_past: time steps of the grid (`tubelet_size` frames each) that the encoder sees.
+        ratio: fraction of the tokens of these time steps that is hidden all the same, at random; such tokens are
+            neither seen nor predicted.
+    """
+
+    num_past: int
+    ratio: float = 0.0
+
+    def __post_init__(self):
+        if self.num_past < 1:
+            raise ValueError(f"num_past (mask_past in recipes) must be at least 1 time step, got {self.num_past}")
+        if not 0 <= self.ratio < 1:
+            raise ValueError(f"ratio (mask_ratio in recipes) must lie in [0, 1), got {self.ratio}")
+
+    def __call__(
+        self, grid_size: tuple[int, int, int], positions: Sequence[int], seed: int
+    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """
+        Returns:
+            context_ids: shape (B, K), K = max(1, round(P * (1 - ratio))) of the P = num_past * h * w, sorted.
+            target_ids: shape (B, N - P), the patches of all later time steps, in random order, so that an objective
+                which predicts a fraction of them takes the first ones.
+        """
+        num_times, frame = grid_size[0], grid_size[1] * grid_size[2]
+        if self.num_past >= num_times:
+            raise ValueError(
+                f"num_past (mask_past in recipes) must be less than the {num_times} time steps of a clip, got "
+                f"{self.num_past}: no future would be left to predict"
+            )
+        num_seen, num_tokens = self.num_past * frame, num_times * frame
+        num_context = max(1, round(num_seen * (1 - self.ratio)))
+        contexts, targets = [], []
+        for position in positions:
+            generator = generator_for("future mask", seed, position)
+            contexts.append(torch.randperm(num_seen, generator=generator)[:num_context].sort().values)
+            targets.append(num_seen + torch.randperm(num_tokens - num_seen, generator=generator))
+        return [(torch.stack(contexts), torch.stack(targets))]
+
+
+@dataclass(frozen=True)
 class MultiBlockMasks:
     """The union of blocks that span all frames is predicted, the rest is seen (V-JEPA, `masks/multiblock3d.py`).
 
@@ -273,12 +320,21 @@ def _tube(mask_ratio=0.9):
     return TubeMask(mask_ratio)
 
 
+def _future(mask_past=1, mask_ratio=0.0):
+    return FutureMask(mask_past, mask_ratio)
+
+
 def _multi_block(mask_blocks=("8x0.15", "2x0.7"), mask_truncation="prefix", mask_group_size=24):
     return MultiBlockMasks(parse_blocks(mask_blocks), truncate=mask_truncation, group_size=mask_group_size)
 
 
 # From the value of the setting `mask` to a function of the settings which that strategy has.
-MASKS: dict[str, Callable[..., MaskStrategy]] = {"random": _random, "tube": _tube, "multiblock": _multi_block}
+MASKS: dict[str, Callable[..., MaskStrategy]] = {
+    "random": _random,
+    "tube": _tube,
+    "multiblock": _multi_block,
+    "future": _future,
+}
 
 
 @dataclass
@@ -288,7 +344,13 @@ class MaskArguments:
     mask: str = field(default="random", metadata={"help": f"Kind of mask: {', '.join(MASKS)}."})
     mask_ratio: float | None = field(
         default=None,
-        metadata={"help": "Share of the tokens that the encoder does not see (default: random 0.95, tube 0.9)."},
+        metadata={
+            "help": "Share of the tokens that the encoder does not see (default: random 0.95, tube 0.9), with future "
+            "masks of those of the past (default 0)."
+        },
+    )
+    mask_past: int | None = field(
+        default=None, metadata={"help": "Time steps that future masks let the encoder see (default 1)."}
     )
     mask_blocks: list[str] | None = field(
         default=None,

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from layerlock_hf.data import (
+    FutureMask,
     MaskArguments,
     MultiBlockMasks,
     PretrainingCollator,
@@ -18,6 +19,7 @@ SHORT, LONG, LAYERLOCK = (8, 0.15), (2, 0.7), (8, 0.3)
 STRATEGIES = [
     RandomMask(0.9),
     TubeMask(0.9),
+    FutureMask(3, 0.5),
     MultiBlockMasks(group_size=4),
     MultiBlockMasks(blocks=(LAYERLOCK,), truncate="random", group_size=4),
 ]
@@ -96,6 +98,33 @@ def test_tubes_are_uniform_over_the_frame_and_the_first_targets_over_the_clip():
 def test_tubes_need_something_to_hide():
     with pytest.raises(ValueError, match="mask_ratio.*hides none of 4"):
         TubeMask(0.2)((8, 2, 2), [0], seed=0)
+
+
+# ---- the future
+
+
+@pytest.mark.parametrize("num_past, ratio, seen", [(1, 0.0, 196), (3, 0.0, 588), (3, 0.5, 294), (7, 0.9999, 1)])
+def test_the_past_is_seen_and_all_of_the_future_is_to_be_predicted(num_past, ratio, seen):
+    ((context_ids, target_ids),) = FutureMask(num_past, ratio)(GRID, range(5), seed=0)
+    assert context_ids.shape == (5, seen)
+    assert (context_ids.diff() > 0).all() and (context_ids < num_past * 196).all()
+    assert torch.equal(target_ids.sort().values, torch.arange(num_past * 196, 1568).expand(5, -1))
+    assert len({tuple(row.tolist()) for row in target_ids}) == 5
+
+
+def test_the_first_targets_are_uniform_over_the_future_and_what_is_seen_over_the_past():
+    ((context_ids, target_ids),) = FutureMask(2, 0.75)((4, 2, 2), range(4000), seed=0)
+    assert torch.allclose(context_ids.flatten().bincount() / 4000, torch.tensor(0.25), atol=0.04)
+    assert torch.allclose(target_ids[:, :2].flatten().bincount(minlength=16)[8:] / 4000, torch.tensor(0.25), atol=0.04)
+
+
+def test_a_future_must_be_left():
+    with pytest.raises(ValueError, match=r"mask_past.*must be less than the 8 time steps of a clip, got 8"):
+        FutureMask(8)(GRID, [0], seed=0)
+    with pytest.raises(ValueError, match=r"mask_past.*must be at least 1 time step, got 0"):
+        FutureMask(0)
+    with pytest.raises(ValueError, match=r"mask_ratio.*must lie in \[0, 1\), got 1.0"):
+        FutureMask(1, 1.0)
 
 
 # ---- blocks
