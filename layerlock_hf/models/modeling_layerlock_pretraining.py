@@ -156,12 +156,8 @@ class LayerLockViTForPretraining(LayerLockViTPreTrainedModel):
             ValueError: if the model cannot do what the stage asks, or arguments are missing.
         """
         stage = stage or self.pixel_stage
-        self.check_stage(stage)
-        if stage.needs_teacher and teacher is None:
-            raise ValueError(f"the stage that starts at step {stage.start} predicts a teacher's latents: give teacher")
-        masks = pair_masks(context_ids, target_ids)
-        num_tokens = math.prod(self.encoder.grid_size(pixel_values_videos))
-        targets = Targets({"encoder": self.encoder, "teacher": teacher}, pixel_values_videos, num_tokens)
+        targets = self._targets(pixel_values_videos, stage, teacher)
+        masks, num_tokens = pair_masks(context_ids, target_ids), targets.num_tokens
         settles = settle_blocks and stage.local and torch.is_grad_enabled()
         total, predictions = 0, []
         losses, variances = [0] * len(stage.objectives), [0] * len(stage.objectives)
@@ -190,6 +186,35 @@ class LayerLockViTForPretraining(LayerLockViTPreTrainedModel):
         return LayerLockViTForPretrainingOutput(
             loss=total, losses=tuple(losses), target_variances=tuple(variances), predictions=tuple(predictions)
         )
+
+    @torch.no_grad()
+    def target_means(
+        self,
+        pixel_values_videos: torch.Tensor,
+        context_ids: torch.Tensor | list[torch.Tensor],
+        target_ids: torch.Tensor | list[torch.Tensor] | None = None,
+        stage: Stage | None = None,
+        teacher: nn.Module | None = None,
+    ) -> list[torch.Tensor]:
+        """What the best constant prediction is in this batch: one (D or P,) per objective; arguments as of `forward`.
+
+        A head that starts there need not spend a part of its stage on it: latents of a residual stream have means far
+        above their deviation.
+        """
+        stage = stage or self.pixel_stage
+        targets = self._targets(pixel_values_videos, stage, teacher)
+        means = []
+        for objective in stage.objectives:
+            ids = [objective.select(ids, targets.num_tokens) for _, ids in pair_masks(context_ids, target_ids)]
+            means.append(torch.stack([targets.at(objective, kept).mean(dim=(0, 1)) for kept in ids]).mean(dim=0))
+        return means
+
+    def _targets(self, video: torch.Tensor, stage: Stage, teacher: nn.Module | None) -> Targets:
+        self.check_stage(stage)
+        if stage.needs_teacher and teacher is None:
+            raise ValueError(f"the stage that starts at step {stage.start} predicts a teacher's latents: give teacher")
+        num_tokens = math.prod(self.encoder.grid_size(video))
+        return Targets({"encoder": self.encoder, "teacher": teacher}, video, num_tokens)
 
     def _read(self, video: torch.Tensor, context_ids: torch.Tensor, mask_type: int, stage: Stage):
         """Run the encoder from source to source: yields each with the modules that learn from it if the stage is
@@ -256,11 +281,14 @@ class LayerLockViTForPretraining(LayerLockViTPreTrainedModel):
         """Start a head afresh, in place, for a new target ("a new patch-wise linear decoder", LayerLock, sec. 3.3)."""
         head = self.decoders[str(source)].heads[name]
         weight = torch.empty(head.weight.shape).normal_(std=Head.INIT_STD, generator=generator)
-        if isinstance(head.weight, DTensor):  # sharded: every process draws the whole and keeps its part
-            weight = distribute_tensor(weight, head.weight.device_mesh, head.weight.placements)
-        head.weight.copy_(weight)
+        copy_whole(head.weight, weight)
         head.bias.zero_()
         return head
+
+    @torch.no_grad()
+    def set_head_bias(self, source: int, name: str, bias: torch.Tensor):
+        """Let a head predict `bias` (D or P,), as far as its weights are small."""
+        copy_whole(self.decoders[str(source)].heads[name].bias, bias)
 
     def parameter_breakdown(self) -> dict[str, int]:
         """Number of parameters of each part."""
@@ -279,6 +307,13 @@ class LayerLockViTForPretraining(LayerLockViTPreTrainedModel):
             "pixel heads": sum(count(decoder.heads["pixels"]) for decoder in decoders),
             "latent heads": sum(count(decoder.heads) - count(decoder.heads["pixels"]) for decoder in decoders),
         }
+
+
+def copy_whole(parameter: torch.Tensor, values: torch.Tensor):
+    """Copy values that every process has into a parameter, of which it may hold a part only."""
+    if isinstance(parameter, DTensor):
+        values = distribute_tensor(values, parameter.device_mesh, parameter.placements)
+    parameter.copy_(values)
 
 
 def pair_masks(context_ids, target_ids) -> list[tuple[torch.Tensor, torch.Tensor | None]]:

@@ -20,10 +20,10 @@ class LayerLockTrainingArguments(TrainingArguments):
     """`transformers.TrainingArguments`, with these departures.
 
     New: `global_batch_size`, the schedules of learning rate, weight decay and teacher (which replace
-    `lr_scheduler_type`), `settle_blocks` and `diagnostics_steps`. Other defaults: AdamW betas (0.9, 0.95) and weight
-    decay 0.05 (LayerLock, Table 8); `ddp_find_unused_parameters=False`, because DDP is wrapped anew at every switch;
-    `remove_unused_columns=False`; `logging_nan_inf_filter=False`, because a loss that is not finite stops the run;
-    persistent data workers. A run is measured in steps: `max_steps` is required.
+    `lr_scheduler_type`), `heads_start_at_mean`, `settle_blocks` and `diagnostics_steps`. Other defaults: AdamW betas
+    (0.9, 0.95) and weight decay 0.05 (LayerLock, Table 8); `ddp_find_unused_parameters=False`, because DDP is wrapped
+    anew at every switch; `remove_unused_columns=False`; `logging_nan_inf_filter=False`, because a loss that is not
+    finite stops the run; persistent data workers. A run is measured in steps: `max_steps` is required.
 
     Raises:
         ValueError: if the batch sizes contradict each other, or `max_steps` is missing.
@@ -55,6 +55,12 @@ class LayerLockTrainingArguments(TrainingArguments):
     )
     teacher_momentum_end: float | None = field(
         default=None, metadata={"help": "Where the momentum ends, along a line (default: it stays)."}
+    )
+    heads_start_at_mean: bool = field(
+        default=True,
+        metadata={
+            "help": "A fresh head starts with the mean of its target, over the clips of its first step, as bias."
+        },
     )
     settle_blocks: bool = field(
         default=True, metadata={"help": "Local stages: backpropagate each block before the next one runs."}

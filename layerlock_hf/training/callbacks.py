@@ -22,6 +22,9 @@ class StageCallback(TrainerCallback):
     def __init__(self, trainer):
         self.trainer = trainer
 
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.trainer.begin_run()
+
     def on_step_begin(self, args, state, control, **kwargs):
         self.trainer.begin_step(state.global_step)
 

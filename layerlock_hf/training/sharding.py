@@ -68,6 +68,11 @@ def check_weights(checkpoint: str, accelerator: Accelerator):
             check_metadata(folder / part)
 
 
+def let_means_be_taken(model: nn.Module):
+    """Let `target_means` gather what is sharded, as `forward` does."""
+    register_fsdp_forward_method(model, "target_means")
+
+
 def shard_teacher(teacher: nn.Module, accelerator: Accelerator) -> nn.Module:
     """Shard a copy of the encoder as accelerate shards the encoder, so that its parts can follow those."""
     teacher = fsdp2_prepare_model(accelerator, teacher)

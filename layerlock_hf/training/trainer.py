@@ -24,7 +24,7 @@ from .memory import peak_memory_gib
 from .run_file import CheckpointRefused, check_run_file, describe, read_run_file, target_label, write_run_file
 from .running_means import RunningMeans
 from .schedules import cosine, linear, scheduled_factor
-from .sharding import check_weights, saves_shards, set_up_sharding, shard_teacher
+from .sharding import check_weights, let_means_be_taken, saves_shards, set_up_sharding, shard_teacher
 from .stages import check_stages, stage_at
 from .surviving import SurvivingTrainer
 from .switching import discard_a_backward, freeze, rebuild_optimizer, rewrap
@@ -104,6 +104,7 @@ class LayerLockTrainer(SurvivingTrainer):
         if self._teacher_moves and self.is_fsdp_enabled:
             self.teacher = shard_teacher(self.teacher, self.accelerator)
         self._wrapper_is_new, self._diagnosed_step = False, -1
+        self._batches = []
         self._means = RunningMeans()
         self.add_callback(StageCallback(self))
 
@@ -115,8 +116,15 @@ class LayerLockTrainer(SurvivingTrainer):
 
     # ---- stages
 
+    def begin_run(self):
+        """The model is wrapped now, whatever by."""
+        if self.is_fsdp_enabled:
+            let_means_be_taken(self._core())
+
     def begin_step(self, step: int):
-        """Bring everything to the state of this optimizer step that is a function of the step alone."""
+        """Bring everything to the state of this optimizer step, a function of the step and of its clips alone."""
+        if step == 0:
+            self._start_at_mean({(objective.source, objective.target.head) for objective in self.stage.objectives})
         self.enter_stage(stage_at(self.stages, step))
         if self.args.weight_decay_end is not None:
             decay = cosine(self.args.weight_decay, self.args.weight_decay_end, step / self._schedule_steps)
@@ -167,11 +175,29 @@ class LayerLockTrainer(SurvivingTrainer):
         # Seeded by (seed, stage) alone: the same on every process and after a resume
         generator = torch.Generator().manual_seed(self.args.seed * 1_000_003 + stage.start)
         heads = [model.reset_head(source, name, generator) for source, name in sorted(fresh)]
+        self._start_at_mean(fresh)
         fresh_parameters = {parameter for head in heads for parameter in head.parameters()}
         decayed = self.get_decay_parameter_names(model)
         rebuild_optimizer(getattr(self.optimizer, "optimizer", self.optimizer), model, decayed, fresh_parameters)
         self._wrapper_is_new = rewrap(self.model_wrapped, self.accelerator)
         logger.info(describe(stage))
+
+    def _start_at_mean(self, heads: set[tuple[int, str]]):
+        """Let these heads (source, name) start by predicting the mean of their targets over all clips of the step that
+        begins, in whatever parts the processes and micro-batches hold them."""
+        if not self.args.heads_start_at_mean or not heads:
+            return
+        model, batches = self._core(), [self._prepare_inputs(dict(batch)) for batch in self._batches]
+        for batch in batches:
+            batch.pop("num_padded", None)
+        with self.accelerator.autocast():
+            means = [model.target_means(**batch, stage=self.stage, teacher=self.teacher) for batch in batches]
+        if self.is_fsdp_enabled:
+            model.reshard()  # else the next forward would use the biases that are gathered now
+        for objective, parts in zip(self.stage.objectives, zip(*means, strict=True), strict=True):
+            if (objective.source, objective.target.head) in heads:
+                mean = self.accelerator.reduce(torch.stack(parts).mean(dim=0), "mean")
+                model.set_head_bias(objective.source, objective.target.head, mean)
 
     def _core(self, model=None) -> LayerLockViTForPretraining:
         return self.accelerator.unwrap_model(model if model is not None else self.model)
@@ -191,6 +217,7 @@ class LayerLockTrainer(SurvivingTrainer):
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self.batch_transform is not None:
             batches = [self.batch_transform(batch) for batch in map(super()._prepare_inputs, batches)]
+        self._batches = batches
         return batches, num_items
 
     def _prepare_inputs(self, inputs):

@@ -69,6 +69,38 @@ def test_pixel_target_by_hand(model, batch):
     torch.testing.assert_close(colours.var(-2), torch.ones(2, 32, 3), atol=1e-4, rtol=0)
 
 
+def test_targets_of_pixels_are_not_normalized_by_the_encoder(model, batch):
+    before = Pixels().compute({"encoder": model.encoder}, batch["pixel_values_videos"], None)
+    model.encoder.config.pixel_mean, model.encoder.config.pixel_std = [0.6] * 3, [0.2] * 3
+    after = Pixels().compute({"encoder": model.encoder}, batch["pixel_values_videos"], None)
+    assert torch.equal(before, after)
+
+
+def test_target_means_are_the_best_constant_predictions(model, batch):
+    objectives = (Objective(6, Pixels(), patch_fraction=0.25), Objective(6, Latents(2)))
+    stage = Stage(0, 2, objectives)
+    video, ids = batch["pixel_values_videos"], batch["target_ids"]
+    pixels, latents = model.target_means(**batch, stage=stage)
+    boxes = patchify(video, 2, 4)
+    torch.testing.assert_close(pixels, torch.stack([clip[i] for clip, i in zip(boxes, ids[:, :8])]).mean(dim=(0, 1)))  # noqa: B905
+    torch.testing.assert_close(latents, latents_by_hand(model.encoder, video, 2).mean(dim=(0, 1)))
+    for objective, mean in zip(objectives, (pixels, latents), strict=True):
+        model.set_head_bias(6, objective.target.head, mean)
+        model.decoders["6"].heads[objective.target.head].weight.data.zero_()
+    outputs = model(**batch, stage=stage)
+    for loss, variance in zip(outputs.losses, outputs.target_variances, strict=True):
+        torch.testing.assert_close(loss, variance)
+
+
+def test_target_means_of_several_masks_are_averaged(model, batch):
+    stage = Stage(0, 0, (Objective(6, Pixels(), patch_fraction=0.25),))
+    other = {**batch, "target_ids": batch["target_ids"].flip(1)}
+    both = {name: batch[name] if name.startswith("pixel") else [batch[name], other[name]] for name in batch}
+    (mean,) = model.target_means(**both, stage=stage)
+    ((one,), (two,)) = (model.target_means(**each, stage=stage) for each in (batch, other))
+    torch.testing.assert_close(mean, (one + two) / 2)
+
+
 @pytest.mark.parametrize("fraction", [1.0, 0.25])
 @pytest.mark.parametrize("num_frozen", [0, 2])
 def test_loss_by_hand(model, batch, num_frozen, fraction):

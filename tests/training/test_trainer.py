@@ -108,13 +108,41 @@ def test_nothing_but_a_new_head_changes_at_a_switch(recorded):
             for name, tensor in recorded.before[step].items()
             if not torch.equal(tensor, recorded.after[step - 1][name])
         }
-        first_switch = {f"{LATENTS}.weight"}  # until then its bias is zero as it is
-        expected = {f"{LATENTS}.weight", f"{LATENTS}.bias"} if step in SWITCHES[1:] else first_switch
-        assert changed == (expected if step in SWITCHES else set()), step
+        expected = {f"{LATENTS}.weight", f"{LATENTS}.bias"} if step in SWITCHES else set()
+        assert changed == expected, step
     heads = [recorded.before[step][f"{LATENTS}.weight"] for step in SWITCHES]
     assert not torch.equal(heads[0], heads[1]) and not torch.equal(heads[1], heads[2])
-    assert all(not recorded.before[step][f"{LATENTS}.bias"].any() for step in SWITCHES)
     assert all(head.std().item() == pytest.approx(0.02, rel=0.1) for head in heads)
+
+
+def biases_at_starts(trainer, clips_per_step):
+    """The bias of the head of every stage before its first step, and the mean of its target over that step's clips."""
+    recorder = Recorder(trainer)
+    trainer.train()
+    starts = (0, *SWITCHES)
+    for step in starts:
+        trainer.model.load_state_dict(recorder.before[step])
+        stage = stage_at(STAGES, step)
+        clips = [trainer.train_dataset[step * clips_per_step + index] for index in range(clips_per_step)]
+        batch = {name: torch.stack([clip[name] for clip in clips]) for name in clips[0]}
+        batch["pixel_values_videos"] = batch["pixel_values_videos"].float() / 255
+        (mean,) = trainer.model.target_means(**batch, stage=stage)
+        name = f"decoders.6.heads.{stage.objectives[0].target.head}.bias"
+        yield recorder.before[step][name], mean
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_fresh_heads_start_at_the_mean_of_their_target(tiny_config, tmp_path, accumulation):
+    settings = {"per_device_train_batch_size": 4 // accumulation, "gradient_accumulation_steps": accumulation}
+    settings["train_sampling_strategy"] = "sequential"
+    for bias, mean in biases_at_starts(make_trainer(tiny_config, tmp_path, **settings), 4):
+        assert bias.abs().max() > 0.05
+        torch.testing.assert_close(bias, mean)
+
+
+def test_fresh_heads_start_at_zero_if_asked_to(tiny_config, tmp_path):
+    trainer = make_trainer(tiny_config, tmp_path, heads_start_at_mean=False, train_sampling_strategy="sequential")
+    assert all(not bias.any() for bias, _ in biases_at_starts(trainer, 4))
 
 
 def test_optimizer_holds_what_learns(recorded):
