@@ -2,8 +2,12 @@
 
 import csv
 import math
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from time import monotonic, sleep
 
 import av
 import numpy as np
@@ -19,6 +23,7 @@ from layerlock_hf.data.procedural import (
     ProceduralScene,
     make_scene,
     read_depth,
+    read_tracks,
     video_scene,
     write_procedural_dataset,
 )
@@ -225,6 +230,9 @@ def test_bad_arguments(tmp_path, scene):
     for arguments in ({"num_videos": 0}, {"num_frames": 0}, {"image_size": 33}, {"image_size": 8}, {"seed": -1}):
         with pytest.raises(ValueError, match=next(iter(arguments))):
             write_procedural_dataset(**{"folder": tmp_path / "no", "num_videos": 1, **arguments})
+    for arguments in ({"num_objects": 0}, {"num_workers": -1}):
+        with pytest.raises(ValueError, match=next(iter(arguments))):
+            write_procedural_dataset(tmp_path / "no", 1, **arguments)
     assert not (tmp_path / "no").exists()
 
 
@@ -273,3 +281,96 @@ def test_label_needs_motion():
     band = 3 * math.sqrt(chance * (1 - chance) / num_test)
     assert (accuracy["frame"] - chance).abs().max() < band
     assert accuracy["motion"].min() > 0.6
+
+
+# ---- easier scenes, tracks, and several processes
+
+
+def test_scenes_are_those_of_earlier_versions():
+    """Results and checkpoints of others rest on them: a draw more or less would change every scene."""
+    scene = make_scene(3, "left")
+    assert len(scene.billboards) == 3
+    drawn = [scene.wall_distance, scene.camera_speed, scene.billboards[0].depth, scene.floor.waves[0][2]]
+    assert drawn == pytest.approx([3.256947501430873, -0.015805827443965432, 2.000769666850357, 4.43567148636577])
+
+
+def test_easy_scenes_have_the_objects_asked_for_and_a_camera_that_stands_still():
+    scene, label = video_scene(5, 11, num_objects=1, camera_moves=False)
+    assert len(scene.billboards) == 1 and label == video_scene(5, 11)[1]
+    camera_x, camera_y = scene.camera(torch.arange(20.0))
+    assert len(camera_x.unique()) == len(camera_y.unique()) == 1
+    room = replace(scene, billboards=()).render([0, 19], SIZE)[0]
+    assert torch.equal(room[0], room[1])
+    assert replace(make_scene(3, "left", camera_moves=False), camera_speed=0.5, sway_rate=0.5) == replace(
+        make_scene(3, "left"), camera_speed=0.5, sway_rate=0.5
+    )
+
+
+def test_positions_are_where_objects_are_rendered():
+    for seed in range(6):
+        scene = make_scene(seed, MOTIONS[seed], num_objects=1)
+        board = replace(scene.billboards[0], shape="disc", depth=1.5, radius=0.3)
+        scene = replace(scene, billboards=(board,))
+        times = range(0, 40, 3)
+        depth = scene.render(times, SIZE)[1]
+        for position, found in zip(scene.positions(times)[0], depth, strict=True):
+            pixels = (found == board.depth).nonzero().flip(1) + 0.5  # x, y
+            if len(pixels) == 0 or ((pixels < 1) | (pixels > SIZE - 1)).any():
+                continue  # out of the frame, at least in part
+            torch.testing.assert_close(pixels.mean(dim=0) / SIZE, position, atol=0.02, rtol=0)
+
+
+def test_tracks_tell_what_is_seen(tmp_path):
+    write_procedural_dataset(tmp_path, 3, seed=1, num_frames=30, image_size=32, with_depth=True, progress=False)
+    seen_share = []
+    for index in range(3):
+        scene, _ = video_scene(1, index)
+        positions, is_seen = read_tracks(tmp_path / "depth" / f"{index:06d}.npz")
+        assert torch.equal(positions, scene.positions(range(30)))
+        assert is_seen.shape == (len(scene.billboards), 30) and is_seen.dtype == torch.bool
+        inside = ((positions >= 0) & (positions < 1)).all(dim=-1)
+        assert not (is_seen & ~inside).any()
+        # The nearest object, the last one, can only be hidden by the floor
+        on_floor = positions[-1, :, 1] > 0.5
+        assert torch.equal(is_seen[-1] & ~on_floor, inside[-1] & ~on_floor)
+        seen_share.append(is_seen.float().mean())
+    assert 0 < min(seen_share) and max(seen_share) < 1
+
+
+def test_files_without_tracks_are_read_for_their_depth(tmp_path):
+    np.savez_compressed(tmp_path / "old.npz", depth=np.ones((2, 4, 4), np.float32))
+    assert torch.equal(read_depth(tmp_path / "old.npz"), torch.ones(2, 4, 4))
+    with pytest.raises(ValueError, match="old.npz holds no tracks of objects: write the dataset anew"):
+        read_tracks(tmp_path / "old.npz")
+
+
+def test_files_do_not_depend_on_the_number_of_processes(tmp_path):
+    settings = {"num_frames": 4, "image_size": 16, "with_depth": True, "num_objects": 1, "progress": False}
+    paths = [write_procedural_dataset(tmp_path / str(n), 5, num_workers=n, **settings) for n in (0, 2)]
+    alone, shared = ({p.relative_to(path.parent): p.read_bytes() for p in path.parent.rglob("*.*")} for path in paths)
+    assert len(alone) == 11 and alone == shared
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
+def test_processes_end_with_the_one_that_started_them(tmp_path, end):
+    code = (
+        "import multiprocessing, sys; from layerlock_hf.data.procedural import write_procedural_dataset\n"
+        "if __name__ == '__main__':\n"
+        "    multiprocessing.set_start_method('spawn')\n"
+        "    write_procedural_dataset(sys.argv[1], 100000, num_workers=2, progress=False)\n"
+    )
+    (tmp_path / "write.py").write_text(code)
+    process = subprocess.Popen([sys.executable, tmp_path / "write.py", tmp_path / "data"], stderr=subprocess.DEVNULL)
+    folder, deadline = tmp_path / "data" / "videos", monotonic() + 120
+    while not folder.is_dir() or len(list(folder.iterdir())) < 4:
+        assert process.poll() is None and monotonic() < deadline
+        sleep(0.1)
+    process.send_signal(end)
+    assert process.wait(60) != 0
+    counts = [-1]
+    while len(counts) < 3 or counts[-1] != counts[-2]:
+        assert monotonic() < deadline
+        counts.append(len(list(folder.iterdir())))
+        sleep(3)
+    assert not (tmp_path / "data" / "videos.csv").exists()
