@@ -3,7 +3,9 @@
 from .clips import TestClips, TrainingClips
 from .depth_clips import DepthTestClips, DepthTrainingClips, count_windows
 from .encoders import load_encoder
+from .ladder import RUNGS, Rung, climb
 from .online import OnlineReadout, center_clips, labelled_videos
+from .probe_clips import ProbeClips, load_clips
 from .probes import (
     Ridge,
     abs_rel,
@@ -14,6 +16,7 @@ from .probes import (
     knn_accuracy,
     linear_accuracy,
     mean_features,
+    place_features,
     probe_depths,
     r2,
 )
@@ -25,7 +28,10 @@ __all__ = [
     "DepthTestClips",
     "DepthTrainingClips",
     "OnlineReadout",
+    "ProbeClips",
+    "RUNGS",
     "Ridge",
+    "Rung",
     "Sweep",
     "SweepArguments",
     "TestClips",
@@ -33,6 +39,7 @@ __all__ = [
     "abs_rel",
     "accuracy",
     "center_clips",
+    "climb",
     "clip_features",
     "count_windows",
     "encode",
@@ -40,8 +47,10 @@ __all__ = [
     "knn_accuracy",
     "labelled_videos",
     "linear_accuracy",
+    "load_clips",
     "load_encoder",
     "mean_features",
+    "place_features",
     "probe_depths",
     "r2",
     "sweep_members",
