@@ -2,6 +2,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from layerlock_hf.data import MaskArguments, MultiBlockMasks, RandomMask, TubeMask
 from layerlock_hf.models import LayerLockViTConfig
@@ -24,7 +25,7 @@ PAPERS = [path for path in PATHS if not path.stem.startswith("demo")]
 STAGE_FIELDS = {field.name for field in dataclasses.fields(StageArguments)}
 TRAINING_FIELDS = {field.name for field in dataclasses.fields(LayerLockTrainingArguments)}
 MASK_FIELDS = {field.name for field in dataclasses.fields(MaskArguments)}
-OTHER_FIELDS = {"preset", "frame_stride", "resize_factor", "crop_scale", "jitter_strength"}
+OTHER_FIELDS = {"preset", "frame_stride", "clips_per_video", "resize_factor", "crop_scale", "jitter_strength"}
 
 # Literal numbers of the paper: (step, frozen layers, target layer) of each freezing
 TABLE_8_G = [(160_000 + 10_000 * (n - 1), n, n) for n in range(1, 33)]
@@ -354,10 +355,22 @@ def test_blocks_of_ucf101_see_what_the_paper_says():
     assert (context_ids.shape, target_ids.shape) == ((1, 14), (1, 114))
 
 
+@pytest.mark.parametrize("path", PAPERS, ids=lambda path: path.stem)
+def test_pixels_and_heads_start_as_in_the_code_of_the_paper(path):
+    settings = load_recipe(path)
+    config = LayerLockViTConfig.from_preset(
+        settings["preset"], **{name: value for name, value in settings.items() if name in architecture_fields()}
+    )
+    is_4ds = settings["preset"].startswith("4ds")
+    expected = ([0.0] * 3, [1.0] * 3) if is_4ds else (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+    assert (config.pixel_mean, config.pixel_std) == expected
+    assert settings.get("heads_start_at_mean", True) == is_4ds
+
+
 def test_demonstrations_take_as_many_steps():
     steps = {path.stem: load_recipe(path)["max_steps"] for path in PATHS if path.stem.startswith("demo")}
-    assert steps.pop("demo-salt-teacher") + steps.pop("demo-salt") == 850
-    assert set(steps.values()) == {850} and len(steps) == 7
+    assert steps.pop("demo-salt-teacher") + steps.pop("demo-salt") == 1200
+    assert set(steps.values()) == {1200} and len(steps) == 11
 
 
 def test_mini_warmups_of_table_6():
