@@ -2,59 +2,42 @@
 
 python scripts/demo.py --output_dir runs/demo
 
-It takes minutes on two CPU cores. `--max_steps 40 --num_videos 32` is a quick test of the whole.
+It takes some nine minutes on two CPU cores. `--max_steps 40 --num_videos 32` is a quick test of the whole.
 """
 
 import argparse
 import json
-import statistics
+import signal
 import subprocess
 import sys
 import time
-from itertools import pairwise
 from pathlib import Path
 
+from cores import count_cores
 from demo_plots import plot_losses, plot_reconstruction
+from layerlock_hf.data import MaskArguments
 from layerlock_hf.training import load_recipe
 from runs import (
     SCRIPTS,
+    Run,
     RunFailed,
+    alone,
     environment,
     exit_when_terminated,
-    pretrain,
     read_metrics,
+    run_together,
     shortened,
+    summarise_stages,
     write_data,
 )
 
 
 RECIPES = {"layerlock": SCRIPTS / "recipes" / "demo.yaml", "mae": SCRIPTS / "recipes" / "demo-mae.yaml"}
-FIRST_STEPS, LAST_STEPS = 10, 30  # steps over which a stage's first and last losses are averaged
-TITLES = {"layerlock": "LayerLock", "mae": "plain MAE", "random": "random weights", "constant": "no encoder"}
+TITLES = {"layerlock": "LayerLock", "mae": "plain MAE"}
 
 
 def heading(number: int, text: str):
     print(f"\n== {number}. {text} ==", flush=True)
-
-
-def summarise_stages(folder: Path, recipe: dict, max_steps: int) -> list[dict]:
-    """The stages of a run with their first and last losses, as means over a few steps."""
-    stages = json.loads((folder / "stages.json").read_text())
-    rows = read_metrics(folder)
-    ends = [*(stage["start"] for stage in stages), max_steps]
-    for index, (stage, (start, end)) in enumerate(zip(stages, pairwise(ends), strict=True)):
-        own = [row for row in rows if row["stage"] == index]
-        if not own:
-            continue
-        first = [row for row in own if row["step"] <= start + FIRST_STEPS] or own[:1]
-        last = [row for row in own if row["step"] > end - LAST_STEPS] or own[-1:]
-        for name in ("loss", "explained_variance"):
-            stage[f"first_{name}"] = statistics.fmean(row[f"{stage['target']}/{name}"] for row in first)
-            stage[f"last_{name}"] = statistics.fmean(row[f"{stage['target']}/{name}"] for row in last)
-        stage["seconds_per_step"] = recipe["global_batch_size"] / statistics.median(
-            row["clips_per_second"] for row in own
-        )
-    return stages
 
 
 def print_stages(stages: list[dict]):
@@ -69,21 +52,12 @@ def print_stages(stages: list[dict]):
         )
 
 
-def print_probes(probes: dict[str, dict]):
-    print("  encoder         motion accuracy      depth AbsRel      depth R2   (test clips; layer chosen on others)")
-    for name, scores in probes.items():
-        motion, depth = (f"(layer {scores[key]})" if key in scores else "" for key in ("motion_layer", "depth_layer"))
-        print(
-            f"  {TITLES[name]:15} {scores['motion_accuracy']:6.1%} {motion:10} {scores['depth_abs_rel']:7.3f} "
-            f"{depth:10} {scores['depth_r2']:9.3f}"
-        )
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, default=Path("runs/demo"), help="Where everything goes.")
     parser.add_argument("--max_steps", type=int, help="Steps of each run (default: those of the recipe).")
-    parser.add_argument("--num_videos", type=int, default=400, help="Videos to pretrain on.")
+    parser.add_argument("--seed", type=int, default=0, help="Of weights, clips and masks; the videos stay the same.")
+    parser.add_argument("--num_videos", type=int, default=1500, help="Videos to pretrain on.")
     args = parser.parse_args()
     exit_when_terminated()
     output, data = args.output_dir, args.output_dir / "data"
@@ -94,44 +68,55 @@ def main():
     heading(1, "Procedural videos")
     write_data(data, args.num_videos)
 
-    for number, name in ((2, "layerlock"), (3, "mae")):
-        heading(number, f"Pretraining: {TITLES[name]}, {max_steps} steps")
-        settings = shortened(recipes[name], args.max_steps) if args.max_steps else {}
-        try:
-            pretrain(RECIPES[name], data / "train" / "videos", output / name, settings)
-        except RunFailed as error:
-            raise SystemExit(f"error: {error}") from None
-    stages = summarise_stages(output / "layerlock", recipes["layerlock"], max_steps)
-
-    heading(4, "Probes of the frozen encoders, in a process of their own")
-    command = [sys.executable, str(SCRIPTS / "probe.py"), "--data", str(data / "probe")]
-    command += ["--models", *(f"{name}={output / name}" for name in RECIPES), "--output", str(output / "probes.json")]
-    command += ["--resize_factor", str(recipes["layerlock"]["resize_factor"])]
-    subprocess.run(command, check=True, env=environment())
-    probes = json.loads((output / "probes.json").read_text())
-
-    heading(5, "Results")
-    summary = {"stages": stages, "probes": probes, "seconds": time.perf_counter() - began}
-    (output / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-    runs = {name: read_metrics(output / name) for name in RECIPES}
-    plot_losses(runs, stages, max_steps, output / "loss.png")
+    heading(2, f"Pretraining, {max_steps} steps: {' and '.join(TITLES[name] for name in RECIPES)} side by side")
+    runs = [
+        Run(
+            RECIPES[name],
+            data / "train" / "videos",
+            output / name,
+            {"seed": args.seed, **(shortened(recipe, args.max_steps) if args.max_steps else {})},
+            num_threads=max(1, count_cores() // len(RECIPES)),
+            name=name,
+        )
+        for name, recipe in recipes.items()
+    ]
+    try:
+        run_together(map(alone, runs), at_once=len(runs))
+    except RunFailed as error:
+        raise SystemExit(f"error: {error}") from None
+    stages = summarise_stages(output / "layerlock", recipes["layerlock"]["global_batch_size"], max_steps)
+    print("\nLayerLock, stage by stage:")
+    print_stages(stages)
+    plot_losses({name: read_metrics(output / name) for name in RECIPES}, stages, max_steps, output / "loss.png")
     plot_reconstruction(
         output / "mae",
         sorted((data / "probe" / "test" / "videos").glob("*.mp4"))[:3],
-        recipes["mae"]["mask_ratio"],
+        MaskArguments(**{key: value for key, value in recipes["mae"].items() if key.startswith("mask")}).build(),
         recipes["mae"]["resize_factor"],
         output / "reconstruction.png",
     )
-    print("LayerLock, stage by stage:")
-    print_stages(stages)
-    print("\nFrozen encoders:")
-    print_probes(probes)
-    print(f"\nDone in {time.perf_counter() - began:.0f} s. Look at:")
-    for name in ("summary.json", "loss.png", "reconstruction.png"):
+
+    heading(3, "What the frozen encoders know, beside controls")
+    command = [sys.executable, str(SCRIPTS / "probe.py"), "--data", str(data / "probe")]
+    command += ["--models", *(f"{name}={output / name}" for name in RECIPES), "--output", str(output / "probes.json")]
+    command += ["--resize_factor", str(recipes["layerlock"]["resize_factor"])]
+    try:  # in a process of its own, which gives its memory back
+        subprocess.run(command, check=True, env=environment())
+    except subprocess.CalledProcessError as error:
+        raise SystemExit(f"error: the probes failed with exit status {error.returncode}, see above") from None
+
+    seconds = time.perf_counter() - began
+    summary = {"stages": stages, "probes": json.loads((output / "probes.json").read_text()), "seconds": seconds}
+    (output / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    print(f"\nDone in {seconds:.0f} s. Look at:")
+    for name in ("probes.png", "loss.png", "reconstruction.png", "summary.json"):
         print(f"  {output / name}")
     for name in RECIPES:
         print(f"  {output / name}: AutoModel.from_pretrained('{output / name}')")
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        raise SystemExit(128 + signal.SIGINT) from None

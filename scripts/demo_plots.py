@@ -8,7 +8,8 @@ import torch
 from transformers import AutoModelForPreTraining
 
 from layerlock_hf import LayerLockViTConfig
-from layerlock_hf.data import RandomMask, center_crop, read_clip
+from layerlock_hf.data import center_crop, read_clip
+from layerlock_hf.data.masking import MaskStrategy
 from layerlock_hf.models import patchify, unpatchify
 
 
@@ -83,35 +84,30 @@ def plot_losses(runs: dict[str, list[dict]], stages: list[dict], max_steps: int,
 
 
 @torch.inference_mode()
-def reconstruct(model, clips: torch.Tensor, mask_ratio: float) -> list[torch.Tensor]:
-    """Of float clips (B, T, C, H, W): what the encoder sees, hidden boxes grey; all that the model predicts; what it
-    sees with the predictions in the hidden boxes."""
+def reconstruct(model, clips: torch.Tensor, masks: MaskStrategy) -> list[torch.Tensor]:
+    """Of float clips (B, T, C, H, W): what the encoder sees, everything else grey; that, with the predictions where
+    something is to be predicted."""
     config: LayerLockViTConfig = model.config
-    ((context_ids, _),) = RandomMask(mask_ratio)(config.grid_size, range(len(clips)), seed=0)
+    ((context_ids, target_ids),) = masks(config.grid_size, range(len(clips)), 0)
     boxes = patchify(clips, config.tubelet_size, config.patch_size)
-    hidden = torch.ones(boxes.shape[:2], dtype=torch.bool).scatter(1, context_ids, False)
-    (predicted,) = model(clips, context_ids).predictions
+    (predicted,) = model(clips, context_ids, target_ids).predictions
+    seen, target = (ids.unsqueeze(-1).expand(-1, -1, boxes.shape[-1]) for ids in (context_ids, target_ids))
+    shown = torch.full_like(boxes, GREY).scatter(1, seen, boxes.gather(1, seen))
+    completed = shown.scatter(1, target, predicted)
     sizes = config.grid_size, config.tubelet_size, config.patch_size
-    seen = torch.where(hidden.unsqueeze(-1), torch.tensor(GREY), boxes)
-    completed = torch.where(hidden.unsqueeze(-1), predicted, boxes)
-    return [unpatchify(patches, *sizes).clamp(0, 1) for patches in (seen, predicted, completed)]
+    return [unpatchify(patches, *sizes).clamp(0, 1) for patches in (shown, completed)]
 
 
-def plot_reconstruction(folder: Path, videos: list[Path], mask_ratio: float, resize_factor: float, path: Path):
-    """Input, seen part and prediction of the MAE model in `folder`, for the start of each video."""
+def plot_reconstruction(folder: Path, videos: list[Path], masks: MaskStrategy, resize_factor: float, path: Path):
+    """Input, seen part and prediction of the model in `folder`, for the start of each video: every second frame."""
     model = AutoModelForPreTraining.from_pretrained(folder).eval()
     config = model.config
     frames = [read_clip(str(video), lambda available: list(range(config.num_frames))).frames for video in videos]
     clips = torch.stack([center_crop(clip, config.image_size, resize_factor) for clip in frames]).float() / 255
-    seen, predicted, completed = reconstruct(model, clips, mask_ratio)
-    times = torch.linspace(0, config.num_frames - 1, 3).round().int().tolist()
-    rows = (
-        ("input", clips),
-        (f"seen by the encoder\n({1 - mask_ratio:.0%} of the boxes)", seen),
-        ("predicted", predicted),
-        ("seen, completed by\nwhat is predicted", completed),
-    )
-    figure = plt.figure(figsize=(1.75 * len(videos) * len(times) + 1.6, 8.1))
+    seen, completed = reconstruct(model, clips, masks)
+    times = range(config.tubelet_size - 1, config.num_frames, config.tubelet_size)
+    rows = (("what happens", clips), ("what the\nencoder sees", seen), ("what the\nmodel predicts", completed))
+    figure = plt.figure(figsize=(1.5 * len(videos) * len(times) + 1.6, 5.6))
     # One row of subplots throughout, with a gap after each clip, keeps all images the same size
     columns = len(videos) * (len(times) + 1) - 1
     ratios = [0.15 if column % (len(times) + 1) == len(times) else 1 for column in range(columns)]
@@ -129,7 +125,7 @@ def plot_reconstruction(folder: Path, videos: list[Path], mask_ratio: float, res
             if i == 0:
                 image.set_title(f"frame {times[j] + 1}", fontsize=13)
         axes[i, 0].set_ylabel(name, fontsize=13)
-    figure.subplots_adjust(left=0.06, right=0.99, top=0.89, bottom=0.02)
-    figure.suptitle("Test clips, as the plain MAE completes them", fontsize=18)
-    figure.savefig(path, dpi=110)
+    figure.subplots_adjust(left=0.07, right=0.99, top=0.85, bottom=0.02)
+    figure.suptitle("Test clips: from the first frames to the next ones, as the plain MAE predicts them", fontsize=18)
+    figure.savefig(path, dpi=100)
     plt.close(figure)

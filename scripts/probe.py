@@ -1,80 +1,87 @@
-"""Probe frozen encoders on procedural clips: what the objects do (one of eight motions), and how far things are.
+"""Probe frozen encoders on procedural clips: where an object is, how it moves and where it will be, which of eight
+motions the objects share, and how far everything is.
 
 python scripts/probe.py --models layerlock=RUN mae=RUN --data FOLDER --output probes.json
 
-FOLDER holds `train` and `test`, each a procedural dataset with depth. Every model is probed at a quarter, half, three
-quarters and all of its layers, and so is one with random weights. All probes are ridge regressions on standardised
-features. A held-out fifth of the training videos chooses their strength and the layer whose test scores are reported.
+FOLDER holds `train` and `test`, each a procedural dataset with depth, and for the first rungs of the ladder
+`easy_train` and `easy_test`: one object before a camera that stands still. Every model is read at a quarter, half,
+three quarters and all of its layers, by ridge regression and by a small readout by attention. A held-out fifth of
+the training videos chooses the layer. Beside the models stand controls: the same ViT with random weights (`random`),
+the models seeing the middle frame of every clip alone (`NAME_one_frame`), differences of frames without an encoder
+(`differences`), the mean of all answers (`constant`) and, with `--ceiling STEPS`, the ViT trained with the labels
+(`ceiling`).
+
+Writes the scores with 95% intervals over videos, and a picture of them beside.
 """
 
 import argparse
-import csv
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from transformers import AutoConfig, AutoModel, set_seed
 from transformers.utils import logging
 
 import layerlock_hf  # noqa: F401  (registers the model with AutoModel)
-from layerlock_hf.data import center_crop, read_clip
-from layerlock_hf.data.procedural import MOTIONS, read_depth
-from layerlock_hf.evaluation import abs_rel, clip_features, encode, fit_and_predict, linear_accuracy, probe_depths, r2
+from cores import count_cores
+from layerlock_hf.evaluation import RUNGS, ProbeClips, climb, load_clips, probe_depths
+from layerlock_hf.evaluation.controls import (
+    FrameDifferences,
+    OneFrame,
+    constant_scores,
+    labelled_scores,
+    train_with_labels,
+)
+from probe_plots import plot_probes, print_probes
 
 
-def load_clips(folder: Path, config, resize_factor: float):
-    """All clips of a dataset, one after the other in each video: clips (B, T, C, H, W), labels (B,), depth (B, N)."""
-    with (folder / "videos.csv").open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    clips, labels, depths = [], [], []
-    for row in rows:
-        frames = read_clip(str(folder / row["path"]), lambda available: list(range(available))).frames
-        frames = center_crop(frames, config.image_size, resize_factor)
-        depth = center_crop(read_depth(folder / row["depth"])[:, None], config.image_size, resize_factor)
-        for start in range(0, len(frames) - config.num_frames + 1, config.num_frames):
-            clips.append(frames[start : start + config.num_frames])
-            labels.append(int(row["label"]))
-            depths.append(depth[start : start + config.num_frames, 0])
-    box = (config.tubelet_size, config.patch_size, config.patch_size)
-    token_depths = F.avg_pool3d(torch.stack(depths).unsqueeze(1), box).flatten(1)
-    return torch.stack(clips), torch.tensor(labels), token_depths
+MAX_AT_ONCE = 2  # encoders that are read at the same time: the tokens of each take about a gigabyte
+SCENES = {"easy": "easy_", "full": ""}  # scenes of the rungs -> how the names of their datasets begin
 
 
-def probe(model, train, test, depths: list[int]) -> dict:
-    """Scores on the test clips at each depth, and those of the depths that do best on held-out training clips."""
-    (clips, labels, metres), (test_clips, test_labels, test_metres) = train, test
-    grid_size = model.grid_size(clips)
-    rows = []
-    for depth, tokens, test_tokens in zip(
-        depths, encode(model, clips, depths), encode(model, test_clips, depths), strict=True
-    ):
-        motion, motion_validation = linear_accuracy(
-            clip_features(tokens, grid_size), labels, clip_features(test_tokens, grid_size), test_labels
-        )
-        predicted, depth_validation = fit_and_predict(
-            tokens.flatten(0, 1), metres.flatten(), test_tokens.flatten(0, 1), lambda a, b: -abs_rel(a, b)
-        )
-        rows.append(
-            {
-                "layer": depth,
-                "motion_accuracy": motion,
-                "depth_abs_rel": abs_rel(predicted, test_metres.flatten()).item(),
-                "depth_r2": r2(predicted, test_metres.flatten()).item(),
-                "motion_accuracy_held_out": motion_validation,
-                "depth_abs_rel_held_out": -depth_validation,
-            }
-        )
-    motion = max(rows, key=lambda row: row["motion_accuracy_held_out"])
-    distance = min(rows, key=lambda row: row["depth_abs_rel_held_out"])
-    return {
-        "motion_accuracy": motion["motion_accuracy"],
-        "motion_layer": motion["layer"],
-        "depth_abs_rel": distance["depth_abs_rel"],
-        "depth_r2": distance["depth_r2"],
-        "depth_layer": distance["layer"],
-        "layers": rows,
-    }
+class InHalfPrecision:
+    """An encoder that computes in bfloat16: about twice as fast where the processor has instructions for it."""
+
+    def __init__(self, encoder):
+        self.encoder, self.device, self.grid_size = encoder, encoder.device, encoder.grid_size
+
+    def tap(self, video: torch.Tensor, depths: list[int]) -> list[torch.Tensor]:
+        with torch.autocast(self.device.type, torch.bfloat16):
+            return self.encoder.tap(video, depths)
+
+
+def load_sets(folder: Path, config, resize_factor: float) -> dict[str, tuple[ProbeClips, ProbeClips]]:
+    """The clips to fit probes to and to test them, of all scenes that there are."""
+    sets = {}
+    for scenes, beginning in SCENES.items():
+        folders = [folder / f"{beginning}{split}" for split in ("train", "test")]
+        if beginning and not all((path / "videos.csv").is_file() for path in folders):
+            titles = ", ".join(rung.title for rung in RUNGS if rung.scenes == scenes)
+            print(f"no {beginning}train and {beginning}test in {folder}: not asked are {titles}")
+            continue
+        fit, test = (load_clips(path, config, resize_factor, num_workers=count_cores()) for path in folders)
+        # Easy scenes may show nothing but the room
+        sets[scenes] = (fit.in_sight, test.in_sight) if beginning else (fit, test)
+        print(f"{scenes} scenes: {len(sets[scenes][0])} clips to fit the probes, {len(sets[scenes][1])} to test them")
+    return sets
+
+
+def climb_side_by_side(climbers: dict, sets: dict) -> dict[str, dict]:
+    """The scores of all, each (encoder, depths). By threads, for operations this small share cores badly."""
+
+    def timed(name: str) -> dict:
+        start = time.perf_counter()
+        encoder, depths = climbers[name]
+        scores = climb(encoder, sets, depths)
+        print(f"  {name}: {time.perf_counter() - start:.0f} s", flush=True)
+        return scores
+
+    at_once = min(count_cores(), MAX_AT_ONCE)
+    threads = max(1, count_cores() // at_once)
+    with ThreadPoolExecutor(at_once, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
+        return dict(zip(climbers, pool.map(timed, climbers), strict=True))
 
 
 def main():
@@ -83,37 +90,41 @@ def main():
     parser.add_argument("--data", type=Path, required=True, help="Folder of the datasets train and test.")
     parser.add_argument("--resize_factor", type=float, default=1.15, help="As in pretraining.")
     parser.add_argument("--output", type=Path, required=True, help="JSON file for the scores.")
+    parser.add_argument(
+        "--ceiling", type=int, metavar="STEPS", help="Also train the ViT with labels, for so many steps."
+    )
+    parser.add_argument(
+        "--ceiling_data", type=Path, nargs="*", default=[], help="More datasets to train it on; depth is optional."
+    )
+    parser.add_argument("--bf16", action="store_true", help="Encode in bfloat16: faster on processors that can.")
     args = parser.parse_args()
     logging.disable_progress_bar()
     models = dict(item.split("=", 1) for item in args.models)
     config = AutoConfig.from_pretrained(next(iter(models.values())))
-    train, test = (load_clips(args.data / split, config, args.resize_factor) for split in ("train", "test"))
-    print(f"{len(train[0])} clips to fit the probes, {len(test[0])} to test them", flush=True)
+    sets = load_sets(args.data, config, args.resize_factor)
     depths = probe_depths(config.num_hidden_layers)
 
-    scores = {}
-    for name in [*models, "random"]:
-        if name == "random":
-            set_seed(0)
-            model = AutoModel.from_config(config)
-        else:
-            model = AutoModel.from_pretrained(models[name])
-        scores[name] = probe(model.eval(), train, test, depths)
-        for row in scores[name]["layers"]:
-            print(
-                f"  {name:10} layer {row['layer']:2}: motion {row['motion_accuracy']:6.1%}, "
-                f"AbsRel {row['depth_abs_rel']:.3f}, R2 {row['depth_r2']:6.3f}",
-                flush=True,
-            )
-    # What needs no encoder: the most frequent motion, the mean depth
-    counts = test[1].bincount(minlength=len(MOTIONS))
-    mean = train[2].mean().expand_as(test[2])
-    scores["constant"] = {
-        "motion_accuracy": counts.max().item() / len(test[1]),
-        "depth_abs_rel": abs_rel(mean, test[2]).item(),
-        "depth_r2": r2(mean, test[2]).item(),
-    }
+    encoders = {name: AutoModel.from_pretrained(folder).eval() for name, folder in models.items()}
+    set_seed(0)
+    encoders["random"] = AutoModel.from_config(config).eval()
+    if args.bf16:
+        encoders = {name: InHalfPrecision(encoder) for name, encoder in encoders.items()}
+    climbers = {name: (encoder, depths) for name, encoder in encoders.items()}
+    climbers |= {f"{name}_one_frame": (OneFrame(encoders[name]), depths) for name in models}
+    climbers["differences"] = (FrameDifferences(config), [0])
+    scores = climb_side_by_side(climbers, sets)
+    scores["constant"] = {}
+    for scenes, (fit, test) in sets.items():
+        scores["constant"] |= constant_scores(fit, test, [rung for rung in RUNGS if rung.scenes == scenes])
+    if args.ceiling:
+        fit, test = sets["full"]
+        more = [load_clips(folder, config, args.resize_factor, count_cores()) for folder in args.ceiling_data]
+        rungs = [rung for rung in RUNGS if rung.scenes == "full"]
+        model, rungs = train_with_labels(config, ProbeClips.joined([fit, *more]), args.ceiling, rungs)
+        scores["ceiling"] = labelled_scores(model, rungs, test)
     args.output.write_text(json.dumps(scores, indent=1) + "\n")
+    plot_probes(scores, args.output.with_suffix(".png"))
+    print_probes(scores)
 
 
 if __name__ == "__main__":

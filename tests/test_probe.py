@@ -1,0 +1,71 @@
+"""scripts/probe.py from its command line to the files that it writes."""
+
+import json
+import sys
+from functools import partial
+
+import pytest
+
+import probe
+from layerlock_hf.data.procedural import write_procedural_dataset
+from layerlock_hf.evaluation import ladder
+from layerlock_hf.models import LayerLockViTModel
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Full scenes alone."""
+    root = tmp_path / "data"
+    settings = {"num_frames": 8, "image_size": 16, "with_depth": True, "progress": False}
+    for seed, (split, size) in enumerate({"train": 16, "test": 8}.items()):
+        write_procedural_dataset(root / split, size, seed=seed, **settings)
+    return root
+
+
+@pytest.fixture
+def run(tmp_path, tiny_config, folder, monkeypatch):
+    LayerLockViTModel(tiny_config).save_pretrained(tmp_path / "model")
+    monkeypatch.setattr(probe, "count_cores", lambda: 1)
+    monkeypatch.setattr(probe, "probe_depths", lambda num_layers: [2, num_layers])
+    monkeypatch.setattr(ladder, "fit_readouts", partial(ladder.fit_readouts, num_steps=3))
+
+    def run(*arguments) -> dict:
+        models = [f"{name}={tmp_path / 'model'}" for name in ("layerlock", "mae")]
+        output = ["--data", str(folder), "--output", str(tmp_path / "probes.json")]
+        monkeypatch.setattr(sys, "argv", ["probe.py", "--models", *models, *output, *map(str, arguments)])
+        probe.main()
+        return json.loads((tmp_path / "probes.json").read_text())
+
+    return run
+
+
+CONTROLS = {"random", "layerlock_one_frame", "mae_one_frame", "differences", "constant"}
+
+
+def test_full_scenes_alone(run, tmp_path, capsys):
+    scores = run()
+    assert set(scores) == {"layerlock", "mae", *CONTROLS}
+    for name in ("layerlock", "random", "differences"):
+        keys = {"motion_accuracy", "motion_layer", "depth_abs_rel", "depth_r2", "depth_layer", "layers"}
+        assert set(scores[name]) >= keys | {"motion_accuracy_attention", "depth_abs_rel_attention", "intervals"}
+        low, high = scores[name]["intervals"]["motion_accuracy"]
+        assert low <= scores[name]["motion_accuracy"] <= high
+    assert set(scores["constant"]) == {"motion_accuracy", "depth_abs_rel", "depth_r2"}
+    assert (tmp_path / "probes.png").stat().st_size > 10_000
+    printed = capsys.readouterr().out
+    assert "no easy_train and easy_test" in printed and "where an object is" in printed.splitlines()[0]
+    assert "LayerLock, one frame" in printed and "constant answer" in printed
+    # The same weights have the same scores
+    assert scores["layerlock"] == scores["mae"]
+
+
+def test_easy_scenes_and_the_ceiling(run, folder):
+    settings = {"num_frames": 16, "image_size": 16, "with_depth": True, "num_objects": 1, "camera_moves": False}
+    for seed, split in enumerate(("easy_train", "easy_test")):
+        write_procedural_dataset(folder / split, 24, seed=5 + seed, progress=False, **settings)
+    write_procedural_dataset(folder / "more", 2, num_frames=8, image_size=16, progress=False)
+    scores = run("--ceiling", 2, "--ceiling_data", folder / "more", "--bf16")
+    assert set(scores) == {"layerlock", "mae", "ceiling", *CONTROLS}
+    for name in ("position_r2", "velocity_r2", "future_r2", "easy_motion_accuracy", "motion_accuracy"):
+        assert {name, f"{name}_attention"} <= set(scores["layerlock"]) and name in scores["constant"]
+    assert {"motion_accuracy", "depth_abs_rel", "depth_r2"} <= set(scores["ceiling"])
