@@ -28,6 +28,17 @@ def pytest_addoption(parser):
     parser.addoption("--write_golden", metavar="REASON", help="Record tests/golden anew; the files keep the reason.")
 
 
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("no GPU")
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request) -> str:
+    """Every device that there is, for what must hold on each."""
+    return request.param
+
+
 @pytest.fixture(autouse=True)
 def seed():
     """The same random numbers in every test, whatever ran before it."""

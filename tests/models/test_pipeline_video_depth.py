@@ -235,10 +235,6 @@ def config(request, tiny_config):
     )
 
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
-
-
-@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_both_pipelines_of_any_encoder_dtype_and_device(config, path, frames, tmp_path, dtype, device):
     processor = LayerLockVideoProcessor.from_config(config, size=18)
