@@ -132,6 +132,14 @@ def activation_bytes(config, stage: Stage, masks: list, bf16: bool, checkpointin
     return per_clip, totals[0] - 2 * per_clip
 
 
+def held_bytes(config: LayerLockViTConfig, stage: Stage, masks: list, bf16: bool, num_clips: int) -> int:
+    """What one GPU holds in a step of `num_clips` clips without checkpointing, the clips themselves excepted."""
+    model = empty_model(config)
+    model.freeze_for(stage)
+    per_clip, per_step = activation_bytes(config, stage, masks, bf16)
+    return sum(state_bytes(model).values()) + per_step + num_clips * per_clip
+
+
 def most_clips(gigabytes: int, fixed: int, per_clip: int) -> int:
     """The largest power of two of clips per rank that fits, 0 if none does."""
     num_clips = max(0, int((USABLE * gigabytes * 1e9 - fixed) / per_clip))

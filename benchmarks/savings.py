@@ -14,31 +14,15 @@ import json
 import multiprocessing
 import os
 import statistics
-import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
 
-from layerlock_hf import LayerLockViTConfig, LayerLockViTForPretraining
-from layerlock_hf.models import Stage
-from layerlock_hf.training import FreezeSchedule, locked, mae, step_flops
+from layerlock_hf import LayerLockViTConfig
+from layerlock_hf.training import FreezeSchedule, locked, mae
 from layerlock_hf.training.memory import peak_memory_gib, reset_peak_memory
-
-
-@dataclass
-class Case:
-    """A schedule on a model."""
-
-    title: str
-    config: LayerLockViTConfig
-    stages: list[Stage]
-    num_context: int
-
-    def flops(self, stage: Stage) -> int:
-        """Counted, per clip."""
-        return step_flops(self.config, stage, [(self.num_context, None)])
+from steps import Case, Steps, layerlock_case
 
 
 def make_cases(preset: str, sizes: dict) -> dict[str, Case]:
@@ -46,47 +30,11 @@ def make_cases(preset: str, sizes: dict) -> dict[str, Case]:
     deep = LayerLockViTConfig.from_preset(preset, **{**sizes, "num_hidden_layers": 16})
     config = LayerLockViTConfig.from_preset(preset, **{**sizes, "num_hidden_layers": 12})
     alone = locked(mae(16), FreezeSchedule(1, 1, 2, num_freezes=8), predict_latents=False)
-    whole, some = (locked(mae(12), FreezeSchedule(1, 1, 2, num_freezes=4), patch_fraction=f) for f in (1.0, 0.05))
-    tokens = config.num_tokens
     return {
-        "freezing": Case("freezing alone, 16 layers, 75% masked", deep, alone, round(0.25 * tokens)),
-        "latents_100": Case("LayerLock, latents of all patches", config, whole, round(0.05 * tokens)),
-        "latents_5": Case("LayerLock, latents of 5% of the patches", config, some, round(0.05 * tokens)),
+        "freezing": Case("freezing alone, 16 layers, 75% masked", deep, alone, round(0.25 * deep.num_tokens)),
+        "latents_100": layerlock_case(config, 1.0),
+        "latents_5": layerlock_case(config, 0.05),
     }
-
-
-class Steps:
-    """Training steps of a case in any of its stages, on one batch."""
-
-    def __init__(self, case: Case, batch_size: int):
-        torch.manual_seed(0)
-        config = case.config
-        self.model = LayerLockViTForPretraining(config)
-        size = (config.num_channels, config.image_size, config.image_size)
-        self.video = torch.rand(batch_size, config.num_frames, *size)
-        self.context_ids = torch.rand(batch_size, config.num_tokens).argsort(dim=1)[:, : case.num_context]
-        self.target_ids = torch.rand(batch_size, config.num_tokens).argsort(dim=1)
-        self.optimizers = {}
-
-    def learning(self, stage: Stage) -> list[torch.nn.Parameter]:
-        """Freeze; the parameters that still learn."""
-        self.model.freeze_for(stage)
-        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-
-    def run(self, stage: Stage) -> dict:
-        """One step: its seconds, and the bytes of gradients (which DDP all-reduces, and nothing else) and moments."""
-        learning = self.learning(stage)
-        if stage not in self.optimizers:
-            self.optimizers[stage] = torch.optim.AdamW(learning, lr=1e-4, fused=True)
-        optimizer = self.optimizers[stage]
-        start = time.perf_counter()
-        self.model(self.video, self.context_ids, self.target_ids, stage=stage).loss.backward()
-        optimizer.step()
-        seconds = time.perf_counter() - start
-        gradients = sum(parameter.grad.nbytes for parameter in self.model.parameters() if parameter.grad is not None)
-        moments = sum(value.nbytes for state in optimizer.state.values() for value in state.values())
-        self.model.zero_grad()
-        return {"seconds": seconds, "all_reduced_bytes": gradients, "optimizer_bytes": moments}
 
 
 def peak(preset: str, sizes: dict, name: str, index: int, batch_size: int) -> float:
