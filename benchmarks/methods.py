@@ -3,19 +3,19 @@
 python benchmarks/methods.py --output_dir runs/methods
 
 Every method and seed trains on the procedural clips of the demonstration, which all share, by its demo-sized recipe
-in scripts/recipes; methods of several runs (SALT: teacher, then student) divide the steps as their recipes do. Ridge
-probes read motion and depth at the layer that does best on held-out training clips; `random` is the encoder with
-random weights. Training can be stopped and continued: what is finished is not run again. A run that fails is named,
-left out of the results, and makes the program exit with 1 at its end.
+in scripts/recipes; methods of several runs (SALT: teacher, then student) divide the steps as their recipes do. Probes
+read motion and depth of full scenes, as scripts/probe.py does, at the layer that does best on held-out clips;
+`random` is the encoder with random weights. Training can be stopped and continued: what is finished is not run again.
+A run that fails is named, left out of the results, and makes the program exit with 1 at its end.
 
 Writes results.json, results.md and methods.png.
 """
 
 import argparse
-import json
 import statistics
 import sys
-import time
+from collections.abc import Generator
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -26,20 +26,18 @@ from transformers.utils import logging
 
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
-from layerlock_hf import LayerLockViTConfig  # noqa: E402
-from layerlock_hf.evaluation import probe_depths  # noqa: E402
-from layerlock_hf.models.configuration_layerlock import architecture_fields  # noqa: E402
+import comparing  # noqa: E402
+from comparing import read_record, write_record  # noqa: E402
+from layerlock_hf.evaluation import climb, load_clips, probe_depths  # noqa: E402
 from layerlock_hf.training import load_recipe  # noqa: E402
-from probe import load_clips, probe  # noqa: E402
 from runs import (  # noqa: E402
-    SCRIPTS,
+    Run,
     RunFailed,
     exit_when_terminated,
-    pretrain,
     read_log,
     read_metrics,
+    run_together,
     shortened,
-    write_data,
 )
 
 
@@ -47,148 +45,125 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
 
-# Method -> title and recipes, run one after the other: the model of each is the teacher of the next.
+@dataclass(frozen=True)
+class Entry:
+    """A row of the table.
+
+    Args:
+        title: its name there.
+        recipes: run one after the other; the model of each is the teacher of the next.
+        settings: what changes in all of them.
+    """
+
+    title: str
+    recipes: tuple[str, ...]
+    settings: dict = field(default_factory=dict)
+
+
 METHODS = {
-    "layerlock": ("LayerLock", ("demo",)),
-    "mae": ("MAE", ("demo-mae",)),
-    "freezing_only": ("freezing only", ("demo-freezing-only",)),
-    "vjepa": ("V-JEPA", ("demo-vjepa",)),
-    "vjepa_layerlock": ("V-JEPA + LayerLock", ("demo-vjepa-layerlock",)),
-    "salt": ("SALT", ("demo-salt-teacher", "demo-salt")),
-    "blockwise": ("blockwise", ("demo-blockwise",)),
-    "collapse": ("MAE + unfrozen latents", ("demo-collapse",)),
+    "mae": Entry("MAE", ("demo-mae",)),
+    "layerlock": Entry("LayerLock, a third of the patches", ("demo",)),
+    "layerlock_all_patches": Entry("LayerLock, all patches", ("demo-layerlock-all-patches",)),
+    "freezing_only": Entry("freezing only", ("demo-freezing-only",)),
+    "vjepa_future": Entry("V-JEPA", ("demo-vjepa-future",)),
+    "vjepa_layerlock": Entry("V-JEPA + LayerLock", ("demo-vjepa-layerlock",)),
+    "collapse": Entry("MAE + unfrozen latents", ("demo-collapse",)),
+    "mae_random": Entry("MAE, random masks", ("demo-mae-random",)),
+    "mae_tube": Entry("MAE, tubes", ("demo-mae-tube",)),
+    "vjepa": Entry("V-JEPA, multi-block", ("demo-vjepa",)),
+    "salt": Entry("SALT, multi-block", ("demo-salt-teacher", "demo-salt")),
+    "blockwise": Entry("blockwise, tubes", ("demo-blockwise",)),
+    "layerlock_zero_heads": Entry("LayerLock, heads from zero", ("demo",), {"heads_start_at_mean": False}),
 }
 RANDOM = "random"
-TITLES = {name: title for name, (title, _) in METHODS.items()} | {RANDOM: "random weights"}
-COLOURS = dict(zip(TITLES, [*plt.get_cmap("tab10").colors[:7], "black", "grey"], strict=True))
-REFERENCE = "demo"  # the recipe that gives steps and sizes
-
-# What must agree for a comparison
-SAME_MODEL = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-SAME_CLIPS = ("image_size", "num_frames", "patch_size", "tubelet_size")
-SAME_SETTINGS = ("global_batch_size", "frame_stride")
+TITLES = {name: entry.title for name, entry in METHODS.items()} | {RANDOM: "random weights"}
+COLOURS = dict(zip(TITLES, plt.get_cmap("tab20").colors, strict=False))
 NUM_DIAGNOSES = 40  # per run
-
-
-def recipe_path(name: str) -> Path:
-    return SCRIPTS / "recipes" / f"{name}.yaml"
-
-
-def model_config(recipe: dict) -> LayerLockViTConfig:
-    fields = {name: recipe[name] for name in architecture_fields() if name in recipe}
-    return LayerLockViTConfig.from_preset(recipe["preset"], **fields)
-
-
-def load_checked(name: str) -> dict:
-    """A recipe whose encoder, clips and batches are those of the reference.
-
-    Raises:
-        ValueError: naming the setting that differs.
-    """
-    recipe, reference = load_recipe(recipe_path(name)), load_recipe(recipe_path(REFERENCE))
-    ours, theirs = model_config(recipe), model_config(reference)
-    pairs = {field: (getattr(ours, field), getattr(theirs, field)) for field in SAME_MODEL + SAME_CLIPS}
-    pairs |= {field: (recipe.get(field), reference.get(field)) for field in SAME_SETTINGS}
-    for field, (value, expected) in pairs.items():
-        if value != expected:
-            raise ValueError(f"{field} is {value} in {name}.yaml, but {expected} in {REFERENCE}.yaml")
-    return recipe
 
 
 def plan(method: str, max_steps: int, seed: int) -> list[tuple[str, dict]]:
     """The recipes of a method with the settings that make it `max_steps` in all: (recipe, all its settings)."""
-    names = METHODS[method][1]
-    recipes = [load_checked(name) for name in names]
+    names = METHODS[method].recipes
+    recipes = [comparing.load_checked(name) for name in names]
     total, parts, taken = sum(recipe["max_steps"] for recipe in recipes), [], 0
     for name, recipe in zip(names, recipes, strict=True):
         is_last = name == names[-1]
         steps = max_steps - taken if is_last else round(max_steps * recipe["max_steps"] / total)
         taken += steps
         every = max(1, steps // NUM_DIAGNOSES)
-        parts.append((name, recipe | shortened(recipe, steps) | {"seed": seed, "diagnostics_steps": every}))
+        changes = {"seed": seed, "diagnostics_steps": every} | METHODS[method].settings
+        parts.append((name, recipe | shortened(recipe, steps) | changes))
     return parts
 
 
-def read_record(path: Path, settings) -> dict | None:
-    """What an earlier call left, if it did the same.
-
-    Raises:
-        ValueError: if it did something else.
-    """
-    if not path.is_file():
-        return None
-    record = json.loads(path.read_text())
-    if record["settings"] != settings:
-        raise ValueError(f"{path} is of other settings: delete its folder, or choose another --output_dir")
-    return record
-
-
-def write_record(path: Path, record):
-    """Whole or not at all."""
-    aside = path.with_suffix(".tmp")
-    aside.write_text(json.dumps(record, indent=1) + "\n")
-    aside.replace(path)
-
-
 class Benchmark:
-    def __init__(self, output: Path, max_steps: int, num_videos: int):
-        self.output, self.max_steps, self.num_videos = output, max_steps, num_videos
-        self.reference = load_recipe(recipe_path(REFERENCE))
-        self.config = model_config(self.reference)
+    def __init__(self, output: Path, max_steps: int, num_videos: int, settings: dict):
+        self.output, self.max_steps, self.num_videos, self.settings = output, max_steps, num_videos, settings
+        self.reference = load_recipe(comparing.recipe_path(comparing.REFERENCE))
+        self.config = comparing.model_config(self.reference)
         self.depths = probe_depths(self.config.num_hidden_layers)
-
-    def write_data(self):
-        """The clips of all methods and seeds."""
-        settings = {"num_videos": self.num_videos}
-        self.output.mkdir(parents=True, exist_ok=True)
-        if read_record(self.output / "data.json", settings) is None:
-            write_data(self.output / "data", self.num_videos)
-            write_record(self.output / "data.json", {"settings": settings})
+        self.results, self.failures = [], []
 
     @cached_property
     def probe_data(self):
         factor = self.reference["resize_factor"]
-        return [load_clips(self.output / "data" / "probe" / name, self.config, factor) for name in ("train", "test")]
+        return tuple(
+            load_clips(self.output / "data" / "probe" / name, self.config, factor) for name in ("train", "test")
+        )
 
-    def run(self, method: str, seed: int) -> dict:
-        """Train and probe, or read what an earlier call has found.
+    def job(self, method: str, seed: int) -> Generator[Run, None, None]:
+        """Train and probe, or read what an earlier call has found; the result is added to `results`, or what failed
+        to `failures`."""
+        try:
+            yield from self._job(method, seed)
+        except (RunFailed, ValueError) as error:
+            self.failures.append(f"{method}, seed {seed}: {error}")
+            print(f"FAILED: {self.failures[-1]}", flush=True)
+        else:
+            probes = self.results[-1]["probes"]
+            print(
+                f"{TITLES[method]}, seed {seed}: motion {probes['motion_accuracy']:.1%} (layer "
+                f"{probes['motion_layer']}), AbsRel {probes['depth_abs_rel']:.3f} (layer {probes['depth_layer']})",
+                flush=True,
+            )
+        report(self.output, self.results, self.max_steps, self.failures)
 
-        Raises:
-            RunFailed, ValueError: saying what is wrong.
-        """
+    def _job(self, method: str, seed: int) -> Generator[Run, None, None]:
         folder = self.output / method / f"seed_{seed}"
         parts = [] if method == RANDOM else plan(method, self.max_steps, seed)
+        parts = [(name, part | self.settings) for name, part in parts]
         settings = [part for _, part in parts] + [{"num_videos": self.num_videos, "seed": seed}]
         result = read_record(folder / "result.json", settings)
-        if result is not None:
-            return result
-        seconds, curve, step, model_folder = 0.0, [], 0, None
-        for name, part in parts:
-            part_folder = folder / name
-            seconds += self.train(name, part | ({"teacher": str(model_folder)} if step else {}), part_folder)
-            curve += rank_curve(part_folder, step)
-            step, model_folder = step + part["max_steps"], part_folder
-        scores = self.probe(model_folder, seed)
-        if not parts:
-            seconds = None
-        last = curve[-1] if curve else dict.fromkeys(("step", "effective_rank", "feature_std"))
-        result = {"settings": settings, "method": method, "seed": seed, "seconds": seconds, "curve": curve}
-        result |= {"probes": scores, "last": last}
-        folder.mkdir(parents=True, exist_ok=True)
-        write_record(folder / "result.json", result)
-        return result
+        if result is None:
+            seconds, flops, curve, step, model_folder = 0.0, 0.0, [], 0, None
+            for name, part in parts:
+                part_folder = folder / name
+                teacher = {"teacher": str(model_folder)} if step else {}
+                cost = yield from self._train(name, part | teacher, part_folder)
+                seconds, flops = seconds + cost["seconds"], flops + cost["flops"]
+                curve += rank_curve(part_folder, step)
+                step, model_folder = step + part["max_steps"], part_folder
+            result = {"settings": settings, "method": method, "seed": seed, "curve": curve}
+            result |= {"seconds": seconds, "flops": flops} if parts else {}
+            result |= {"probes": self.probe(model_folder, seed), "last": curve[-1] if curve else {}}
+            folder.mkdir(parents=True, exist_ok=True)
+            write_record(folder / "result.json", result)
+        self.results.append(result)
 
-    def train(self, name: str, settings: dict, folder: Path) -> float:
-        """Seconds that the Trainer took."""
+    def _train(self, name: str, settings: dict, folder: Path) -> Generator[Run, None, dict]:
+        """What it took: the seconds of the Trainer, and the counted FLOPs."""
         record = read_record(folder / "finished.json", settings)
         if record is None:
-            given = load_recipe(recipe_path(name))
+            given = load_recipe(comparing.recipe_path(name))
             changed = {key: value for key, value in settings.items() if given.get(key) != value}
-            pretrain(recipe_path(name), self.output / "data" / "train" / "videos", folder, changed)
+            label = str(folder.relative_to(self.output))
+            yield Run(
+                comparing.recipe_path(name), self.output / "data" / "train" / "videos", folder, changed, 1, label
+            )
             seconds = next(row["train_runtime"] for row in reversed(read_log(folder)) if "train_runtime" in row)
-            record = {"settings": settings, "seconds": seconds}
+            record = {"settings": settings, "seconds": seconds, "flops": read_metrics(folder)[-1]["total_flops"]}
             write_record(folder / "finished.json", record)
-        return record["seconds"]
+        return record
 
     def probe(self, folder: Path | None, seed: int) -> dict:
         if folder is None:
@@ -196,7 +171,7 @@ class Benchmark:
             model = AutoModel.from_config(self.config)
         else:
             model = AutoModel.from_pretrained(folder)
-        return probe(model.eval(), *self.probe_data, self.depths)
+        return climb(model.eval(), {"full": self.probe_data}, self.depths)
 
 
 def rank_curve(folder: Path, offset: int) -> list[dict]:
@@ -216,14 +191,22 @@ def source_of(name: str) -> int:
     return int(name.split("/")[0].removeprefix("depth_")) if "/" in name else 0
 
 
+# As they are called in the results of a run -> where it has them
+PROBES = ("motion_accuracy", "motion_accuracy_attention", "depth_abs_rel", "depth_r2")
 QUANTITIES = {
-    "motion_accuracy": lambda result: result["probes"]["motion_accuracy"],
-    "depth_abs_rel": lambda result: result["probes"]["depth_abs_rel"],
-    "depth_r2": lambda result: result["probes"]["depth_r2"],
-    "effective_rank": lambda result: result["last"]["effective_rank"],
-    "feature_std": lambda result: result["last"]["feature_std"],
-    "seconds": lambda result: result["seconds"],
+    **{name: ("probes", name) for name in PROBES},
+    **{name: ("last", name) for name in ("effective_rank", "feature_std")},
+    **{name: (name,) for name in ("seconds", "flops")},
 }
+
+
+def quantity(result: dict, name: str):
+    """A number of a result, None if it has none."""
+    for key in QUANTITIES[name]:
+        result = result.get(key)
+        if result is None:
+            return None
+    return result
 
 
 def summarise(results: list[dict]) -> dict[str, dict]:
@@ -234,14 +217,27 @@ def summarise(results: list[dict]) -> dict[str, dict]:
         if not own:
             continue
         summary[method] = {"seeds": [result["seed"] for result in own]}
-        for name, quantity in QUANTITIES.items():
-            values = [quantity(result) for result in own]
+        for name in QUANTITIES:
+            values = [quantity(result, name) for result in own]
             if None not in values:
                 deviation = statistics.stdev(values) if len(values) > 1 else None
                 summary[method][name] = {"mean": statistics.fmean(values), "std": deviation}
         for task in ("motion", "depth"):
             summary[method][f"{task}_layers"] = [result["probes"][f"{task}_layer"] for result in own]
     return summary
+
+
+# Quantity -> title, format and factor
+COLUMNS = {
+    "motion_accuracy": ("motion, % (chance 12.5)", ".1f", 100),
+    "motion_accuracy_attention": ("by attention", ".1f", 100),
+    "depth_abs_rel": ("depth AbsRel", ".3f", 1),
+    "depth_r2": ("depth R2", ".2f", 1),
+    "effective_rank": ("effective rank", ".1f", 1),
+    "feature_std": ("feature std", ".3g", 1),
+    "seconds": ("seconds", ".0f", 1),
+    "flops": ("PFLOP", ".2f", 1e-15),
+}
 
 
 def table(summary: dict[str, dict], max_steps: int, failures: list[str]) -> str:
@@ -256,13 +252,12 @@ def table(summary: dict[str, dict], max_steps: int, failures: list[str]) -> str:
     lines = [
         f"{max_steps} optimizer steps each; mean ± standard deviation over seeds.",
         "",
-        "| method | motion, % (chance 12.5) | depth AbsRel | effective rank | feature std | seconds | seeds |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        f"| {' | '.join(['method', *(title for title, _, _ in COLUMNS.values()), 'seeds'])} |",
+        f"| {' | '.join(['---'] * (len(COLUMNS) + 2))} |",
     ]
     for method, row in summary.items():
-        cells = [TITLES[method], cell(row, "motion_accuracy", ".1f", 100), cell(row, "depth_abs_rel", ".3f")]
-        cells += [cell(row, "effective_rank", ".1f"), cell(row, "feature_std", ".3g"), cell(row, "seconds", ".0f")]
-        lines.append(f"| {' | '.join([*cells, str(len(row['seeds']))])} |")
+        cells = [cell(row, name, pattern, scale) for name, (_, pattern, scale) in COLUMNS.items()]
+        lines.append(f"| {' | '.join([TITLES[method], *cells, str(len(row['seeds']))])} |")
     lines += ["", *(f"Failed: {failure}" for failure in failures)] if failures else []
     return "\n".join(lines) + "\n"
 
@@ -324,40 +319,28 @@ def main():
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="Default: all.")
     parser.add_argument("--seeds", type=int, default=3, help="Number of seeds, from 0.")
     parser.add_argument("--max_steps", type=int, help="Steps of each method (default: those of demo.yaml).")
-    parser.add_argument("--num_videos", type=int, default=400, help="Videos to pretrain on.")
+    parser.add_argument("--learning_rate", type=float, help="Of all methods (default: that of each recipe).")
+    parser.add_argument("--num_videos", type=int, default=1500, help="Videos to pretrain on.")
+    parser.add_argument("--at_once", type=int, default=2, help="Runs at the same time, of one thread each.")
     args = parser.parse_args()
-    for name in ("seeds", "max_steps", "num_videos"):
+    for name in ("seeds", "max_steps", "num_videos", "at_once"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             parser.error(f"--{name} must be at least 1")
     exit_when_terminated()
     logging.disable_progress_bar()
-    max_steps = args.max_steps or load_recipe(recipe_path(REFERENCE))["max_steps"]
-    benchmark = Benchmark(args.output_dir, max_steps, args.num_videos)
+    torch.set_num_threads(1)
+    max_steps = args.max_steps or load_recipe(comparing.recipe_path(comparing.REFERENCE))["max_steps"]
+    settings = {} if args.learning_rate is None else {"learning_rate": args.learning_rate}
+    benchmark = Benchmark(args.output_dir, max_steps, args.num_videos, settings)
     try:
-        benchmark.write_data()
+        comparing.write_data_once(args.output_dir, args.num_videos)
     except ValueError as error:
         raise SystemExit(f"error: {error}") from None
 
     # Seed after seed, so that a benchmark that is stopped has compared all methods
     todo = [(method, seed) for seed in range(args.seeds) for method in [RANDOM, *args.methods]]
-    results, failures = [], []
-    for number, (method, seed) in enumerate(todo, 1):
-        print(f"\n== {number} of {len(todo)}: {TITLES[method]}, seed {seed} ==", flush=True)
-        start = time.perf_counter()
-        try:
-            result = benchmark.run(method, seed)
-        except (RunFailed, ValueError) as error:
-            failures.append(f"{method}, seed {seed}: {error}")
-            print(f"FAILED: {failures[-1]}", flush=True)
-        else:
-            results.append(result)
-            probes = result["probes"]
-            print(
-                f"motion {probes['motion_accuracy']:.1%} (layer {probes['motion_layer']}), AbsRel "
-                f"{probes['depth_abs_rel']:.3f} (layer {probes['depth_layer']}); {time.perf_counter() - start:.0f} s",
-                flush=True,
-            )
-        report(args.output_dir, results, max_steps, failures)
+    run_together((benchmark.job(*which) for which in todo), at_once=args.at_once)
+    results, failures = benchmark.results, benchmark.failures
     print(f"\n{report(args.output_dir, results, max_steps, failures)}")
     for name in ("results.json", "results.md", "methods.png"):
         print(f"  {args.output_dir / name}")

@@ -39,7 +39,7 @@ def methods():
 @pytest.fixture
 def recipes(methods, monkeypatch, tmp_path):
     """A folder of recipes in the place of scripts/recipes."""
-    monkeypatch.setattr(methods, "recipe_path", lambda name: tmp_path / f"{name}.yaml")
+    monkeypatch.setattr(methods.comparing, "recipe_path", lambda name: tmp_path / f"{name}.yaml")
     base = "preset: tiny\nglobal_batch_size: 4\nresize_factor: 1.0\nwarmup_steps: 40\n"
     texts = {"demo": "max_steps: 1100\nfreeze_start: 460\n", "demo-mae": "max_steps: 1100\n"}
     texts |= {"demo-salt-teacher": "max_steps: 440\n", "demo-salt": "max_steps: 660\n"}
@@ -70,18 +70,30 @@ def test_recipes_that_do_not_compare(methods, recipes):
 def test_a_failing_run_is_named_and_the_others_go_on(methods, recipes, monkeypatch, tmp_path, capsys):
     output, trained = tmp_path / "out", []
 
-    def pretrain(recipe, videos, folder, settings):
-        trained.append((recipe.stem, settings["seed"], settings.get("teacher")))
-        if recipe.stem == "demo-mae" and settings["seed"] == 1:
-            raise methods.RunFailed(f"the run in {folder} failed")
-        folder.mkdir(parents=True)
-        rows = [{"step": 5, "learning_rate": 1, "effective_rank": 20 + settings["seed"], "feature_std": 0.1}]
-        rows += [{"step": 10, "train_runtime": 3.0}]
-        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    def train(run):
+        trained.append((run.recipe.stem, run.settings["seed"], run.settings.get("teacher")))
+        if run.recipe.stem == "demo-mae" and run.settings["seed"] == 1:
+            raise methods.RunFailed(f"the run in {run.folder} failed")
+        run.folder.mkdir(parents=True)
+        rows = [{"step": 5, "effective_rank": 20 + run.settings["seed"], "feature_std": 0.1, "total_flops": 2e15}]
+        rows = [row | {"learning_rate": 1} for row in rows] + [{"step": 10, "train_runtime": 3.0}]
+        (run.folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def run_together(jobs, at_once):
+        for job in jobs:
+            run = next(job, None)
+            while run is not None:
+                try:
+                    train(run)
+                    run = next(job, None)
+                except methods.RunFailed as failure:
+                    with pytest.raises(StopIteration):
+                        job.throw(failure)
+                    break
 
     scores = {"motion_accuracy": 0.25, "motion_layer": 4, "depth_abs_rel": 0.15, "depth_r2": 0.5, "depth_layer": 6}
-    monkeypatch.setattr(methods, "pretrain", pretrain)
-    monkeypatch.setattr(methods, "write_data", lambda folder, num_videos: None)
+    monkeypatch.setattr(methods, "run_together", run_together)
+    monkeypatch.setattr(methods.comparing, "write_data", lambda folder, num_videos: None)
     monkeypatch.setattr(methods.Benchmark, "probe", lambda self, folder, seed: scores)
     command = ["methods.py", "--output_dir", str(output), "--seeds", "2", "--max_steps", "10"]
     monkeypatch.setattr(sys, "argv", [*command, "--methods", "mae", "salt"])
@@ -99,8 +111,9 @@ def test_a_failing_run_is_named_and_the_others_go_on(methods, recipes, monkeypat
     ]
     assert "FAILED: mae, seed 1" in capsys.readouterr().out
     text = (output / "results.md").read_text()
-    assert "| MAE | 25.0 | 0.150 | 20.0 | 0.1 | 3 | 1 |" in text
-    assert "| SALT | 25.0 ± 0.0 | 0.150 ± 0.000 | 20.5 ± 0.7 | 0.1 ± 0 | 6 ± 0 | 2 |" in text
+    assert "| MAE | 25.0 |  | 0.150 | 0.50 | 20.0 | 0.1 | 3 | 2.00 | 1 |" in text
+    salt = "25.0 ± 0.0 |  | 0.150 ± 0.000 | 0.50 ± 0.00 | 20.5 ± 0.7 | 0.1 ± 0 | 6 ± 0 | 4.00 ± 0.00 | 2 |"
+    assert f"| SALT, multi-block | {salt}" in text
     assert "Failed: mae, seed 1" in text
     assert (output / "methods.png").is_file()
     summary = json.loads((output / "results.json").read_text())["methods"]

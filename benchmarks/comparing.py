@@ -1,0 +1,81 @@
+"""What benchmarks of several runs share: recipes that compare, and records and videos, so that they can be stopped and
+continued."""
+
+import json
+import sys
+from pathlib import Path
+
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
+from layerlock_hf import LayerLockViTConfig  # noqa: E402
+from layerlock_hf.models.configuration_layerlock import architecture_fields  # noqa: E402
+from layerlock_hf.training import load_recipe  # noqa: E402
+from runs import SCRIPTS, write_data  # noqa: E402
+
+
+REFERENCE = "demo"  # the recipe that gives steps and sizes
+
+# What must agree for a comparison
+SAME_MODEL = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+SAME_CLIPS = ("image_size", "num_frames", "patch_size", "tubelet_size")
+SAME_SETTINGS = ("global_batch_size", "frame_stride", "clips_per_video")
+
+
+def recipe_path(name: str) -> Path:
+    return SCRIPTS / "recipes" / f"{name}.yaml"
+
+
+def model_config(recipe: dict) -> LayerLockViTConfig:
+    fields = {name: recipe[name] for name in architecture_fields() if name in recipe}
+    return LayerLockViTConfig.from_preset(recipe["preset"], **fields)
+
+
+def load_checked(name: str) -> dict:
+    """A recipe whose encoder, clips and batches are those of the reference.
+
+    Raises:
+        ValueError: naming the setting that differs.
+    """
+    recipe, reference = load_recipe(recipe_path(name)), load_recipe(recipe_path(REFERENCE))
+    ours, theirs = model_config(recipe), model_config(reference)
+    pairs = {setting: (getattr(ours, setting), getattr(theirs, setting)) for setting in SAME_MODEL + SAME_CLIPS}
+    pairs |= {setting: (recipe.get(setting), reference.get(setting)) for setting in SAME_SETTINGS}
+    for setting, (value, expected) in pairs.items():
+        if value != expected:
+            raise ValueError(f"{setting} is {value} in {name}.yaml, but {expected} in {REFERENCE}.yaml")
+    return recipe
+
+
+def read_record(path: Path, settings) -> dict | None:
+    """What an earlier call left, if it did the same.
+
+    Raises:
+        ValueError: if it did something else.
+    """
+    if not path.is_file():
+        return None
+    record = json.loads(path.read_text())
+    if record["settings"] != settings:
+        raise ValueError(f"{path} is of other settings: delete its folder, or choose another --output_dir")
+    return record
+
+
+def write_record(path: Path, record):
+    """Whole or not at all."""
+    aside = path.with_suffix(".tmp")
+    aside.write_text(json.dumps(record, indent=1) + "\n")
+    aside.replace(path)
+
+
+def write_data_once(output: Path, num_videos: int) -> Path:
+    """The folder of the videos of all runs in `output`, which an earlier call may have written.
+
+    Raises:
+        ValueError: if that wrote another number of them.
+    """
+    settings = {"num_videos": num_videos}
+    output.mkdir(parents=True, exist_ok=True)
+    if read_record(output / "data.json", settings) is None:
+        write_data(output / "data", num_videos)
+        write_record(output / "data.json", {"settings": settings})
+    return output / "data"
