@@ -64,6 +64,8 @@ def main():
     recipes = {name: load_recipe(path) for name, path in RECIPES.items()}
     max_steps = args.max_steps or recipes["layerlock"]["max_steps"]
     began = time.perf_counter()
+    if args.max_steps is None:
+        print("This takes some nine minutes on two CPU cores, more where they are slow or busy.")
 
     heading(1, "Procedural videos")
     write_data(data, args.num_videos)

@@ -187,11 +187,12 @@ class LayerLockTrainer(SurvivingTrainer):
         begins, in whatever parts the processes and micro-batches hold them."""
         if not self.args.heads_start_at_mean or not heads:
             return
-        model, batches = self._core(), [self._prepare_inputs(dict(batch)) for batch in self._batches]
-        for batch in batches:
-            batch.pop("num_padded", None)
-        with self.accelerator.autocast():
-            means = [model.target_means(**batch, stage=self.stage, teacher=self.teacher) for batch in batches]
+        model, means = self._core(), []
+        for batch in self._batches:  # on the device one after the other
+            inputs = self._prepare_inputs(dict(batch))
+            inputs.pop("num_padded", None)
+            with self.accelerator.autocast():
+                means.append(model.target_means(**inputs, stage=self.stage, teacher=self.teacher))
         if self.is_fsdp_enabled:
             model.reshard()  # else the next forward would use the biases that are gathered now
         for objective, parts in zip(self.stage.objectives, zip(*means, strict=True), strict=True):
