@@ -94,7 +94,8 @@ class DepthVideo:
         if self._stream is None:
             self._legend = torch.from_numpy(legend(height, self.max_depth).copy())
             # With threads of its own, an encoder that is left to the garbage collector hangs a child that collects it
-            options = {"crf": "20", "threads": "1"}
+            # x264's macroblock tree reads memory that it never wrote: the same frames would give other pictures
+            options = {"crf": "20", "threads": "1", "x264-params": "mbtree=0"}
             self._stream = self._container.add_stream("libx264", rate=self.rate, options=options)
             self._stream.height, self._stream.width = height, 2 * width + LEGEND_WIDTH
             self._stream.pix_fmt = "yuv420p"
