@@ -236,7 +236,7 @@ COLUMNS = {
     "effective_rank": ("effective rank", ".1f", 1),
     "feature_std": ("feature std", ".3g", 1),
     "seconds": ("seconds", ".0f", 1),
-    "flops": ("PFLOP", ".2f", 1e-15),
+    "flops": ("TFLOP", ".1f", 1e-12),
 }
 
 
