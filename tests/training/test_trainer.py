@@ -247,8 +247,8 @@ def test_checkpointing_changes_nothing(tiny_config, tmp_path):
         trainer.train()
         logs = [row for row in trainer.state.log_history if "grad_norm" in row]
         runs.append(([row["loss"] for row in logs], [row["grad_norm"] for row in logs], weights(trainer.model)))
-        # Ten steps, in three of them also the target's pass, and once more to find its mean. Recomputed in the seven in
-        # which something below learns
+        # Ten steps, in three of them also the target's pass, and once more to find its mean; recomputed in the seven
+        # in which something below learns
         assert len(calls) == (21 if checkpointing else 14)
     for plain, checkpointed in zip(*runs, strict=True):
         torch.testing.assert_close(checkpointed, plain)
