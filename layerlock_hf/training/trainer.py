@@ -190,9 +190,9 @@ class LayerLockTrainer(SurvivingTrainer):
         model, means = self._core(), []
         for batch in self._batches:  # on the device one after the other
             inputs = self._prepare_inputs(dict(batch))
-            inputs.pop("num_padded", None)
+            video, *ids = (inputs.get(name) for name in ("pixel_values_videos", "context_ids", "target_ids"))
             with self.accelerator.autocast():
-                means.append(model.target_means(**inputs, stage=self.stage, teacher=self.teacher))
+                means.append(model.target_means(video, *ids, stage=self.stage, teacher=self.teacher))
         if self.is_fsdp_enabled:
             model.reshard()  # else the next forward would use the biases that are gathered now
         for objective, parts in zip(self.stage.objectives, zip(*means, strict=True), strict=True):
