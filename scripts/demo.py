@@ -2,7 +2,7 @@
 
 python scripts/demo.py --output_dir runs/demo
 
-It takes some nine minutes on two CPU cores. `--max_steps 40 --num_videos 32` is a quick test of the whole.
+It takes nine and a half minutes on two idle CPU cores. `--max_steps 40 --num_videos 32` is a quick test of the whole.
 """
 
 import argparse
@@ -65,7 +65,7 @@ def main():
     max_steps = args.max_steps or recipes["layerlock"]["max_steps"]
     began = time.perf_counter()
     if args.max_steps is None:
-        print("This takes some nine minutes on two CPU cores, more where they are slow or busy.")
+        print("This takes nine and a half minutes on two idle CPU cores, more where they are slow or busy.")
 
     heading(1, "Procedural videos")
     write_data(data, args.num_videos)
