@@ -191,18 +191,22 @@ def source_of(name: str) -> int:
     return int(name.split("/")[0].removeprefix("depth_")) if "/" in name else 0
 
 
-# As they are called in the results of a run -> where it has them
-PROBES = ("motion_accuracy", "motion_accuracy_attention", "depth_abs_rel", "depth_r2")
+# Name -> where a result has it, and its title, format and factor in the table
 QUANTITIES = {
-    **{name: ("probes", name) for name in PROBES},
-    **{name: ("last", name) for name in ("effective_rank", "feature_std")},
-    **{name: (name,) for name in ("seconds", "flops")},
+    "motion_accuracy": (("probes", "motion_accuracy"), "motion, % (chance 12.5)", ".1f", 100),
+    "motion_accuracy_attention": (("probes", "motion_accuracy_attention"), "by attention", ".1f", 100),
+    "depth_abs_rel": (("probes", "depth_abs_rel"), "depth AbsRel", ".3f", 1),
+    "depth_r2": (("probes", "depth_r2"), "depth R2", ".2f", 1),
+    "effective_rank": (("last", "effective_rank"), "effective rank", ".1f", 1),
+    "feature_std": (("last", "feature_std"), "feature std", ".3g", 1),
+    "seconds": (("seconds",), "seconds", ".0f", 1),
+    "flops": (("flops",), "TFLOP", ".1f", 1e-12),
 }
 
 
 def quantity(result: dict, name: str):
     """A number of a result, None if it has none."""
-    for key in QUANTITIES[name]:
+    for key in QUANTITIES[name][0]:
         result = result.get(key)
         if result is None:
             return None
@@ -227,19 +231,6 @@ def summarise(results: list[dict]) -> dict[str, dict]:
     return summary
 
 
-# Quantity -> title, format and factor
-COLUMNS = {
-    "motion_accuracy": ("motion, % (chance 12.5)", ".1f", 100),
-    "motion_accuracy_attention": ("by attention", ".1f", 100),
-    "depth_abs_rel": ("depth AbsRel", ".3f", 1),
-    "depth_r2": ("depth R2", ".2f", 1),
-    "effective_rank": ("effective rank", ".1f", 1),
-    "feature_std": ("feature std", ".3g", 1),
-    "seconds": ("seconds", ".0f", 1),
-    "flops": ("TFLOP", ".1f", 1e-12),
-}
-
-
 def table(summary: dict[str, dict], max_steps: int, failures: list[str]) -> str:
     """The results in Markdown."""
 
@@ -252,11 +243,11 @@ def table(summary: dict[str, dict], max_steps: int, failures: list[str]) -> str:
     lines = [
         f"{max_steps} optimizer steps each; mean ± standard deviation over seeds.",
         "",
-        f"| {' | '.join(['method', *(title for title, _, _ in COLUMNS.values()), 'seeds'])} |",
-        f"| {' | '.join(['---'] * (len(COLUMNS) + 2))} |",
+        f"| {' | '.join(['method', *(title for _, title, _, _ in QUANTITIES.values()), 'seeds'])} |",
+        f"| {' | '.join(['---'] * (len(QUANTITIES) + 2))} |",
     ]
     for method, row in summary.items():
-        cells = [cell(row, name, pattern, scale) for name, (_, pattern, scale) in COLUMNS.items()]
+        cells = [cell(row, name, pattern, scale) for name, (_, _, pattern, scale) in QUANTITIES.items()]
         lines.append(f"| {' | '.join([TITLES[method], *cells, str(len(row['seeds']))])} |")
     lines += ["", *(f"Failed: {failure}" for failure in failures)] if failures else []
     return "\n".join(lines) + "\n"

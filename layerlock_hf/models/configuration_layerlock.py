@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from .configuration_layerlock_readout import LayerLockReadoutConfig
 
@@ -231,7 +232,7 @@ def _size(hidden_size, num_hidden_layers, intermediate_size, num_attention_heads
 
 
 # Of V-JEPA's and VideoMAE's code
-_IMAGENET = {"pixel_mean": (0.485, 0.456, 0.406), "pixel_std": (0.229, 0.224, 0.225)}
+_IMAGENET = {"pixel_mean": tuple(IMAGENET_DEFAULT_MEAN), "pixel_std": tuple(IMAGENET_DEFAULT_STD)}
 
 _VIDEOMAE = {
     **_IMAGENET,

@@ -35,6 +35,7 @@ def test_presets_normalize_pixels_as_their_papers_do(preset, is_imagenet):
     assert config.normalizes_pixels == is_imagenet
     if is_imagenet:
         assert (config.pixel_mean, config.pixel_std) == (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+        assert (config.pixel_mean, config.pixel_std) == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 
 
 @pytest.mark.parametrize(
