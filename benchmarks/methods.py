@@ -2,11 +2,11 @@
 
 python benchmarks/methods.py --output_dir runs/methods
 
-Every method and seed trains on the procedural clips of the demonstration, which all share, by its demo-sized recipe
-in scripts/recipes; methods of several runs (SALT: teacher, then student) divide the steps as their recipes do. Probes
-read motion and depth of full scenes, as scripts/probe.py does, at the layer that does best on held-out clips;
-`random` is the encoder with random weights. Training can be stopped and continued: what is finished is not run again.
-A run that fails is named, left out of the results, and makes the program exit with 1 at its end.
+Every method and seed trains on the procedural clips of the demonstration, which all share and which are decoded once,
+by its demo-sized recipe in scripts/recipes; methods of several runs (SALT: teacher, then student) divide the steps as
+their recipes do. Probes read motion and depth of full scenes, as scripts/probe.py does, at the layer that does best on
+held-out clips; `random` is the encoder with random weights. Training can be stopped and continued: what is finished is
+not run again. A run that fails is named, left out of the results, and makes the program exit with 1 at its end.
 
 Writes results.json, results.md and methods.png.
 """
@@ -79,6 +79,7 @@ RANDOM = "random"
 TITLES = {name: entry.title for name, entry in METHODS.items()} | {RANDOM: "random weights"}
 COLOURS = dict(zip(TITLES, plt.get_cmap("tab20").colors, strict=False))
 NUM_DIAGNOSES = 40  # per run
+PROGRAM = Path(__file__).with_name("pretrain_decoded.py")
 
 
 def plan(method: str, max_steps: int, seed: int) -> list[tuple[str, dict]]:
@@ -91,7 +92,7 @@ def plan(method: str, max_steps: int, seed: int) -> list[tuple[str, dict]]:
         steps = max_steps - taken if is_last else round(max_steps * recipe["max_steps"] / total)
         taken += steps
         every = max(1, steps // NUM_DIAGNOSES)
-        changes = {"seed": seed, "diagnostics_steps": every} | METHODS[method].settings
+        changes = {"seed": seed, "diagnostics_steps": every, "dataloader_num_workers": 0} | METHODS[method].settings
         parts.append((name, recipe | shortened(recipe, steps) | changes))
     return parts
 
@@ -157,9 +158,8 @@ class Benchmark:
             given = load_recipe(comparing.recipe_path(name))
             changed = {key: value for key, value in settings.items() if given.get(key) != value}
             label = str(folder.relative_to(self.output))
-            yield Run(
-                comparing.recipe_path(name), self.output / "data" / "train" / "videos", folder, changed, 1, label
-            )
+            videos = self.output / "data" / "train" / "videos"
+            yield Run(comparing.recipe_path(name), videos, folder, changed, 1, label, PROGRAM)
             seconds = next(row["train_runtime"] for row in reversed(read_log(folder)) if "train_runtime" in row)
             record = {"settings": settings, "seconds": seconds, "flops": read_metrics(folder)[-1]["total_flops"]}
             write_record(folder / "finished.json", record)

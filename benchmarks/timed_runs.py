@@ -1,4 +1,4 @@
-"""What benchmarks/time_to_quality.py runs: clips of decoded videos, a stopwatch that probes, and the contenders."""
+"""Clips of decoded videos, a stopwatch that probes, and the contenders of benchmarks/time_to_quality.py."""
 
 import copy
 import sys
@@ -73,6 +73,11 @@ class DecodedClips(Dataset):
         return {"pixel_values_videos": video, "position": position, "is_padded": False}
 
 
+def decode_all(videos) -> list[torch.Tensor]:
+    """All frames of every video, each uint8 (T, C, H, W), as `DecodedClips` takes them."""
+    return [read_clip(fetch(row), lambda count: list(range(count))).frames for row in videos]
+
+
 @dataclass(frozen=True)
 class Data:
     """What all runs share.
@@ -102,7 +107,7 @@ class Data:
             rows, labels = labelled_videos(load_videos(str(folder / "probe" / name / "videos.csv")), count)
             probe += center_clips(rows, labels, *shape)
         videos = folder / "train" / "videos"
-        frames = [read_clip(fetch(row), lambda count: list(range(count))).frames for row in load_videos(str(videos))]
+        frames = decode_all(load_videos(str(videos)))
         span = (config.num_frames - 1) * recipe["frame_stride"] + 1
         if min(map(len, frames)) < span:
             raise ValueError(

@@ -39,7 +39,7 @@ SCHEDULE = (
 
 
 class RunFailed(RuntimeError):
-    """A run of pretrain.py came to no good end."""
+    """A run of pretraining came to no good end."""
 
 
 def write_data(folder: Path, num_videos: int, num_workers: int | None = None):
@@ -132,7 +132,7 @@ def exit_when_terminated():
 
 
 class Run:
-    """A run of scripts/pretrain.py in a process of its own, with its output in FOLDER/output.log.
+    """A run of pretraining in a process of its own, with its output in FOLDER/output.log.
 
     Args:
         recipe: its settings.
@@ -141,6 +141,7 @@ class Run:
         settings: what it is told beside the recipe.
         num_threads: threads of its computations; as many as PyTorch takes by itself if None.
         name: what its progress lines begin with.
+        program: what is run; it takes the arguments of pretrain.py.
     """
 
     def __init__(
@@ -151,9 +152,10 @@ class Run:
         settings: dict,
         num_threads: int | None = None,
         name: str = "",
+        program: Path = SCRIPTS / "pretrain.py",
     ):
         self.recipe, self.videos, self.folder, self.settings = recipe, videos, folder, settings
-        self.num_threads, self.name = num_threads, name
+        self.num_threads, self.name, self.program = num_threads, name, program
         self._process, self._reported = None, -1
 
     @property
@@ -168,7 +170,7 @@ class Run:
         if not torch.cuda.is_available():
             command.append("--cpu")
             extra["dataloader_pin_memory"] = False
-        command += [str(SCRIPTS / "pretrain.py"), "--config", str(self.recipe)]
+        command += [str(self.program), "--config", str(self.recipe)]
         command += ["--train_data", str(self.videos), "--output_dir", str(self.folder)]
         for name, value in extra.items():
             command += [f"--{name}", str(value)]

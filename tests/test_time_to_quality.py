@@ -6,14 +6,17 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import VideoMAEForPreTraining
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+import pretrain
+import pretrain_decoded
 import time_to_quality
 import timed_runs
 from layerlock_hf.data import ClipTransform, PretrainingClips, fetch, load_videos, read_clip
 from layerlock_hf.data.procedural import write_procedural_dataset
-from runs import write_data
+from runs import SCRIPTS, read_metrics, write_data
 from time_to_quality import CONTENDERS, Benchmark, seconds_to
 from timed_runs import DecodedClips, Stopwatch, decay_groups, encoder_of, videomae_config
 
@@ -42,6 +45,23 @@ def test_decoded_clips_are_those_of_pretraining(videos):
         assert (sample["position"], sample["is_padded"]) == (position, False)
     other = DecodedClips(clips_of(videos, seed=4), frames)
     assert not torch.equal(other[0]["pixel_values_videos"], expected[0]["pixel_values_videos"])
+
+
+@pytest.mark.slow
+def test_training_on_decoded_videos_is_training(tmp_path):
+    write_data(tmp_path / "data", 8)
+    weights, logs = [], []
+    for program, num_workers in ((pretrain, 1), (pretrain_decoded, 0)):
+        folder = tmp_path / program.__name__
+        flags = ["--config", str(SCRIPTS / "recipes" / "demo.yaml"), "--max_steps", "6", "--logging_steps", "1"]
+        flags += ["--freeze_start", "2", "--freeze_interval", "1", "--dataloader_num_workers", str(num_workers)]
+        flags += ["--train_data", str(tmp_path / "data" / "train" / "videos"), "--output_dir", str(folder)]
+        program.main([*flags, "--use_cpu", "true", "--save_strategy", "no", "--disable_tqdm", "true"])
+        weights.append(load_file(folder / "model.safetensors"))
+        logs.append([(row["step"], row["loss"]) for row in read_metrics(folder)])
+    assert logs[0] == logs[1] and [step for step, _ in logs[0]] == [1, 2, 3, 4, 5, 6]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(weight, weights[1][name]) for name, weight in weights[0].items())
 
 
 def curve(*points):
