@@ -97,6 +97,13 @@ def check_shared_folder(folder: str | Path):
         )
 
 
+def raise_together(error: ValueError | None):
+    """Raise on all processes the first error that one of them has: the others would wait for it for ever."""
+    messages = [message for message in gather_object([None if error is None else str(error)]) if message is not None]
+    if messages:
+        raise ValueError(messages[0]) from error
+
+
 def init_worker(init: Callable[[int], None] | None, worker_id: int):
     """Make a data worker leave SIGTERM to its parent, and call the worker's own `init`.
 

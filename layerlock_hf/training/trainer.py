@@ -16,6 +16,7 @@ from ..models.modeling_layerlock_pretraining import LayerLockViTForPretraining, 
 from ..models.objectives import Stage
 from .arguments import LayerLockTrainingArguments
 from .callbacks import StageCallback, StopwatchCallback
+from .checking import check_masks
 from .compiling import compile_layers
 from .diagnostics import feature_statistics
 from .flops import step_flops
@@ -50,7 +51,7 @@ class LayerLockTrainer(SurvivingTrainer):
         stages: what to do from which step on; plain MAE if None.
         train_dataset, data_collator, callbacks: as for `Trainer`. Batches hold `pixel_values_videos` (uint8, or float
             in [0, 1]), `context_ids`, `target_ids` (lists of these with several types of mask), and optionally
-            `num_padded`.
+            `grid_size` of the masks and `num_padded`.
         teacher: a network that does not learn, of stages that predict a teacher's latents. Without it these stages
             predict those of an exponential moving average of the encoder.
         batch_transform: makes what a batch holds from what the collator returned, once that is on the device.
@@ -118,11 +119,15 @@ class LayerLockTrainer(SurvivingTrainer):
 
     def begin_run(self):
         """The model is wrapped now, whatever by."""
+        self._masks_are_checked = False
         if self.is_fsdp_enabled:
             let_means_be_taken(self._core())
 
     def begin_step(self, step: int):
         """Bring everything to the state of this optimizer step, a function of the step and of its clips alone."""
+        if not self._masks_are_checked:
+            check_masks(self._core(), self._batches)
+            self._masks_are_checked = True
         if step == 0:
             self._start_at_mean({(objective.source, objective.target.head) for objective in self.stage.objectives})
         self.enter_stage(stage_at(self.stages, step))

@@ -314,3 +314,21 @@ def test_weights_start_as_they_are_said_to():
     model = LayerLockViTForPretraining(config)
     assert model.encoder.layers[0].mlp.up.weight.std().item() == pytest.approx(0.02, rel=0.02)
     assert not model.decoders["1"].mask_tokens.any()
+
+
+@pytest.mark.parametrize("name", ["context_ids", "target_ids"])
+@pytest.mark.parametrize("wrong", [32, -1])
+def test_tokens_outside_the_grid_are_refused(model, batch, name, wrong):
+    batch[name][1, 3] = wrong
+    with pytest.raises(ValueError, match=rf"{name} must number the 32 tokens .* from 0 on, got {wrong}:"):
+        model(**batch)
+
+
+def test_masks_of_another_grid_are_refused(model, batch):
+    loss = model(**batch, grid_size=(2, 4, 4)).loss
+    torch.testing.assert_close(loss, model(**batch).loss)
+    # All of its ids exist here, too: without the grid nothing would be noticed
+    with pytest.raises(
+        ValueError, match=r"must be that of the clips, \(2, 4, 4\).*\(2, 2, 2\)"
+    ):
+        model(**batch, grid_size=(2, 2, 2))

@@ -1,9 +1,13 @@
 import copy
 import json
 import math
+import os
+from pathlib import Path
 
+import forked
 import pytest
 import torch
+import toy_methods
 from toy_methods import CHECKPOINTING, MaskedClips
 from transformers import TrainerCallback, set_seed
 
@@ -384,3 +388,31 @@ def test_stages_that_the_model_cannot_do(tiny_config, tmp_path):
         make_trainer(tiny_config, tmp_path, [STAGES[0], STAGES[2], Stage(9, 2, STAGES[1].objectives)])
     with pytest.raises(ValueError, match="depth 5"):
         make_trainer(tiny_config, tmp_path, mae(5))
+
+
+def train_on_other_grids(folder, grids):
+    """Each process draws the masks for a grid of its own; the clips have (2, 4, 4)."""
+    rank = os.environ.get("RANK", "0")
+    trainer = toy_methods.make_trainer("mae", folder, max_steps=3)
+    trainer.data_collator.grid_size = grids[int(rank)]
+    before = weights(trainer.model)
+    try:
+        trainer.train()
+    except ValueError as error:
+        assert trainer.state.global_step == 0 and all(
+            torch.equal(weight, before[name]) for name, weight in weights(trainer.model).items()
+        )
+        (Path(folder) / f"error-{rank}").write_text(str(error))
+
+
+@pytest.mark.parametrize("grid", [(2, 2, 2), (2, 8, 8)])  # whose ids all exist, and some of whose do not
+def test_masks_of_another_grid_are_refused(tmp_path, grid):
+    train_on_other_grids(tmp_path, [grid])
+    message = (tmp_path / "error-0").read_text()
+    assert "must be that of the clips, (2, 4, 4) (time, height, width), got " + str(grid) in message
+
+
+@pytest.mark.slow
+def test_masks_of_another_grid_on_one_process_end_all(tmp_path):
+    assert forked.finish(forked.start(2, train_on_other_grids, tmp_path, [(2, 4, 4), (2, 2, 2)])) == [0, 0]
+    assert all("got (2, 2, 2)" in (tmp_path / f"error-{rank}").read_text() for rank in range(2))
