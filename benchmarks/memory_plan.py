@@ -40,7 +40,8 @@ def from_recipe(path: str) -> tuple[LayerLockViTConfig, list[Stage], list, bool]
 
     config = LayerLockViTConfig.from_preset(recipe.get("preset", "4ds-b"), **given(architecture_fields()))
     masks = MaskArguments(**given(MaskArguments.__dataclass_fields__)).build()(config.grid_size, [0], 0)
-    stages = StageArguments(**given(StageArguments.__dataclass_fields__)).build(config)
+    arguments = StageArguments(**given(StageArguments.__dataclass_fields__))
+    stages = arguments.build(config, max_steps=recipe.get("max_steps"))
     return config, stages, masks, bool(recipe.get("bf16"))
 
 

@@ -186,7 +186,7 @@ def build(arguments: list[str]):
         if config.teacher_hidden_size not in (None, teacher_width):
             raise ValueError(f"teacher_hidden_size={config.teacher_hidden_size}, but the teacher's is {teacher_width}")
         config.teacher_hidden_size = teacher_width
-    stages = stage_args.build(config, teacher_depth)
+    stages = stage_args.build(config, teacher_depth, training_args.max_steps)
     masks = mask_args.build()
     group_size = getattr(masks, "group_size", training_args.per_device_train_batch_size)
     if group_size % training_args.per_device_train_batch_size:

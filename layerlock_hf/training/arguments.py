@@ -8,7 +8,7 @@ from accelerate.utils import parse_flag_from_env
 from transformers import TrainingArguments
 
 from .processes import start_processes
-from .schedules import LEARNING_RATE_DECAYS
+from .schedules import LEARNING_RATE_DECAYS, whole_steps
 
 
 # Settings of `TrainingArguments` that this trainer does not read, and what to set instead
@@ -33,9 +33,11 @@ class LayerLockTrainingArguments(TrainingArguments):
         default=None,
         metadata={"help": "Clips per optimizer step over all processes; sets gradient_accumulation_steps."},
     )
-    switch_warmup_steps: int = field(
+    switch_warmup_steps: float = field(
         default=1000,
-        metadata={"help": "Steps over which the learning rate rises again after a switch of target."},
+        metadata={
+            "help": "Steps, or share of the run, over which the learning rate rises again after a switch of target."
+        },
     )
     learning_rate_decay: str = field(
         default="cosine", metadata={"help": "After the warm-up: cosine, linear or constant."}
@@ -112,6 +114,7 @@ class LayerLockTrainingArguments(TrainingArguments):
             raise ValueError("max_steps must be set: freeze schedules are measured in optimizer steps")
         if self.switch_warmup_steps < 0:
             raise ValueError(f"switch_warmup_steps must not be negative, got {self.switch_warmup_steps}")
+        self.switch_warmup_steps = whole_steps("switch_warmup_steps", self.switch_warmup_steps, self.max_steps)
         for name in ("teacher_momentum", "teacher_momentum_end"):
             if getattr(self, name) is not None and not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie between 0 and 1, got {getattr(self, name)}")

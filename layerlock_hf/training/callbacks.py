@@ -10,6 +10,7 @@ import torch.distributed as dist
 from transformers import TrainerCallback
 from transformers.utils import logging
 
+from ..models.objectives import Stage
 from .memory import peak_memory_gib, reset_peak_memory
 
 
@@ -35,6 +36,33 @@ class StageCallback(TrainerCallback):
 
     def on_optimizer_step(self, args, state, control, **kwargs):
         self.trainer.move_teacher(state.global_step)
+
+
+class ScheduleCallback(TrainerCallback):
+    """Tells what is doubtful about the schedules, before the first step and again after the last, with the number of
+    stages that ran.
+
+    Args:
+        stages: of the run.
+        doubts: a line each.
+    """
+
+    def __init__(self, stages: list[Stage], doubts: list[str]):
+        self.stages, self.doubts = stages, doubts
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self._tell(state)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        num_run = sum(stage.start < state.global_step for stage in self.stages)
+        if self.doubts and state.is_world_process_zero:
+            logger.warning(f"{num_run} of {len(self.stages)} stages ran")
+        self._tell(state)
+
+    def _tell(self, state):
+        if state.is_world_process_zero:
+            for doubt in self.doubts:
+                logger.warning(doubt)
 
 
 class PreemptionCallback(TrainerCallback):

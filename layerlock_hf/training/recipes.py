@@ -7,6 +7,7 @@ import yaml
 
 from ..models.configuration_layerlock import LayerLockViTConfig
 from ..models.objectives import Stage
+from .schedules import whole_steps
 from .stages import (
     FreezeSchedule,
     blockwise,
@@ -33,11 +34,15 @@ LOCKED_SETTINGS = {
     "keep_targets": "keep_targets",
 }
 LOCKING_SETTINGS = {*SCHEDULE_SETTINGS.values(), *LOCKED_SETTINGS.values()}
+STEP_SETTINGS = {"freeze_start", "freeze_interval", "steps_per_block", "latent_weight_ramp_steps"}
 
 
 @dataclass
 class StageArguments:
-    """What is predicted, and when which layers freeze. Without `freeze_start` nothing is ever frozen."""
+    """What is predicted, and when which layers freeze. Without `freeze_start` nothing is ever frozen.
+
+    What is measured in steps may be given as a share of the run: a number below 1.
+    """
 
     method: str = field(default="mae", metadata={"help": "What is predicted before any freezing."})
     pixel_patch_fraction: float | None = field(
@@ -51,15 +56,15 @@ class StageArguments:
         default=None, metadata={"help": "Layer of the teacher that is predicted (default: its last)."}
     )
     latent_weight: float | None = field(default=None, metadata={"help": "Weight of unfrozen latents (default 1)."})
-    latent_weight_ramp_steps: int | None = field(
+    latent_weight_ramp_steps: float | None = field(
         default=None, metadata={"help": "Steps over which that weight rises, along a cosine."}
     )
-    steps_per_block: int | None = field(default=None, metadata={"help": "Steps that each block trains alone."})
+    steps_per_block: float | None = field(default=None, metadata={"help": "Steps that each block trains alone."})
     overlap: int | None = field(
         default=None, metadata={"help": "Layers before a border of blocks that learn from both sides."}
     )
-    freeze_start: int | None = field(default=None, metadata={"help": "Step of the first freezing."})
-    freeze_interval: int | None = field(default=None, metadata={"help": "Steps between freezings."})
+    freeze_start: float | None = field(default=None, metadata={"help": "Step of the first freezing."})
+    freeze_interval: float | None = field(default=None, metadata={"help": "Steps between freezings."})
     layers_per_freeze: int | None = field(default=None, metadata={"help": "Layers frozen at each (default 1)."})
     num_freezes: int | None = field(default=None, metadata={"help": "Number of freezings."})
     max_frozen: int | None = field(default=None, metadata={"help": "Most layers ever frozen."})
@@ -74,11 +79,14 @@ class StageArguments:
     )
     keep_targets: bool | None = field(default=None, metadata={"help": "Predict all targets so far."})
 
-    def build(self, config: LayerLockViTConfig, teacher_depth: int | None = None) -> list[Stage]:
+    def build(
+        self, config: LayerLockViTConfig, teacher_depth: int | None = None, max_steps: int | None = None
+    ) -> list[Stage]:
         """The stages of a run on a model of this configuration.
 
         Args:
             teacher_depth: layers of the teacher; those of the model if None.
+            max_steps: steps of the run, of which settings below 1 are shares.
 
         Raises:
             ValueError: naming the field, if the settings contradict each other or the model.
@@ -89,7 +97,7 @@ class StageArguments:
             fraction = getattr(self, name)
             if fraction is not None and not 0 < fraction <= 1:
                 raise ValueError(f"{name} must lie in (0, 1], got {fraction}")
-        settings = Settings(self)
+        settings = Settings(self, max_steps)
         stages = METHODS[self.method](config, settings, teacher_depth or config.num_hidden_layers)
         if self.freeze_start is not None:
             stages = self._lock(stages, settings, config)
@@ -116,11 +124,14 @@ class StageArguments:
 
 
 class Settings:
-    """The stage arguments that the user set, and which of them have been read."""
+    """The stage arguments that the user set, in steps where they are shares of the run, and which of them have been
+    read."""
 
-    def __init__(self, arguments: StageArguments):
+    def __init__(self, arguments: StageArguments, max_steps: int | None = None):
         names = (field.name for field in fields(StageArguments) if field.name != "method")
         self._set = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+        for name in STEP_SETTINGS & self._set.keys():
+            self._set[name] = whole_steps(name, self._set[name], max_steps)
         self._read = set()
 
     def given(self, **names: str) -> dict:

@@ -15,7 +15,7 @@ from transformers.utils import logging
 from ..models.modeling_layerlock_pretraining import LayerLockViTForPretraining, pair_masks
 from ..models.objectives import Stage
 from .arguments import LayerLockTrainingArguments
-from .callbacks import StageCallback, StopwatchCallback
+from .callbacks import ScheduleCallback, StageCallback, StopwatchCallback
 from .checking import check_masks
 from .compiling import compile_layers
 from .diagnostics import feature_statistics
@@ -24,7 +24,7 @@ from .foreign import check_weight_names
 from .memory import peak_memory_gib
 from .run_file import CheckpointRefused, check_run_file, describe, read_run_file, target_label, write_run_file
 from .running_means import RunningMeans
-from .schedules import cosine, linear, scheduled_factor
+from .schedules import check_schedule, cosine, linear, scheduled_factor
 from .sharding import check_weights, let_means_be_taken, saves_shards, set_up_sharding, shard_teacher
 from .stages import check_stages, stage_at
 from .surviving import SurvivingTrainer
@@ -77,9 +77,7 @@ class LayerLockTrainer(SurvivingTrainer):
         self.stages = check_stages(stages or [model.pixel_stage])
         for stage in self.stages:
             model.check_stage(stage)
-        late = [stage.start for stage in self.stages if stage.start >= args.max_steps]
-        if late:
-            logger.warning(f"max_steps={args.max_steps} ends the run before the stages that start at steps {late}")
+        self._doubts = check_schedule(self.stages, args)
         super().__init__(
             model=model, args=args, train_dataset=train_dataset, data_collator=data_collator, callbacks=callbacks
         )
@@ -108,6 +106,7 @@ class LayerLockTrainer(SurvivingTrainer):
         self._batches = []
         self._means = RunningMeans()
         self.add_callback(StageCallback(self))
+        self.add_callback(ScheduleCallback(self.stages, self._doubts))
 
     def _build_accelerator_args(self, **kwargs):
         built = super()._build_accelerator_args(**kwargs)
@@ -381,6 +380,8 @@ class LayerLockTrainer(SurvivingTrainer):
         stopwatch = StopwatchCallback()
         self.callback_handler.callbacks = [StageCallback(self), stopwatch]
         self.train()
+        for doubt in self._doubts:
+            logger.warning(doubt)
         return [
             {"start": stage.start, "num_frozen": stage.num_frozen, "target": target_label(stage), **row}
             for stage, row in zip(stages, stopwatch.rows, strict=True)

@@ -328,7 +328,5 @@ def test_masks_of_another_grid_are_refused(model, batch):
     loss = model(**batch, grid_size=(2, 4, 4)).loss
     torch.testing.assert_close(loss, model(**batch).loss)
     # All of its ids exist here, too: without the grid nothing would be noticed
-    with pytest.raises(
-        ValueError, match=r"must be that of the clips, \(2, 4, 4\).*\(2, 2, 2\)"
-    ):
+    with pytest.raises(ValueError, match=r"must be that of the clips, \(2, 4, 4\).*\(2, 2, 2\)"):
         model(**batch, grid_size=(2, 2, 2))

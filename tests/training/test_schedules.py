@@ -4,8 +4,17 @@ import pytest
 from toy_methods import make_trainer
 from transformers import TrainerCallback
 
-from layerlock_hf.training import FreezeSchedule, Latents, Objective, Stage, locked, mae, schedules
-from layerlock_hf.training.schedules import last_switch, learning_rate_factor
+from layerlock_hf.training import (
+    FreezeSchedule,
+    Latents,
+    LayerLockTrainingArguments,
+    Objective,
+    Stage,
+    locked,
+    mae,
+    schedules,
+)
+from layerlock_hf.training.schedules import check_schedule, last_switch, learning_rate_factor, whole_steps
 
 
 def factors(stages, warmup_steps=4, switch_warmup_steps=3, max_steps=24):
@@ -136,3 +145,53 @@ def test_a_weight_decay_that_stays(tmp_path):
     rows = record(trainer)
     trainer.train()
     assert {row[2:] for row in rows} == {(0.5, 0.0)}
+
+
+def doubts(schedule, max_steps, switch_warmup_steps, **settings):
+    args = LayerLockTrainingArguments(
+        output_dir="unused", use_cpu=True, max_steps=max_steps, switch_warmup_steps=switch_warmup_steps, **settings
+    )
+    return check_schedule(locked(mae(6), schedule), args)
+
+
+def test_a_learning_rate_that_never_rises_again_is_refused():
+    schedule = FreezeSchedule(1000, 300, num_freezes=3)
+    assert doubts(schedule, 2000, 100) == []
+    message = "switch_warmup_steps must be less than the 300 steps of the stage that starts at step 1000, got 1000"
+    with pytest.raises(ValueError, match=message):
+        doubts(schedule, 2000, 1000)
+    with pytest.raises(ValueError, match="got 300"):
+        doubts(schedule, 2000, 300)
+    assert doubts(schedule, 2000, 1000, schedule_restarts=True) == []  # there is no such rise
+
+
+def test_schedules_that_are_doubtful():
+    schedule = FreezeSchedule(1000, 300, num_freezes=3)
+    (doubt,) = doubts(schedule, 1500, 10)
+    assert "max_steps=1500 ends the run before 1 of its 4 stages, the first of which starts at step 1600" in doubt
+    (doubt,) = doubts(schedule, 900, 10)
+    assert "before 3 of its 4 stages" in doubt and doubt.endswith("at step 1000 and never freezes anything")
+    (doubt,) = doubts(FreezeSchedule(1000, 40, num_freezes=3), 2000, 10)
+    assert "2 of 4 stages are short for a fresh head, the first with 40 steps from step 1000 on" in doubt
+    (doubt,) = doubts(schedule, 2000, 200)  # more than half of a stage rises
+    assert "rises for 200 of them" in doubt
+    # The last stage may be cut short
+    cut, short = doubts(schedule, 1610, 20)[-1], doubts(schedule, 1700, 20)
+    assert "1 of 4 stages are short for a fresh head, the first with 10 steps from step 1600" in cut and short == []
+
+
+def test_steps_as_shares_of_the_run():
+    assert [whole_steps("steps", value, 1200) for value in (0.35, 0.0001, 7, 7.0, 0)] == [420, 1, 7, 7, 0]
+    with pytest.raises(ValueError, match="freeze_start must be a whole number of steps, or a share .*, got 3.5"):
+        whole_steps("freeze_start", 3.5, 1200)
+    with pytest.raises(ValueError, match="freeze_start=0.3 is a share of the run: say of how many steps"):
+        whole_steps("freeze_start", 0.3, None)
+
+
+def test_doubts_are_told_at_both_ends(tmp_path, caplog):
+    trainer = make_trainer("layerlock", tmp_path, max_steps=6)
+    trainer.train()
+    said = [record.getMessage() for record in caplog.records]
+    late = [index for index, line in enumerate(said) if line.startswith("max_steps=6 ends the run before")]
+    ran = [index for index, line in enumerate(said) if line == "3 of 4 stages ran"]
+    assert len(late) == 2 and len(ran) == 1 and late[0] < ran[0] < late[1]
