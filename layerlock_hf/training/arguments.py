@@ -21,9 +21,11 @@ class LayerLockTrainingArguments(TrainingArguments):
 
     New: `global_batch_size`, the schedules of learning rate, weight decay and teacher (which replace
     `lr_scheduler_type`), `heads_start_at_mean`, `settle_blocks` and `diagnostics_steps`. Other defaults: AdamW betas
-    (0.9, 0.95) and weight decay 0.05 (LayerLock, Table 8); `ddp_find_unused_parameters=False`, because DDP is wrapped
-    anew at every switch; `remove_unused_columns=False`; `logging_nan_inf_filter=False`, because a loss that is not
-    finite stops the run; persistent data workers. A run is measured in steps: `max_steps` is required.
+    (0.9, 0.95) and weight decay 0.05 (LayerLock, Table 8); gradients are not clipped, of which the paper says nothing
+    (at 1, the default of Transformers, most steps of latent stages would be, and few of MAE);
+    `ddp_find_unused_parameters=False`, because DDP is wrapped anew at every switch; `remove_unused_columns=False`;
+    `logging_nan_inf_filter=False`, because a loss that is not finite stops the run; persistent data workers. A run is
+    measured in steps: `max_steps` is required.
 
     Raises:
         ValueError: if the batch sizes contradict each other, or `max_steps` is missing.
@@ -83,6 +85,9 @@ class LayerLockTrainingArguments(TrainingArguments):
     )
     learning_rate: float = field(default=3e-4, metadata={"help": "Peak learning rate."})
     weight_decay: float = field(default=0.05, metadata={"help": "Weight decay of the linear layers' weights."})
+    max_grad_norm: float = field(
+        default=0.0, metadata={"help": "Norm that the gradients are clipped to (default: they are not)."}
+    )
     adam_beta2: float = field(default=0.95, metadata={"help": "Beta2 of AdamW."})
     ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "Not needed: see the class."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "The collator reads the columns."})
@@ -92,7 +97,10 @@ class LayerLockTrainingArguments(TrainingArguments):
         for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "global_batch_size"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("learning_rate", "first_learning_rate", "last_learning_rate", "weight_decay", "weight_decay_end"):
+        for name in (
+            *("learning_rate", "first_learning_rate", "last_learning_rate"),
+            *("weight_decay", "weight_decay_end", "max_grad_norm"),
+        ):
             if getattr(self, name) is not None and not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be a number from 0 on, got {getattr(self, name)}")
         for name, instead in REPLACED.items():

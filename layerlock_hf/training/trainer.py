@@ -266,6 +266,12 @@ class LayerLockTrainer(SurvivingTrainer):
         self._wrapper_is_new = False
         return super().training_step(model, inputs, num_items_in_batch)
 
+    def _get_grad_norm(self, model, grad_norm=None):
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if self.args.max_grad_norm > 0:
+            self._means.add("clipped_fraction", (torch.as_tensor(norm) > self.args.max_grad_norm).float())
+        return norm
+
     def floating_point_ops(self, inputs) -> int:
         video, context_ids, target_ids = (
             inputs[name] for name in ("pixel_values_videos", "context_ids", "target_ids")

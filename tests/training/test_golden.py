@@ -104,7 +104,6 @@ def shrink(path):
     training["learning_rate"] = min(settings["learning_rate"], MAX_RATE)
     training["warmup_steps"] = round(settings["warmup_steps"] * share)
     training["switch_warmup_steps"] = min(1, settings.get("switch_warmup_steps", 1))
-    training["max_grad_norm"] = settings.get("max_grad_norm") or 1e9  # where it is 0 no norm is logged
     return config, stages, MaskArguments(**fields_of(MaskArguments, settings)), training
 
 

@@ -416,3 +416,24 @@ def test_masks_of_another_grid_are_refused(tmp_path, grid):
 def test_masks_of_another_grid_on_one_process_end_all(tmp_path):
     assert forked.finish(forked.start(2, train_on_other_grids, tmp_path, [(2, 4, 4), (2, 2, 2)])) == [0, 0]
     assert all("got (2, 2, 2)" in (tmp_path / f"error-{rank}").read_text() for rank in range(2))
+
+
+def test_clipping_is_off_unless_asked_for_and_then_counted(tiny_config, tmp_path):
+    trainer = make_trainer(tiny_config, tmp_path / "off")
+    trainer.train()
+    norms = [row["grad_norm"] for row in trainer.state.log_history if "grad_norm" in row]
+    assert (
+        trainer.args.max_grad_norm == 0 and len(norms) == 10 and "clipped_fraction" not in trainer.state.log_history[0]
+    )
+    # Up to the first step that is clipped the run is the same
+    largest = max(norms[:5])
+    trainer = make_trainer(tiny_config, tmp_path / "on", max_grad_norm=0.999 * largest)
+    trainer.train()
+    clipped = [row["clipped_fraction"] for row in trainer.state.log_history if "grad_norm" in row]
+    first = norms.index(largest)
+    assert clipped[: first + 1] == [0.0] * first + [1.0]
+    trainer = make_trainer(tiny_config, tmp_path / "rows", max_grad_norm=1e-6, logging_steps=5)
+    trainer.train()
+    assert {row["clipped_fraction"] for row in trainer.state.log_history if "grad_norm" in row} == {1.0}
+    with pytest.raises(ValueError, match="max_grad_norm must be a number from 0 on, got -1"):
+        make_trainer(tiny_config, tmp_path / "no", max_grad_norm=-1)
