@@ -5,11 +5,11 @@ import pickle
 import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
-from transformers.models.auto.image_processing_auto import get_image_processor_config
 from transformers.models.auto.video_processing_auto import get_video_processor_config
 from transformers.utils import logging
 
 from ..models import AnyEncoder, AnyEncoderConfig, LayerLockReadoutConfig
+from ..models.pixel_statistics import pixel_statistics
 
 
 logger = logging.get_logger(__name__)
@@ -48,11 +48,12 @@ def load_encoder(
         given = {"image_size": image_size, "num_frames": num_frames}
         given = {name: value for name, value in given.items() if value is not None}
         if isinstance(config, LayerLockReadoutConfig):
+            _check_processor(name_or_path, config)
             config.update(given)
             encoder, missing = _load(name_or_path, config, random_weights)
         else:
             config = getattr(config, "vision_config", config)
-            clips = {**_clip_sizes(config, given), **pixel_statistics(name_or_path)}
+            clips = {**_clip_sizes(config, given), **_pixel_statistics(name_or_path)}
             model, missing = _load(name_or_path, config, random_weights)
             encoder = AnyEncoder(AnyEncoderConfig(encoder_config=config, **clips), model)
             missing &= set(encoder.parameters_up_to(config.num_hidden_layers))  # the rest is not run
@@ -68,37 +69,20 @@ def load_encoder(
     return encoder
 
 
-def pixel_statistics(name_or_path: str) -> dict[str, list[float]]:
-    """How a checkpoint wants its pixels, by the file of its processor: `pixel_mean` and `pixel_std`, one value per
-    colour, such that (pixel - mean) / std of pixels in [0, 1] is what the processor makes of them in bytes.
-
-    Without such a file they stay as they are, with a warning.
-
-    Raises:
-        ValueError: if the file does not tell.
-    """
-    settings = get_video_processor_config(name_or_path) or get_image_processor_config(name_or_path)
-    if not settings:
-        logger.warning(f"{name_or_path} has no file of a processor: its pixels stay in [0, 1], not normalised")
-        return {"pixel_mean": [0.0] * 3, "pixel_std": [1.0] * 3}
-    scale, offset = 1.0, 0.0
-    if settings.get("do_rescale", True):
-        scale = settings.get("rescale_factor", 1 / 255)
-        # ViViT brings bytes to [0, 2] and subtracts 1: its processor of images where the file says so, that of videos
-        # always, without a word in the file. EfficientNet has another word
-        offset = float(settings.get("offset", settings.get("rescale_offset", 255 * scale > 1.5)))
-    mean, std = [0.0], [1.0]
-    if settings.get("do_normalize", True):
-        if "image_mean" not in settings or "image_std" not in settings:
-            raise ValueError("the file of its processor normalises pixels but tells no image_mean and image_std")
-        mean, std = (
-            values if isinstance(values, list) else [values]
-            for values in (settings["image_mean"], settings["image_std"])
+def _check_processor(name_or_path: str, config: LayerLockReadoutConfig):
+    """An encoder that normalises pixels itself must not have them from its processor as well."""
+    if config.normalizes_pixels and get_video_processor_config(name_or_path).get("do_normalize"):
+        raise ValueError(
+            "do_normalize must be False in the file of its processor, got True: the encoder normalises its pixels "
+            "itself (pixel_mean, pixel_std)"
         )
-    return {
-        "pixel_mean": [(value + offset) / (255 * scale) for value in mean] * (3 // len(mean)),
-        "pixel_std": [value / (255 * scale) for value in std] * (3 // len(std)),
-    }
+
+
+def _pixel_statistics(name_or_path: str) -> dict[str, list[float]]:
+    statistics = pixel_statistics(name_or_path)
+    if statistics is None:
+        logger.warning(f"{name_or_path} has no file of a processor: its pixels stay in [0, 1], not normalised")
+    return statistics or {}
 
 
 def _clip_sizes(config: PreTrainedConfig, given: dict[str, int]) -> dict[str, int]:

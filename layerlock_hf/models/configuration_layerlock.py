@@ -161,11 +161,6 @@ class LayerLockViTConfig(LayerLockReadoutConfig):
         return self.tubelet_size * self.patch_size**2 * self.num_channels
 
     @property
-    def normalizes_pixels(self) -> bool:
-        """Whether the encoder changes pixels at all before it embeds them."""
-        return any(self.pixel_mean) or any(value != 1 for value in self.pixel_std)
-
-    @property
     def rotary_width(self) -> int:
         """Channels over which the axes of the rotary embedding are shared: all, those of a head, or none."""
         head_width = self.hidden_size // self.num_attention_heads

@@ -7,7 +7,8 @@ from transformers.activations import ACT2FN
 
 @strict
 class LayerLockReadoutConfig(PreTrainedConfig):
-    """Clips and readouts. What derives from it also tells `hidden_size` and `num_hidden_layers` of its encoder.
+    """Clips and readouts. What derives from it also tells `hidden_size`, `num_hidden_layers`, `pixel_mean` and
+    `pixel_std` of its encoder.
 
     Args:
         image_size: height and width of the clips, in pixels.
@@ -41,6 +42,11 @@ class LayerLockReadoutConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
         self.decoding_patch_size = list(self.decoding_patch_size)  # as JSON has it
+
+    @property
+    def normalizes_pixels(self) -> bool:
+        """Whether the encoder changes pixels at all before it embeds them."""
+        return any(self.pixel_mean) or any(value != 1 for value in self.pixel_std)
 
     def check_readout(self):
         """Raise a `ValueError` that names the fields if the sizes of the readouts contradict each other."""

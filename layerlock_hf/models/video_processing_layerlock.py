@@ -130,7 +130,12 @@ class LayerLockVideoProcessor(VideoProcessorMixin):
         """The processor of clips of the size and length that a `LayerLockViTConfig` names, with some settings changed.
 
         `size` alone changes how much of the frames the crop shows, not the size of the clips.
+
+        Raises:
+            ValueError: if pixels would be normalised twice.
         """
+        if overrides.get("do_normalize") and getattr(config, "normalizes_pixels", False):
+            raise ValueError("do_normalize must be False, got True: the encoder normalises its pixels itself")
         settings = {"num_frames": config.num_frames, "size": config.image_size, "crop_size": config.image_size}
         return cls(**{**settings, **overrides})
 

@@ -3,7 +3,6 @@
 import copy
 import hashlib
 import inspect
-import json
 import pickle
 from pathlib import Path
 
@@ -13,11 +12,12 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from transformers.utils import IMAGE_PROCESSOR_NAME, SAFE_WEIGHTS_NAME, VIDEO_PROCESSOR_NAME, cached_file, logging
+from transformers.utils import SAFE_WEIGHTS_NAME, logging
 
 from ..models.configuration_layerlock import LayerLockViTConfig
 from ..models.modeling_layerlock import LayerLockViTModel
 from ..models.objectives import Stage
+from ..models.pixel_statistics import pixel_statistics
 from ..models.positions_layerlock import take_tokens
 from .foreign import check_weight_names
 from .sharding import load_whole_state, local, whole_state
@@ -79,18 +79,19 @@ class VideoModelTeacher(nn.Module):
 
     Args:
         model: returns `last_hidden_state` and `hidden_states` of patch tokens, ordered time, height, width.
-        mean, std: what its pixels are normalised with, per channel.
+        pixel_mean, pixel_std: what its pixels are normalised with, per channel; by default those of ImageNet, as
+            VideoMAE and V-JEPA have it.
     """
 
-    def __init__(self, model: PreTrainedModel, mean=IMAGENET_DEFAULT_MEAN, std=IMAGENET_DEFAULT_STD):
+    def __init__(self, model: PreTrainedModel, pixel_mean=IMAGENET_DEFAULT_MEAN, pixel_std=IMAGENET_DEFAULT_STD):
         super().__init__()
         self.config = shape_of(model.config)
         self.model = model.requires_grad_(False)
         # V-JEPA 2 would go on to predict
         accepted = inspect.signature(model.forward).parameters
         self._settings = {"skip_predictor": True} if "skip_predictor" in accepted else {}
-        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
         self.eval()
 
     def tap(self, video: torch.Tensor, depths: list[int], ids: torch.Tensor | None = None) -> list[torch.Tensor]:
@@ -163,19 +164,10 @@ def load_teacher(path: str) -> tuple[nn.Module, int, int]:
     if absent:
         raise ValueError(f"teacher: {path} lacks {len(absent)} arrays of the model, such as {absent[0]}")
     is_ours = isinstance(config, LayerLockViTConfig)
-    teacher = model.eval().requires_grad_(False) if is_ours else VideoModelTeacher(model, *pixel_statistics(path))
+    if is_ours:
+        return model.eval().requires_grad_(False), config.num_hidden_layers, config.hidden_size
+    statistics = pixel_statistics(path)
+    if statistics is None:
+        logger.warning(f"{path} has no processor: its pixels are normalised with ImageNet's mean and deviation")
+    teacher = VideoModelTeacher(model, **(statistics or {}))
     return teacher, config.num_hidden_layers, config.hidden_size
-
-
-def pixel_statistics(path: str) -> tuple[list[float], list[float]]:
-    """Mean and deviation that a video model wants its pixels normalised with, by its processor's file; those of
-    ImageNet, which video models have by default, if there is none."""
-    for name in (VIDEO_PROCESSOR_NAME, IMAGE_PROCESSOR_NAME):
-        file = cached_file(path, name, _raise_exceptions_for_missing_entries=False)
-        if file is not None:
-            settings = json.loads(Path(file).read_text())
-            if not settings.get("do_normalize", True):
-                return [0.0] * 3, [1.0] * 3
-            return settings.get("image_mean", IMAGENET_DEFAULT_MEAN), settings.get("image_std", IMAGENET_DEFAULT_STD)
-    logger.warning(f"{path} has no processor: its pixels are normalised with ImageNet's mean and deviation")
-    return IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
