@@ -130,7 +130,7 @@ class Settings:
     def __init__(self, arguments: StageArguments, max_steps: int | None = None):
         names = (field.name for field in fields(StageArguments) if field.name != "method")
         self._set = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
-        for name in STEP_SETTINGS & self._set.keys():
+        for name in [name for name in self._set if name in STEP_SETTINGS]:
             self._set[name] = whole_steps(name, self._set[name], max_steps)
         self._read = set()
 
