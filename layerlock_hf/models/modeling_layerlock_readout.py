@@ -7,6 +7,7 @@ R steps of time in the readout, Q queries, O outputs of a query.
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.modeling_outputs import DepthEstimatorOutput, ImageClassifierOutput
@@ -33,6 +34,17 @@ def cubic_weights(from_size: int, to_size: int, device: torch.device | None = No
     far = ((-0.5 * distances + 2.5) * distances - 4) * distances + 2
     weights = torch.where(distances < 1, near, torch.where(distances < 2, far, 0.0))
     return weights / weights.sum(dim=1, keepdim=True)
+
+
+def is_plain(layer: nn.Module) -> bool:
+    """Whether a linear layer or a norm is no more than its weights, which may then be used without calling it: nothing
+    adapts (LoRA), quantizes, offloads or watches it."""
+    return (
+        type(layer) in (nn.Linear, nn.LayerNorm)
+        and "forward" not in layer.__dict__  # of the instance, where accelerate's offloading puts its own
+        and not (layer._forward_hooks or layer._forward_pre_hooks)
+        and not any(map(is_traceable_wrapper_subclass, layer.parameters()))  # such as quantized weights
+    )
 
 
 class AttentionReadout(nn.Module):
@@ -64,32 +76,40 @@ class AttentionReadout(nn.Module):
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """(B, t, S, D) -> (B, Q, O)"""
-        return self.read(self.normalize(features))
+        if all(map(is_plain, (self.norm1, self.key, self.value))):
+            return self.read(self.normalize(features))
+        return self._answer(self._attend(self.norm1(self._resize(features))))
 
     def normalize(self, features: torch.Tensor) -> torch.Tensor:
         """Resized in time, each token of mean 0 and variance 1, (B, t, S, D) -> (B, R, S, D).
 
         Involves no parameter: readouts of one configuration share it.
         """
-        weights = cubic_weights(features.shape[1], self.num_frames, features.device).to(features.dtype)
-        # An einsum gives the same values in an order of dimensions that the norm is slow on
-        features = torch.matmul(weights, features.flatten(2)).unflatten(2, features.shape[2:])
-        return F.layer_norm(features, self.norm1.normalized_shape, eps=self.norm1.eps)
+        return F.layer_norm(self._resize(features), self.norm1.normalized_shape, eps=self.norm1.eps)
 
     def read(self, normalized: torch.Tensor) -> torch.Tensor:
-        """What follows `normalize`: (B, R, S, D) -> (B, Q, O)"""
-        num_pairs = self.queries.shape[1] * self.num_heads
+        """What follows `normalize`, of readouts whose layers are plain: (B, R, S, D) -> (B, Q, O)"""
         # The same attention in another order of products: what the keys and values of all tokens would cost, queries
         # cost that are as many as features
-        attend = self._attend_folded if num_pairs < self.key.out_features else self._attend
-        attended = attend(normalized)
+        if self.queries.shape[1] * self.num_heads < self.queries.shape[2]:
+            return self._answer(self._attend_folded(normalized))
+        return self._answer(self._attend(normalized * self.norm1.weight + self.norm1.bias))
+
+    def _resize(self, features: torch.Tensor) -> torch.Tensor:
+        """(B, t, S, D) -> (B, R, S, D)"""
+        weights = cubic_weights(features.shape[1], self.num_frames, features.device).to(features.dtype)
+        # An einsum gives the same values in an order of dimensions that the norm is slow on
+        return torch.matmul(weights, features.flatten(2)).unflatten(2, features.shape[2:])
+
+    def _answer(self, attended: torch.Tensor) -> torch.Tensor:
+        """(B, Q, C) -> (B, Q, O)"""
         states = self.queries.to(attended.dtype) + self.out(attended)
         states = states + self.down(self.activation(self.up(self.norm2(states))))
         return self.head(states)
 
-    def _attend(self, normalized: torch.Tensor) -> torch.Tensor:
+    def _attend(self, tokens: torch.Tensor) -> torch.Tensor:
         """Keys and values of every token: (B, R, S, D) -> (B, Q, C)"""
-        tokens = (normalized * self.norm1.weight + self.norm1.bias + self.temporal_embeddings).flatten(1, 2)
+        tokens = (tokens + self.temporal_embeddings).flatten(1, 2)
 
         def split(states):
             return states.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
@@ -99,7 +119,7 @@ class AttentionReadout(nn.Module):
         return F.scaled_dot_product_attention(queries, key, value).transpose(1, 2).flatten(2)
 
     def _attend_folded(self, normalized: torch.Tensor) -> torch.Tensor:
-        """Tokens weighted first and projected then: (B, R, S, D) -> (B, Q, C)
+        """Tokens weighted first and projected then, without calling norm1, key and value: (B, R, S, D) -> (B, Q, C)
 
         A score is query . key(token) = (query key) . token + query . bias, and the sum of weighted values is the value
         of the weighted sum of tokens.

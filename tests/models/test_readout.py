@@ -1,6 +1,10 @@
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
+from accelerate import cpu_offload
+from torch import nn
 from transformers import (
     AutoModel,
     AutoModelForDepthEstimation,
@@ -139,14 +143,18 @@ def attended(readout, attend, normalized, dtype=torch.float32):
 def test_folded_attention_is_the_plain_one(config, num_queries, dtype):
     readout = perturbed(config, num_queries)
     normalized = readout.normalize(torch.randn(2, 2, 16, 32) * 3 + 1)
-    expected = attended(readout, readout._attend, normalized)
+
+    def attend_plainly(normalized):
+        return readout._attend(normalized * readout.norm1.weight + readout.norm1.bias)
+
+    expected = attended(readout, attend_plainly, normalized)
     folded = attended(readout, readout._attend_folded, normalized, dtype)
     assert folded.keys() == expected.keys() and len(expected) == 10
     del expected["key.bias"]  # changes nothing: its gradient is rounding
     if dtype == torch.float32:
         torch.testing.assert_close(folded, expected | {"key.bias": folded["key.bias"]}, rtol=1e-4, atol=1e-5)
         return
-    plain = attended(readout, readout._attend, normalized, dtype)
+    plain = attended(readout, attend_plainly, normalized, dtype)
     for name, exact in expected.items():
         error, usual = ((values[name] - exact).norm() / exact.norm() for values in (folded, plain))
         assert error < 0.03 and error < 2 * usual + 2**-8, name
@@ -162,6 +170,79 @@ def test_attention_is_folded_where_that_is_less_work(config, monkeypatch, num_qu
         monkeypatch.setattr(readout, name, lambda x, name=name, attend=attend: (calls.append(name), attend(x))[1])
     assert readout(torch.randn(2, 2, 16, 32)).shape == (2, num_queries, 5)
     assert calls == ["_attend_folded" if is_folded else "_attend"]
+
+
+class Adapted(nn.Module):
+    """What LoRA makes of a linear layer."""
+
+    def __init__(self, layer, rank=2):
+        super().__init__()
+        self.layer = layer.requires_grad_(False)
+        self.down = nn.Linear(layer.in_features, rank, bias=False)
+        self.up = nn.Linear(rank, layer.out_features, bias=False)
+
+    def forward(self, states):
+        return self.layer(states) + self.up(self.down(states))
+
+    def merged(self):
+        layer = copy.deepcopy(self.layer)
+        layer.weight.data += self.up.weight @ self.down.weight
+        return layer
+
+
+@pytest.mark.parametrize("num_queries", [1, 9])
+def test_adapters_of_a_readout_learn_and_can_be_merged(config, num_queries):
+    readout, features = perturbed(config, num_queries), torch.randn(2, 2, 16, 32)
+    for name in ("key", "value"):
+        setattr(readout, name, Adapted(getattr(readout, name)))
+    outputs = readout(features)
+    outputs.pow(3).sum().backward()
+    for name in ("key", "value"):
+        adapter = getattr(readout, name)
+        assert adapter.down.weight.grad.abs().sum() > 0 and adapter.up.weight.grad.abs().sum() > 0
+        setattr(readout, name, adapter.merged())
+    torch.testing.assert_close(readout(features), outputs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("num_queries", [1, 9])
+def test_what_watches_a_layer_of_a_readout_sees_it_run(config, num_queries):
+    readout, features, seen = perturbed(config, num_queries), torch.randn(2, 2, 16, 32), []
+    outputs = readout(features)
+    for name in ("norm1", "key", "value"):
+        getattr(readout, name).register_forward_hook(lambda module, *_, name=name: seen.append(name))
+    torch.testing.assert_close(readout(features), outputs, rtol=1e-4, atol=1e-5)
+    assert seen == ["norm1", "key", "value"]
+
+
+class Quantized(nn.Module):
+    """A linear layer of 8-bit weights, which it tells by a method, as those of torch.ao do."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.scale, self.bias = layer.weight.abs().max() / 127, layer.bias
+        self._packed = (layer.weight / self.scale).round().to(torch.int8)
+
+    def weight(self):
+        return self._packed * self.scale
+
+    def forward(self, states):
+        return F.linear(states, self.weight(), self.bias)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_offloaded_and_quantized_readouts(config, video, task):
+    model = TASKS[task][1](config).eval()
+    quantized = copy.deepcopy(model)
+    for parent in list(quantized.modules()):
+        for name, layer in list(parent.named_children()):
+            if type(layer) is nn.Linear:
+                setattr(parent, name, Quantized(layer))
+    with torch.no_grad():
+        expected = model(video)[0]
+        assert 0 < (quantized(video)[0] - expected).norm() < 0.1 * expected.norm()
+        offloaded = cpu_offload(model, execution_device=torch.device("cpu"))
+        assert all(parameter.device.type == "meta" for parameter in offloaded.parameters())
+        torch.testing.assert_close(offloaded(video)[0], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_normalize_has_no_parameters(config):
