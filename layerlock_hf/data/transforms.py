@@ -30,6 +30,10 @@ def generator_for(*key: int | str) -> torch.Generator:
 class ColorChange(NamedTuple):
     """One affine map of RGB for all pixels of a clip.
 
+    The numbers are those of LayerLock, Table 12, the space is not: by its caption deltas and factors apply to "the
+    corresponding channel", of hue, saturation and value. Here hue turns about the axis of greys and saturation is the
+    distance from grey, which differs for strong colours, but takes one product of matrices per clip.
+
     Attributes:
         brightness: what is added, in grey levels (of 255).
         contrast: factor of the distance from the clip's mean brightness.
