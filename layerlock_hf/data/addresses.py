@@ -1,5 +1,8 @@
 """The columns of a list of videos, which is a table of their addresses."""
 
+import unicodedata
+from collections.abc import Iterable
+
 import pyarrow
 
 from . import files
@@ -64,14 +67,31 @@ def join_all(source: str, folder: str, names: list[str | None]) -> list[str | No
     return joined
 
 
+def clean_label(label):
+    """A label as it is meant."""
+    return unicodedata.normalize("NFC", label.strip()) if isinstance(label, str) else label
+
+
+def check_classes(source: str, names: Iterable):
+    """Raise a `ValueError` if names of classes differ in case, blanks or forms of letters alone."""
+    seen = {}
+    for name in names:
+        key = " ".join(unicodedata.normalize("NFKC", str(name)).casefold().split())
+        if seen.setdefault(key, name) != name:
+            raise ValueError(
+                f"{source}: labels must differ in more than case, blanks and forms of letters, got {seen[key]!r} and "
+                f"{name!r}: write them alike"
+            )
+
+
 def label_array(source: str, labels: list) -> pyarrow.Array:
-    """The labels of a list or shard.
+    """The labels of a list or shard, texts without blanks around them and with composed letters (Unicode NFC).
 
     Raises:
         ValueError: naming the source, if they are of several types, or no number of 64 bits.
     """
     try:
-        return pyarrow.array(labels)
+        return pyarrow.array([clean_label(label) for label in labels])
     except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError, OverflowError) as error:
         raise ValueError(f"{source!r}: its labels are of several types or too large; give numbers or texts") from error
 

@@ -24,7 +24,7 @@ from .addresses import DEPTH_COLUMN, LABEL_COLUMN, address_table, combine, is_te
 from .clips import one_line
 
 
-PATH_COLUMNS = ("path", "video", "file")
+PATH_COLUMNS = ("path", "video", "file", "video_path", "file_path", "filepath", "file_name", "filename")
 
 # Of members of a tar that are videos, as opposed to labels, texts, sounds and what not
 VIDEO_SUFFIXES = (
@@ -254,17 +254,24 @@ def _joined(path: str, names: list[str | None]) -> pyarrow.Array:
     return pyarrow.array(join_all(path, files.folder_of(path), names), pyarrow.string())
 
 
-def video_column(source: str, present: list[str], wanted: str | None) -> str:
+def video_column(source: str, present: list[str], wanted: str | None, setting: str = "video_column=NAME") -> str:
     """The name of the column that holds the videos.
+
+    Args:
+        setting: how the user may name it.
 
     Raises:
         ValueError: if there is none.
     """
-    for name in PATH_COLUMNS if wanted is None else (wanted,):
-        if name in present:
-            return name
-    sought = repr(wanted) if wanted else " or ".join(PATH_COLUMNS)
+    if wanted in present:
+        return wanted
+    if wanted is None:
+        spelt = {name.lower(): name for name in reversed(present)}
+        found = [spelt[name] for name in PATH_COLUMNS if name in spelt]
+        if found:
+            return found[0]
+    sought = repr(wanted) if wanted else " or ".join(PATH_COLUMNS[:3])
     raise ValueError(
-        f"{source!r} has no column {sought}; its columns are {', '.join(present)}. Name that of the videos with "
-        "video_column"
+        f"{source!r} has no column {sought}; its columns are {', '.join(present)}. Name that of the videos by "
+        f"{setting}"
     )

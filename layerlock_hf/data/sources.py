@@ -1,9 +1,6 @@
 """Lists of videos: from folders, tables of paths, shards, prepared folders, local or at a URL, and from the Hub."""
 
-import csv
 import functools
-import io
-import json
 import mimetypes
 import os
 import re
@@ -21,6 +18,7 @@ from huggingface_hub.constants import HF_HUB_CACHE
 from . import files
 from .addresses import DEPTH_COLUMN, LABEL_COLUMN, SCHEMA, address_table, join_all, label_array
 from .indexing import VIDEO_SUFFIXES, forget_footers, index_parquet, index_shards, index_tar, video_column
+from .lists import READERS, read_rows
 from .manifests import index_manifests, manifests_among, manifests_beside
 
 
@@ -51,8 +49,9 @@ def load_videos(
             - a folder that `scripts/prepare_videos.py` wrote, or one of the manifests in it;
             - a folder of videos (all its files, also in subfolders and those that links lead to, but hidden and side
               files such as texts and images), of tars, or of parquet files;
-            - a .csv, .json, .jsonl or .parquet file with a column path, video or file, relative to the folder of the
-              list;
+            - a .csv, .tsv, .txt, .json, .jsonl or .parquet file with a column path, video or file, relative to the
+              folder of the list; a table without a header has a path in each row, and after it a label or numbers, of
+              which the last is one;
             - a WebDataset tar, uncompressed; or a parquet file with embedded videos, as bytes or {bytes, path};
             - several of these files at once by a pattern: "train-{00000..00099}.tar", "videos/*.parquet";
             or a local folder written by `Dataset.save_to_disk`, or the id of a dataset on the Hub.
@@ -219,19 +218,7 @@ def _is_side_file(name: str) -> bool:
 
 
 def _index_list(path: str, wanted: str | None) -> pyarrow.Table:
-    try:
-        # "-sig": Excel writes a byte order mark
-        text = files.read(path).decode("utf-8-sig")
-        rows = READERS[files.suffix_of(path)](io.StringIO(text, newline=""))
-    except (ValueError, csv.Error) as error:  # of JSON or of the encoding; of CSV
-        raise ValueError(f"{path!r} cannot be read: {error}") from error
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise ValueError(f"{path!r} must hold an object for every video")
-    if not rows:
-        raise ValueError(f"{path!r} lists no videos; give one row per video")
-    for number, row in enumerate(rows, start=1):
-        if any(row.get(None, ())):  # where the csv module puts them
-            raise ValueError(f"{path!r}: row {number} has more fields than there are columns; quote what has commas")
+    rows = read_rows(path, files.read(path), wanted)
     column = video_column(path, [name for name in rows[0] if name], wanted)
     names = [column, LABEL_COLUMN] if LABEL_COLUMN in rows[0] else [column]
     for number, row in enumerate(rows, start=1):
@@ -246,11 +233,6 @@ def _index_list(path: str, wanted: str | None) -> pyarrow.Table:
     return address_table(join_all(path, folder, [row[column].strip() for row in rows]), **known)
 
 
-READERS = {
-    ".csv": lambda file: list(csv.DictReader(file, skipinitialspace=True)),
-    ".jsonl": lambda file: [json.loads(line) for line in file if line.strip()],
-    ".json": json.load,
-}
 INDEXES = {".tar": index_tar, ".parquet": index_parquet, **dict.fromkeys(READERS, _index_list)}
 
 

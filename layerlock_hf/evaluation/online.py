@@ -19,6 +19,7 @@ from ..data import (
     read_clip,
     repeat_last_frame,
 )
+from ..data.addresses import check_classes
 from .probes import encode, knn_accuracy, linear_accuracy, mean_features, probe_depths
 
 
@@ -42,6 +43,7 @@ def labelled_videos(videos, max_videos: int = MAX_VIDEOS):
     order = torch.randperm(len(videos), generator=generator_for("readout")).tolist()[:max_videos]
     videos = videos.select(order)
     names = list(videos["label"])
+    check_classes("readout_data", names)
     classes = {name: index for index, name in enumerate(sorted(set(names)))}
     if len(classes) < 2:
         raise ValueError(f"all videos have the label {names[0]!r}; give at least two classes")

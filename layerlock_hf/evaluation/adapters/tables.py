@@ -1,6 +1,5 @@
 """Lists of videos with labels, and folders of classes."""
 
-import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,13 +10,16 @@ import pyarrow.parquet
 from transformers.utils import logging
 
 from ...data import files, load_videos
-from ...data.sources import READERS
-from .base import ALL, LabelledVideos, NoSplit, is_any_there, read_text, unknown_label
+from ...data.addresses import check_classes, clean_label
+from ...data.indexing import video_column as find_video_column
+from ...data.lists import READERS, read_rows
+from .base import ALL, LabelledVideos, NoSplit, is_any_there, unknown_label
 
 
 logger = logging.get_logger(__name__)
 
-LIST_SUFFIXES = (*READERS, ".parquet")
+# Of what a folder holds; .txt may be anything
+LIST_SUFFIXES = (*(suffix for suffix in READERS if suffix != ".txt"), ".parquet")
 LABEL_COLUMNS = ("label", "class")
 SPLIT_COLUMN = "split"
 GROUP_COLUMN = "group"
@@ -36,6 +38,7 @@ class _Rows:
     numbers: list[int]
     videos: datasets.Dataset
     columns: dict[str, list]
+    label_column: str | None = None
 
     def where(self, column: str, value: str) -> "_Rows":
         """
@@ -57,9 +60,13 @@ class _Rows:
         Raises:
             ValueError: if there are none, or a row has none.
         """
-        name = next((name for name in LABEL_COLUMNS if name in self.columns), None)
+        sought = LABEL_COLUMNS if self.label_column is None else (self.label_column,)
+        name = next((name for name in sought if name in self.columns), None)
         if name is None:
-            raise ValueError(f"{str(self.path)!r} has no column {' or '.join(LABEL_COLUMNS)}")
+            raise ValueError(
+                f"{str(self.path)!r} has no column {' or '.join(sought)}; its columns are {', '.join(self.columns)}. "
+                f"Name that of the classes by '{self.path}?label_column=NAME'"
+            )
         return self._texts(name)
 
     @property
@@ -68,12 +75,20 @@ class _Rows:
 
     def _texts(self, name: str) -> list[str]:
         for number, value in zip(self.numbers, self.columns[name], strict=True):
-            if value in (None, ""):
+            if value is None or not str(value).strip():
                 raise ValueError(f"{str(self.path)!r}, row {number}: no {name}")
-        return [str(value) for value in self.columns[name]]
+        return [clean_label(str(value)) for value in self.columns[name]]
 
 
-def read_table(root: Path, split: str, *, part: str | None = None, **filters: str) -> LabelledVideos:
+def read_table(
+    root: Path,
+    split: str,
+    *,
+    part: str | None = None,
+    video_column: str | None = None,
+    label_column: str | None = None,
+    **filters: str,
+) -> LabelledVideos:
     """A CSV, JSON, JSONL or parquet list of videos: columns path, video or file; label or class; split; group.
 
     Classes are those of the training rows, in alphabetical order or, where all are integers, in that of numbers. A
@@ -83,22 +98,26 @@ def read_table(root: Path, split: str, *, part: str | None = None, **filters: st
         root: the list; or a folder with one list, or with two, train.csv and test.csv or train/*.csv and test/*.csv.
         split: "train" or "test". Rows that are neither, such as those of "val" beside "test", are left out.
         part: instead of `split`, a value of the column split, or "all": every row.
+        video_column: the column of the videos, where it has another name.
+        label_column: the column of the classes, likewise.
         filters: values of columns that the rows must have.
 
     Raises:
         ValueError: if lists, labels, splits or all videos are missing, or a row has a label that no training row has.
     """
     lists = _lists_of(root)
+    named = {"video_column": video_column, "label_column": label_column}
     if ALL in lists:
-        rows = _read_list(lists[ALL], filters)
+        rows = _read_list(lists[ALL], filters, **named)
         chosen = _of_split(rows, split, part)
         name = None if part == ALL else _split_name(rows, "train")
         train = rows if name is None else rows.where(SPLIT_COLUMN, name)
     else:
         if part is not None:
             raise ValueError(f"{str(root)!r} holds a list to train and one to test; give one of them with part={part}")
-        train = _read_list(lists["train"], filters)
-        chosen = train if split == "train" else _read_list(lists["test"], filters)
+        train = _read_list(lists["train"], filters, **named)
+        chosen = train if split == "train" else _read_list(lists["test"], filters, **named)
+    check_classes(repr(str(train.path)), train.labels)
     class_names = _in_order(train.labels)
     order = {name: label for label, name in enumerate(class_names)}
     for number, label in zip(chosen.numbers, chosen.labels, strict=True):
@@ -126,6 +145,7 @@ def read_folder(root: Path, split: str, *, part: str | None = None) -> LabelledV
     folder = folders[split]
     classes = folders.get("train", folder)
     class_names = sorted(path.name for path in classes.iterdir() if path.is_dir() and not path.name.startswith("."))
+    check_classes(repr(str(classes)), class_names)
     order = {name: label for label, name in enumerate(class_names)}
     videos = load_videos(str(folder))
     labels = []
@@ -162,7 +182,7 @@ def _split_folders(root: Path) -> dict[str, Path]:
 def _lists_of(root: Path) -> dict[str, Path]:
     """The list of each split, or {"all": the one of all}."""
     if not _existing(root).is_dir():
-        if root.suffix.lower() not in LIST_SUFFIXES:
+        if root.suffix.lower() not in {*LIST_SUFFIXES, *READERS}:
             raise ValueError(f"{str(root)!r} is no list; give a file of {', '.join(LIST_SUFFIXES)}, or its folder")
         return {ALL: root}
     here = _lists_in(root)
@@ -190,8 +210,7 @@ def _only_list(root: Path, split: str) -> Path | None:
     return found[0] if len(found) == 1 else None
 
 
-def _read_list(path: Path, filters: dict[str, str]) -> _Rows:
-    videos = load_videos(str(path))
+def _read_list(path: Path, filters: dict[str, str], video_column: str | None, label_column: str | None) -> _Rows:
     if path.suffix.lower() == ".parquet":
         # Not the videos themselves
         schema = pyarrow.parquet.read_schema(path)
@@ -199,13 +218,14 @@ def _read_list(path: Path, filters: dict[str, str]) -> _Rows:
         names = [name for name in names if not pyarrow.types.is_binary(schema.field(name).type)]
         columns = pyarrow.parquet.read_table(path, columns=names).to_pydict()
     else:
-        read = READERS[path.suffix.lower()]
-        rows = read(io.StringIO(read_text(path), newline=""))
+        rows = read_rows(str(path), files.read(str(path)), video_column)
         names = dict.fromkeys(name for row in rows for name in row if name)  # the first row of JSON may lack some
         columns = {name: [row.get(name) for row in rows] for name in names}
+        find_video_column(str(path), list(names), video_column, f"'{path}?video_column=NAME'")
+    videos = load_videos(str(path), video_column=video_column)
     if SPLIT_COLUMN in columns:
         columns[SPLIT_COLUMN] = [str(value or "").strip().lower() for value in columns[SPLIT_COLUMN]]
-    rows = _Rows(path, list(range(1, len(videos) + 1)), videos, columns)
+    rows = _Rows(path, list(range(1, len(videos) + 1)), videos, columns, label_column)
     for column, value in filters.items():
         rows = rows.where(column, value)
     return rows

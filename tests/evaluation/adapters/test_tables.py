@@ -182,3 +182,33 @@ def test_embedded_videos_of_one_file_are_several(root, caplog):
     with caplog.at_level("WARNING"):
         assert len(read_labelled("table", str(root / "l.parquet"), "test").videos) == 1
     assert not caplog.text
+
+
+def test_columns_of_other_names_are_named_after_the_list(root, write):
+    rows = [{"clip": row["path"], "kind": row["class"], "split": row["split"]} for row in ROWS]
+    path = write("l.csv", csv_of(rows)) / "l.csv"
+    with pytest.raises(ValueError, match=r"Name that of the videos by '.*l.csv\?video_column=NAME'"):
+        read_labelled("table", str(path), "train")
+    with pytest.raises(ValueError, match=r"Name that of the classes by '.*l.csv\?label_column=NAME'"):
+        read_labelled("table", f"{path}?video_column=clip", "train")
+    train = read_labelled("table", f"{path}?video_column=clip&label_column=kind", "train")
+    assert (names(train), train.class_names) == (["1.mp4", "2.mp4", "4.mp4"], ["run", "sit", "walk"])
+
+
+def test_lists_without_a_header(root, write):
+    write("train.csv", "1.mp4 0\n2.mp4 7\n")
+    write("val.csv", "3.mp4 7\n")
+    train, test = (read_labelled("table", str(root), split) for split in ("train", "test"))
+    assert (names(train), train.class_names, train.labels) == (["1.mp4", "2.mp4"], ["0", "7"], [0, 1])
+    assert (names(test), test.labels) == (["3.mp4"], [1])
+
+
+def test_classes_that_differ_in_case_alone_are_refused(root, write):
+    rows = [dict(row) for row in ROWS]
+    rows[0]["class"] = "Walk"
+    path = write("l.csv", csv_of(rows)) / "l.csv"
+    with pytest.raises(ValueError, match="labels must differ in more than case, .* got 'Walk' and 'walk': write them"):
+        read_labelled("table", str(path), "train")
+    rows[0]["class"] = " walk "  # blanks around it are nothing
+    write("l.csv", csv_of(rows))
+    assert read_labelled("table", str(path), "train").class_names == ["sit", "walk"]
