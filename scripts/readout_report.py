@@ -10,7 +10,7 @@ from transformers import AutoModelForDepthEstimation, AutoModelForVideoClassific
 from layerlock_hf import LayerLockVideoProcessor
 from layerlock_hf.evaluation import Sweep
 from layerlock_hf.evaluation.features import EncodedFeatures
-from layerlock_hf.evaluation.metrics import MEASURES
+from layerlock_hf.evaluation.metrics import MEASURES, MIN_GROUPS
 from layerlock_hf.evaluation.protocol import Member
 from layerlock_hf.evaluation.sweep import METRICS
 from layerlock_hf.models import AttentionReadout
@@ -85,7 +85,8 @@ def save_model(results: dict, sweep: Sweep, encoder: nn.Module, config, sets, ar
 
 def summarize(results: dict):
     """Print the best, the one at a fixed depth, and what they must beat."""
-    metric = MEASURES[results["task"]].main_metric
+    measure = MEASURES[results["task"]]
+    metric = measure.main_metric
     for name, entry in (("best", results["best"]), ("at depth 0.95", results["fixed_depth"])):
         value = None if entry is None else entry["metrics"][metric]
         if value is not None and value["value"] is not None:
@@ -95,6 +96,17 @@ def summarize(results: dict):
             )
     for name, metrics in results["baselines"].items():
         print(f"{name:14} {metric} {metrics[metric]['value']:.4f}")
+    sign = 1 if measure.is_higher_better else -1
+    best = sign * results["best"]["metrics"][metric]["value"]
+    unbeaten = [name for name, row in results["baselines"].items() if best <= sign * row[metric]["value"]]
+    if unbeaten:
+        print(f"The best does not beat {' nor '.join(unbeaten)}, which see no features: it has shown nothing.")
+    drawn = results["intervals"]
+    if drawn["units"] == "groups" and drawn["num_units"] < MIN_GROUPS:
+        print(
+            f"The test items are of {drawn['num_units']} groups only: intervals over so few are wide, and rest on "
+            "Student's t"
+        )
     for name in ("knn_top1", "ridge_top1"):
         if "probes" in results:
             row = max(results["probes"], key=lambda row: row[name])

@@ -4,6 +4,7 @@ Every test item is judged by itself into a row of numbers, and metrics are made 
 neither batches nor processes change a result. T frames, K classes, n items, R resamples.
 """
 
+import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ EPSILON = 1e-6  # metres, in AbsRel. The paper gives no number; at MIN_DEPTH thi
 TOP = 5
 NUM_RESAMPLES = 1000
 CONFIDENCE = 0.95
+MIN_GROUPS = 10  # from which on they are enough to draw from
 CHUNK = 2**21  # weights of a bootstrap that are held at once
 
 # Columns of n values each, on the CPU. All have "index", of the test item, and "num", how many true values it has
@@ -197,16 +199,18 @@ class Measure:
         metrics: of judged rows and weights (R, n), (R,) values by name.
         main_metric: what members of a sweep are ranked by.
         is_higher_better: whether the main metric grows with quality.
+        bounds: that no metric can pass.
     """
 
     metrics: Callable[[Judged, torch.Tensor], dict[str, torch.Tensor]]
     main_metric: str
     is_higher_better: bool
+    bounds: tuple[float, float] = (-math.inf, math.inf)
 
 
 MEASURES = {
-    "classification": Measure(classification_metrics, "top1", is_higher_better=True),
-    "depth": Measure(depth_metrics, "abs_rel", is_higher_better=False),
+    "classification": Measure(classification_metrics, "top1", is_higher_better=True, bounds=(0.0, 1.0)),
+    "depth": Measure(depth_metrics, "abs_rel", is_higher_better=False, bounds=(0.0, math.inf)),
 }
 
 
@@ -253,7 +257,11 @@ def intervals(
     Test items are drawn with replacement, or whole groups of them (`resampling_units`): videos of one person or scene
     succeed and fail together. The interval tells how the result would vary with other test items of the kind. It does
     not tell how it varies with the seed of the training, and where the best of several members was chosen on the same
-    test items, it does not include that choice, which flatters the best. With few groups it is too narrow.
+    test items, it does not include that choice, which flatters the best.
+
+    Of fewer than `MIN_GROUPS` groups a bootstrap knows too little: four that happen to be alike give an interval of
+    no width. There the interval is the hull of two, of the bootstrap over items and of Student's t over the groups,
+    each left out once (jackknife).
 
     Args:
         kind: a value of `MEASURES`.
@@ -270,7 +278,24 @@ def intervals(
         raise ValueError("there are no test items to measure")
     if num_resamples < 1 or not 0 < confidence < 1:
         raise ValueError(f"a bootstrap needs draws and a share in (0, 1), got {num_resamples} and {confidence}")
-    units, _ = resampling_units(len(judged["index"]), groups)
+    units, unit_name = resampling_units(len(judged["index"]), groups)
+    num_units = int(units.max()) + 1
+    is_few = unit_name == "groups" and num_units < MIN_GROUPS
+    drawn = torch.arange(len(units)) if is_few else units
+    found = _bootstrap(kind, judged, drawn, num_resamples, confidence, seed)
+    if is_few:
+        for name, edges in _jackknife(kind, judged, units, confidence).items():
+            found[name] = (min(found[name][0], edges[0]), max(found[name][1], edges[1]))
+    lowest, highest = kind.bounds
+    return {
+        name: {"value": value, "low": max(found[name][0], lowest), "high": min(found[name][1], highest)}
+        for name, value in measure(kind, judged).items()
+    }
+
+
+def _bootstrap(
+    kind: Measure, judged: Judged, units: torch.Tensor, num_resamples: int, confidence: float, seed: int
+) -> dict[str, tuple[float, float]]:
     generator = torch.Generator().manual_seed(seed)
     num_units, parts = int(units.max()) + 1, []
     for start in range(0, num_resamples, max(1, CHUNK // len(units))):
@@ -281,8 +306,26 @@ def intervals(
         )
         parts.append(kind.metrics(judged, counts[:, units]))
     edges = torch.tensor([(1 - confidence) / 2, (1 + confidence) / 2], dtype=torch.float64)
+    return {name: tuple(torch.cat([part[name] for part in parts]).quantile(edges).tolist()) for name in parts[0]}
+
+
+def _jackknife(
+    kind: Measure, judged: Judged, units: torch.Tensor, confidence: float
+) -> dict[str, tuple[float, float]]:
+    num_units = int(units.max()) + 1
+    without = (torch.arange(num_units).unsqueeze(1) != units).double()
+    factor = student_quantile((1 + confidence) / 2, num_units - 1)
     found = {}
     for name, value in measure(kind, judged).items():
-        low, high = torch.cat([part[name] for part in parts]).quantile(edges).tolist()
-        found[name] = {"value": value, "low": low, "high": high}
+        values = kind.metrics(judged, without)[name]
+        error = ((num_units - 1) ** 2 / num_units * values.var()).sqrt().item()
+        found[name] = (value - factor * error, value + factor * error)
     return found
+
+
+def student_quantile(share: float, freedom: int) -> float:
+    """Below what value such a share, above a half, of Student's t with so many degrees of freedom lies."""
+    x = torch.linspace(0, 1000, 4_000_001, dtype=torch.float64)
+    norm = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(freedom * math.pi)
+    density = norm * (1 + x**2 / freedom) ** (-(freedom + 1) / 2)
+    return x[1:][torch.searchsorted(0.5 + torch.cumulative_trapezoid(density, x), share)].item()

@@ -18,6 +18,7 @@ from layerlock_hf.evaluation.metrics import (
     mean_probabilities,
     measure,
     resampling_units,
+    student_quantile,
 )
 
 
@@ -284,3 +285,31 @@ def test_intervals_depend_on_their_seed_alone(videos):
         intervals(CLASSIFICATION, rows, num_resamples=0)
     with pytest.raises(ValueError, match="no test items"):
         intervals(CLASSIFICATION, {name: values[:0] for name, values in rows.items()})
+
+
+def judged_of(is_right):
+    """Videos of class 0, some of which are taken for class 1."""
+    probabilities = torch.stack([is_right, ~is_right], dim=1).double()
+    return judge_classes(probabilities, torch.zeros(len(is_right)).long(), torch.arange(len(is_right)))
+
+
+def test_few_groups_have_honest_intervals():
+    """Four groups that happen to be alike tell little, though a bootstrap over them finds no spread at all."""
+    right = torch.tensor([True] + 5 * [False]).repeat(4)
+    rows = judged_of(right)
+    groups = [name for name in "abcd" for _ in range(6)]
+    found = intervals(CLASSIFICATION, rows, groups)["top1"]
+    items = intervals(CLASSIFICATION, rows)["top1"]
+    assert found["low"] <= items["low"] < 0.1 and found["high"] >= items["high"] > 0.25
+    # Groups that differ: mean +- t(0.975, 3) * deviation / sqrt(4), which no accuracy is above
+    shares = torch.tensor([0.0, 0.5, 1.0, 0.5])
+    right = torch.cat([torch.arange(6) < round(6 * share.item()) for share in shares])
+    rows = judged_of(right)
+    found = intervals(CLASSIFICATION, rows, groups)["top1"]
+    half = 3.182446 * shares.std().item() / 2
+    assert (found["low"], found["high"]) == (pytest.approx(max(0, 0.5 - half), abs=1e-3), pytest.approx(1.0))
+
+
+@pytest.mark.parametrize(("freedom", "expected"), [(1, 12.7062), (3, 3.18245), (8, 2.30600)])
+def test_quantiles_of_student(freedom, expected):
+    assert student_quantile(0.975, freedom) == pytest.approx(expected, abs=1e-3)
