@@ -1,6 +1,7 @@
 """LayerLock and its relatives: self-supervised pretraining of video ViTs with progressive freezing.
 
-Importing the package registers the models with the Auto classes of Transformers, and the pipeline for depth of videos.
+Importing the package registers the models with the Auto classes of Transformers, and the pipelines for depth and
+classes of videos.
 """
 
 from transformers import (
@@ -34,6 +35,7 @@ from .models import (
     post_process_depth_estimation,
     readout_depth_from_fraction,
 )
+from .models.pipeline_video_classification import HeedingVideoClassificationPipeline
 
 
 __version__ = "0.1.0.dev0"
@@ -44,6 +46,8 @@ AutoModelForPreTraining.register(LayerLockViTConfig, LayerLockViTForPretraining,
 AutoVideoProcessor.register(LayerLockViTConfig, LayerLockVideoProcessor, exist_ok=True)
 AutoModelForVideoClassification.register(LayerLockViTConfig, LayerLockViTForVideoClassification, exist_ok=True)
 AutoModelForDepthEstimation.register(LayerLockViTConfig, LayerLockViTForDepthEstimation, exist_ok=True)
+# In the place of its parent; registering it would log that at every import
+PIPELINE_REGISTRY.supported_tasks["video-classification"]["impl"] = HeedingVideoClassificationPipeline
 PIPELINE_REGISTRY.register_pipeline(
     "video-depth-estimation", VideoDepthEstimationPipeline, pt_model=AutoModelForDepthEstimation, type="video"
 )

@@ -20,6 +20,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_layerlock import LayerLockViTConfig
+from .file_modes import follow_umask_in
 from .positions_layerlock import ADDED_POSITIONS, grid_ids, grid_positions, rotary_embedding, rotate
 
 
@@ -43,7 +44,7 @@ def patchify(video: torch.Tensor, tubelet_size: int, patch_size: int, ids: torch
     boxes = video.reshape(batch_size, t, tubelet_size, num_channels, h, patch_size, w, patch_size)
     boxes = boxes.permute(0, 1, 4, 6, 2, 5, 7, 3)
     if ids is None:
-        return boxes.reshape(batch_size, t * h * w, -1)
+        return boxes.reshape(batch_size, t * h * w, tubelet_size * patch_size**2 * num_channels)
     clips = torch.arange(batch_size, device=ids.device).unsqueeze(1)
     time, row, column = grid_positions(ids, (t, h, w))
     return boxes[clips, time, row, column].flatten(2)
@@ -82,9 +83,11 @@ class LayerLockViTEmbeddings(nn.Module):
         self.projection = nn.Linear(config.values_per_token, config.hidden_size)
         self.positions = ADDED_POSITIONS[config.position_embedding](config.grid_size, config.hidden_size)
 
-    def forward(self, patches: torch.Tensor, ids: torch.Tensor | None, grid_size: tuple) -> torch.Tensor:
-        """(B, K, P), (B, K) -> (B, K, D)"""
-        return self.positions(self.projection(self.normalize(patches)), ids, grid_size)
+    def forward(
+        self, patches: torch.Tensor, ids: torch.Tensor | None, grid_size: tuple, dtype: torch.dtype
+    ) -> torch.Tensor:
+        """(B, K, P), (B, K) -> (B, K, D), computed in the dtype of the weights."""
+        return self.positions(self.projection(self.normalize(patches).to(dtype)), ids, grid_size)
 
     def normalize(self, patches: torch.Tensor) -> torch.Tensor:
         """Pixels in [0, 1] to what the projection sees: (B, K, P) -> (B, K, P).
@@ -129,7 +132,7 @@ class LayerLockViTAttention(nn.Module):
             projected = linear(states)
             if shared is not None:
                 projected = torch.cat([linear(shared).expand(batch_size, -1, -1), projected], dim=1)
-            return projected.view(batch_size, projected.shape[1], self.num_heads, -1).transpose(1, 2)
+            return projected.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
 
         num_own_outputs = num_outputs if shared is None or num_outputs is None else num_outputs - shared.shape[1]
         query = project(self.query, hidden_states[:, :num_own_outputs])
@@ -138,11 +141,13 @@ class LayerLockViTAttention(nn.Module):
             rotation = tuple(table.unsqueeze(1) for table in rotation)
             key = rotate(key, rotation)
             query = rotate(query, tuple(table[:, :, : query.shape[2]] for table in rotation))
+        if batch_size == 0:  # which Transformers' attention cannot reshape
+            return self.out(query.transpose(1, 2).flatten(2)), None
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         context, weights = attention(
             self, query, key, value, None, scaling=self.scaling, dropout=0.0, is_causal=self.is_causal, **kwargs
         )
-        return self.out(context.reshape(batch_size, query.shape[2], -1)), weights
+        return self.out(context.flatten(2)), weights
 
 
 class LayerLockViTMLP(nn.Module):
@@ -209,6 +214,7 @@ class LayerLockViTPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["LayerLockViTLayer"]
     _supports_sdpa = True
     _supports_flash_attn = True
+    _supports_flex_attn = True
     _can_record_outputs = {"hidden_states": LayerLockViTLayer, "attentions": LayerLockViTAttention}
     model_tags = ["layerlock", "video"]
     # Forward takes no `num_items_in_batch`: the Trainer divides by the accumulation steps itself.
@@ -332,7 +338,7 @@ class LayerLockViTModel(LayerLockViTPreTrainedModel):
         patches = self.patchify(video, ids)
         if patches.shape[-1] != self.config.values_per_token:
             raise ValueError(f"expected {self.config.num_channels} channels, got a clip of shape {tuple(video.shape)}")
-        tokens = self.embeddings(patches, ids, grid_size)
+        tokens = self.embeddings(patches, ids, grid_size, self.dtype)
         if ids is None:
             ids = grid_ids(grid_size, video.device)
         return tokens, self.rotation(ids, grid_size)

@@ -100,6 +100,8 @@ class Predictor(nn.Module):
         self.positions = ADDED_POSITIONS[config.position_embedding](config.grid_size, sizes.hidden_size)
         self.mask_tokens = nn.Parameter(torch.empty(config.num_mask_tokens, 1, sizes.hidden_size))
         self.layers = nn.ModuleList(LayerLockViTLayer(sizes) for _ in range(config.num_decoder_layers))
+        for layer in self.layers:
+            layer.attention.config = config  # the model's own, whose `set_attn_implementation` they follow
         self.norm = nn.LayerNorm(sizes.hidden_size, eps=config.layer_norm_eps)
         self.heads = Heads(config, sizes.hidden_size)
 

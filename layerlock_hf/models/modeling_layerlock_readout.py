@@ -11,10 +11,10 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.modeling_outputs import DepthEstimatorOutput, ImageClassifierOutput
-from transformers.utils import can_return_tuple
+from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_layerlock import LayerLockViTConfig
-from .modeling_layerlock import LayerLockViTModel, LayerLockViTPreTrainedModel
+from .modeling_layerlock import LayerLockViTAttention, LayerLockViTModel, LayerLockViTPreTrainedModel
 
 
 # Labels outside this range, in metres, are holes of the sensor (LayerLock, sec. A.4.3)
@@ -29,7 +29,8 @@ def cubic_weights(from_size: int, to_size: int, device: torch.device | None = No
     """
     scale = from_size / to_size
     centres = (torch.arange(to_size, device=device, dtype=torch.float32) + 0.5) * scale - 0.5
-    distances = (centres.unsqueeze(1) - torch.arange(from_size, device=device)).abs() / max(scale, 1.0)
+    # sym_max, so that torch.export can leave the length open
+    distances = (centres.unsqueeze(1) - torch.arange(from_size, device=device)).abs() / torch.sym_max(scale, 1.0)
     near = (1.5 * distances - 2.5) * distances**2 + 1
     far = ((-0.5 * distances + 2.5) * distances - 4) * distances + 2
     weights = torch.where(distances < 1, near, torch.where(distances < 2, far, 0.0))
@@ -148,6 +149,7 @@ class LayerLockViTForReadout(LayerLockViTPreTrainedModel):
 
     encoder_class: type[PreTrainedModel] = LayerLockViTModel
     accepts_loss_kwargs = True
+    _can_record_outputs = {"attentions": LayerLockViTAttention}
     # What pretraining, or the readout of another task, leaves in a checkpoint.
     _keys_to_ignore_on_load_unexpected = [r"^decoders\.", r"^(classification|depth)_readout\."]
 
@@ -181,10 +183,19 @@ class LayerLockViTForReadout(LayerLockViTPreTrainedModel):
 
     def encode(self, video: torch.Tensor) -> torch.Tensor:
         """Features at the readout's depth, without autograd of a frozen encoder: (B, T, C, H, W) -> (B, t, S, D)"""
+        return self._encode(video, False)[0]
+
+    def _encode(self, video: torch.Tensor, output_hidden_states: bool | None) -> tuple[torch.Tensor, tuple | None]:
+        """The features, and if they are asked for, by the call or the configuration, the tokens (B, N, D) at every
+        depth up to the readout's."""
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        depths = range(self.readout_depth + 1) if output_hidden_states else [self.readout_depth]
         learns = any(parameter.requires_grad for parameter in self.encoder.parameters())
         with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
-            (tokens,) = self.encoder.tap(video, [self.readout_depth])
-        return tokens.unflatten(1, (self.encoder.grid_size(video)[0], -1))
+            taps = self.encoder.tap(video, list(depths))
+        features = taps[-1].unflatten(1, (self.encoder.grid_size(video)[0], -1))
+        return features, tuple(taps) if output_hidden_states else None
 
 
 class LayerLockViTForVideoClassification(LayerLockViTForReadout):
@@ -202,12 +213,14 @@ class LayerLockViTForVideoClassification(LayerLockViTForReadout):
         self.classification_readout = AttentionReadout(config, 1, config.num_labels)
         self.post_init()
 
-    @can_return_tuple
+    @capture_outputs
     def forward(
         self,
         pixel_values_videos: torch.Tensor,
         labels: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
     ) -> ImageClassifierOutput:
         """Classify clips: `logits` (B, num_labels).
 
@@ -216,15 +229,18 @@ class LayerLockViTForVideoClassification(LayerLockViTForReadout):
             labels: classes, (B,), -100 where there is none; or what else `config.problem_type` asks for.
             num_items_in_batch: labels in the whole batch that gradients are accumulated over, by which the sum of the
                 losses is then divided, instead of by the labels of this call. The `Trainer` gives it.
+            output_hidden_states: also give the tokens (B, N, D) at every depth up to the readout's.
+            output_attentions: also give the encoder's attention, which `attn_implementation="eager"` computes.
         """
-        logits = self.classification_readout(self.encode(pixel_values_videos)).squeeze(1)
+        features, hidden_states = self._encode(pixel_values_videos, output_hidden_states)
+        logits = self.classification_readout(features).squeeze(1)
         loss = None
         if labels is not None:
             loss = self.loss_function(labels, logits.float(), self.config, num_items_in_batch=num_items_in_batch)
             if num_items_in_batch is not None and self.config.problem_type != "single_label_classification":
                 # The other losses of Transformers are means of this call's labels, whatever they are told
                 loss = loss * labels.numel() / num_items_in_batch
-        return ImageClassifierOutput(loss=loss, logits=logits)
+        return ImageClassifierOutput(loss=loss, logits=logits, hidden_states=hidden_states)
 
 
 class LayerLockViTForDepthEstimation(LayerLockViTForReadout):
@@ -242,12 +258,14 @@ class LayerLockViTForDepthEstimation(LayerLockViTForReadout):
         self.depth_readout = AttentionReadout(config, t * h * w, frames * rows * columns)
         self.post_init()
 
-    @can_return_tuple
+    @capture_outputs
     def forward(
         self,
         pixel_values_videos: torch.Tensor,
         labels: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
     ) -> DepthEstimatorOutput:
         """Estimate the depth of every pixel: `predicted_depth` (B, T, H, W), in metres.
 
@@ -257,16 +275,19 @@ class LayerLockViTForDepthEstimation(LayerLockViTForReadout):
             num_items_in_batch: labels in the whole batch that gradients are accumulated over, by which the sum of the
                 squared errors is then divided, instead of by the valid labels of this call. The `Trainer` gives it. It
                 counts every label but -100: mark invalid depth by -100 to have the mean over the valid labels.
+            output_hidden_states: also give the tokens (B, N, D) at every depth up to the readout's.
+            output_attentions: also give the encoder's attention, which `attn_implementation="eager"` computes.
 
         Raises:
             ValueError: if the clips have another size than the configured one, or the labels than the clips.
         """
         self.check_clip(pixel_values_videos)
-        predicted_depth = depth_of_boxes(self.depth_readout(self.encode(pixel_values_videos)), self.config)
+        features, hidden_states = self._encode(pixel_values_videos, output_hidden_states)
+        predicted_depth = depth_of_boxes(self.depth_readout(features), self.config)
         loss = None
         if labels is not None:
             loss = depth_loss(predicted_depth, labels, num_items_in_batch)
-        return DepthEstimatorOutput(loss=loss, predicted_depth=predicted_depth)
+        return DepthEstimatorOutput(loss=loss, predicted_depth=predicted_depth, hidden_states=hidden_states)
 
     def check_clip(self, video: torch.Tensor):
         """Raise a `ValueError` if the clip has not the size that the queries were made for."""

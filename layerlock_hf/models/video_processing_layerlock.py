@@ -12,13 +12,16 @@ import torch
 import torch.nn.functional as F
 from transformers import BatchFeature
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, to_numpy_array
-from transformers.utils import is_numpy_array, is_torch_tensor
+from transformers.utils import is_numpy_array, is_torch_tensor, logging
 from transformers.video_processing_utils import VideoProcessorMixin
 
 from .video_reading import Choose, read_decoder, read_file
 
 
+logger = logging.get_logger(__name__)
+
 MAX_FRAME_RATE = 1000
+MARGIN = 0.01  # by which resizing may pass the ends of [0, 1]
 SIDES = ("height", "width")
 # What the library itself writes into the file of a processor.
 LIBRARY_KEYS = {"auto_map", "image_processor_type", "processor_class", "video_processor_type"}
@@ -237,6 +240,9 @@ class LayerLockVideoProcessor(VideoProcessorMixin):
             frames = to_rgb(given_frames(video, choose or _all_frames), input_data_format)
         frames = self._crop_and_resize(frames, pixel_aspect)
         if is_sampled and len(frames) < self.num_frames:
+            logger.warning_once(
+                f"num_frames={self.num_frames}, but a video gives only {len(frames)}: its last frame is repeated"
+            )
             frames = torch.cat([frames, frames[-1:].expand(self.num_frames - len(frames), -1, -1, -1)])
         return self._rescale_and_normalize(frames)
 
@@ -273,6 +279,13 @@ class LayerLockVideoProcessor(VideoProcessorMixin):
                     "their pixels lie in [0, 1] already"
                 )
             frames = frames.float() / 255
+        elif frames.is_floating_point():
+            low, high = (bound.item() for bound in frames.aminmax())
+            if low < -MARGIN or high > 1 + MARGIN:
+                raise ValueError(
+                    f"frames of floats must lie in [0, 1], got {low:g} to {high:g}: divide them by their largest "
+                    "possible value"
+                )
         frames = frames.float().contiguous()
         if self.do_normalize:
             mean, std = (torch.tensor(values).view(3, 1, 1) for values in (self.image_mean, self.image_std))
@@ -353,6 +366,10 @@ def _to_tensor(pixels) -> torch.Tensor:
     if is_torch_tensor(pixels):
         return pixels.detach().cpu()
     if hasattr(pixels, "convert"):
+        if pixels.mode.startswith(("I", "F")):  # whose conversion to RGB saturates
+            raise ValueError(
+                f"an image of mode {pixels.mode} has more than 8 bits a pixel: give it as an array of floats in [0, 1]"
+            )
         pixels = to_numpy_array(pixels.convert("RGB"))
     # A copy, because tensors can share neither read-only arrays nor negative strides
     return torch.from_numpy(pixels.copy())

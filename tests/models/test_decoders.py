@@ -8,6 +8,7 @@ from transformers import VJEPA2Config, VJEPA2Model
 from transformers.models.vjepa2 import modeling_vjepa2
 
 from layerlock_hf.models import LayerLockViTConfig, LayerLockViTForPretraining, LayerLockViTModel, patchify
+from layerlock_hf.models.modeling_layerlock import LayerLockViTAttention
 from layerlock_hf.models.positions_layerlock import SinCosPositions, grid_ids, sincos_embedding
 
 
@@ -270,3 +271,11 @@ def test_boxes_are_the_kernels_order(vjepa2):
     boxes = patchify(video, 2, 4)
     expected = F.linear(boxes, kernel.weight.permute(0, 2, 3, 4, 1).flatten(1), kernel.bias)
     torch.testing.assert_close(vjepa2.encoder.embeddings(video), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_predictors_follow_the_attention_of_the_model(tiny_config):
+    tiny_config.update({"decoder": "predictor", "predictor_hidden_size": 24, "predictor_num_attention_heads": 2})
+    model = LayerLockViTForPretraining(tiny_config)
+    model.set_attn_implementation("eager")
+    attentions = [module.config for module in model.modules() if isinstance(module, LayerLockViTAttention)]
+    assert len(attentions) == 8 and {config._attn_implementation for config in attentions} == {"eager"}

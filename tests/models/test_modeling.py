@@ -1,4 +1,5 @@
 import json
+import os
 
 import pytest
 import torch
@@ -300,3 +301,41 @@ def test_clips_of_a_batch_do_not_mix(model, tiny_config, video, context_ids):
     both = model(video, context_ids).predictions[0]
     ones = [model(clip[None], ids[None]).predictions[0] for clip, ids in zip(video, context_ids, strict=True)]
     torch.testing.assert_close(both, torch.cat(ones), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_clips_are_cast_to_the_dtype_of_the_weights(tiny_config, dtype):
+    model = LayerLockViTModel(tiny_config).to(dtype)
+    video = torch.rand(2, 4, 3, 16, 16)
+    features = model(video).last_hidden_state
+    assert features.dtype == dtype
+    exact = model.float()(video).last_hidden_state
+    assert (features.float() - exact).norm() < 0.05 * exact.norm()
+
+
+def test_an_empty_batch_has_an_empty_result(tiny_config):
+    model = LayerLockViTModel(tiny_config)
+    assert model(torch.rand(0, 4, 3, 16, 16)).last_hidden_state.shape == (0, 32, 32)
+
+
+@pytest.mark.slow
+def test_flex_attention_is_attention(tiny_config, tmp_path):
+    model = LayerLockViTModel(tiny_config).eval()
+    model.save_pretrained(tmp_path)
+    flexible = LayerLockViTModel.from_pretrained(tmp_path, attn_implementation="flex_attention").eval()
+    video = torch.rand(2, 4, 3, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(flexible(video)[0], model(video)[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o002, 0o077])
+def test_the_umask_says_who_may_read_a_checkpoint(tiny_config, tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        LayerLockViTModel(tiny_config).save_pretrained(tmp_path)
+    finally:
+        os.umask(before)
+    assert {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {
+        "config.json": 0o666 & ~umask,
+        "model.safetensors": 0o666 & ~umask,
+    }

@@ -474,3 +474,45 @@ def test_post_process_depth_estimation(config, video, sizes):
     torch.testing.assert_close(resized[0][1], expected)
     with pytest.raises(ValueError, match="target_sizes"):
         post_process_depth_estimation(outputs, [(8, 8)])
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_hidden_states_and_attention(config, video, task):
+    config._attn_implementation = "eager"
+    model = TASKS[task][1](config).eval()
+    assert model(video).hidden_states is None and model(video).attentions is None
+    outputs = model(video, output_hidden_states=True, output_attentions=True)
+    expected = model.encoder.tap(video, [0, 1, 2, 3])  # up to the readout's depth
+    torch.testing.assert_close(outputs.hidden_states, tuple(expected), rtol=0, atol=0)
+    assert [weights.shape for weights in outputs.attentions] == 3 * [(2, 2, 32, 32)]
+    torch.testing.assert_close(outputs.attentions[0].sum(dim=-1), torch.ones(2, 2, 32))
+    torch.testing.assert_close(prediction(outputs), prediction(model(video)), rtol=0, atol=0)
+    model.config.output_hidden_states = True
+    assert len(model(video).hidden_states) == 4
+    assert len(model(video, return_dict=False)) == 2
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_readouts_of_other_dtypes(config, video, task, dtype):
+    model = TASKS[task][1](config).eval()
+    exact = prediction(model(video))
+    found = prediction(model.to(dtype)(video))
+    assert found.dtype == dtype and (found.float() - exact).norm() < 0.1 * exact.norm()
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_an_empty_batch_has_an_empty_result(config, video, task):
+    assert len(prediction(TASKS[task][1](config)(video[:0]))) == 0
+
+
+def test_an_exported_classifier_takes_clips_of_any_length(config):
+    model = LayerLockViTForVideoClassification(config).eval()
+    auto = torch.export.Dim.AUTO
+    with torch.no_grad():
+        program = torch.export.export(
+            model, (torch.rand(2, 4, 3, 16, 16),), dynamic_shapes=({0: auto, 1: auto},)
+        ).module()
+        for shape in ((2, 4, 3, 16, 16), (3, 8, 3, 16, 16), (2, 16, 3, 16, 16)):
+            clip = torch.rand(shape)
+            torch.testing.assert_close(program(clip).logits, model(clip).logits, rtol=1e-4, atol=1e-5)
