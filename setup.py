@@ -32,6 +32,7 @@ setup(
         "torchcodec>=0.12",
         "av>=17",
         "numpy",
+        "pillow",
         "pyyaml",
         "tqdm",
     ],

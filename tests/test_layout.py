@@ -21,12 +21,13 @@ METHOD_NAMES = {*METHODS, "layerlock", "4ds", "v-jepa", "vjepa", "jepa", "salt",
 
 # Part of the package -> modules of ours that it may import, besides itself. Any submodule of a named one is allowed.
 LAW = {
+    "utils": (),
     "models": (),
-    "data": (),
-    "training": ("layerlock_hf.models",),
-    "evaluation": ("layerlock_hf.models", "layerlock_hf.data"),
-    "analysis": ("layerlock_hf.models", "layerlock_hf.training.stages"),
-    "hub": ("layerlock_hf.models",),
+    "data": ("layerlock_hf.models.video_reading_pictures", "layerlock_hf.utils"),
+    "training": ("layerlock_hf.models", "layerlock_hf.utils"),
+    "evaluation": ("layerlock_hf.models", "layerlock_hf.data", "layerlock_hf.utils"),
+    "analysis": ("layerlock_hf.models", "layerlock_hf.training.stages", "layerlock_hf.utils"),
+    "hub": ("layerlock_hf.models", "layerlock_hf.utils"),
 }
 # Entry points, which nothing else imports.
 ENTRIES = {"__init__", "__main__", "cli"}
@@ -34,7 +35,7 @@ ENTRIES = {"__init__", "__main__", "cli"}
 # Files of `models` are copied to the Hub with a checkpoint, and run there without the package.
 HUB_LIBRARIES = {*sys.stdlib_module_names, "torch", "transformers", "huggingface_hub"}
 # May be missing there: allowed in a `try` inside a function, which Transformers does not check.
-OPTIONAL_LIBRARIES = {"av", "torchcodec"}
+OPTIONAL_LIBRARIES = {"PIL", "av", "torchcodec"}
 
 
 def name_of(path: Path) -> str:

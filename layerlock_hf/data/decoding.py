@@ -6,12 +6,17 @@ own FFmpeg.
 
 import contextlib
 import io
+import math
 import os
 from collections.abc import Iterator
 
+import torch
+
+from ..models.video_reading_pictures import read_pictures
 from .clips import Choose, Clip, Crop, DecodingError, one_line
 from .decoding_pyav import read_pyav
 from .decoding_torchcodec import read_torchcodec
+from .transforms import resize
 
 
 # Bytes from which text is told: it has no control characters but these, and every video has others early on
@@ -30,7 +35,8 @@ def read_clip(
     frame_rate: float | None = None,
     device: str = "cpu",
 ) -> Clip:
-    """Read the frames `choose(num_frames)` of the best video stream of a local file or of its bytes.
+    """Read the frames `choose(num_frames)` of the best video stream of a local file or of its bytes, or of a folder of
+    pictures, a frame each.
 
     The frames are counted on a timeline of constant frame rate, the average one of the video: where the rate varies,
     a frame that is shown for long is counted several times.
@@ -48,6 +54,8 @@ def read_clip(
     Raises:
         DecodingError: when nothing can be decoded.
     """
+    if isinstance(source, str) and os.path.isdir(source):
+        return _read_folder(source, choose, crop, frame_rate)
     first, second = (read_pyav, read_torchcodec) if device == "cpu" else (read_torchcodec, read_pyav)
     with _openable(source) as file:
         try:
@@ -59,6 +67,25 @@ def read_clip(
                 raise _explained(error, file) from None
             clip.note = clip.note or f"read by {second.__name__.removeprefix('read_')} alone: {error}"
             return clip
+
+
+def _read_folder(folder: str, choose: Choose, crop: Crop | None, frame_rate: float | None) -> Clip:
+    """Frames without times, which are counted as they come."""
+    lengths = []
+
+    def choose_and_count(num_frames: int) -> list[int]:
+        lengths.append(num_frames)
+        return choose(num_frames)
+
+    try:
+        frames = read_pictures(folder, choose_and_count, frame_rate)
+    except ValueError as error:
+        raise DecodingError(one_line(error), "unreadable") from error
+    if crop is not None:
+        top, left, rows, columns = crop.box(*frames.shape[-2:], 1.0)
+        frames = frames[..., top : top + rows, left : left + columns]
+        frames = frames if crop.image_size is None else resize(frames, crop.image_size)
+    return Clip(frames, torch.full((len(frames),), math.nan, dtype=torch.float64), lengths[-1])
 
 
 @contextlib.contextmanager

@@ -11,9 +11,12 @@ from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
 import fsspec
+from transformers.utils import logging
 
 from .clips import one_line
 
+
+logger = logging.get_logger(__name__)
 
 # Seconds without an answer, or without a byte more of it, until a request is given up
 TIMEOUT = 30.0
@@ -143,7 +146,8 @@ def walk(folder: str, is_deep: bool = True) -> list[str]:
     """
     if not is_url(folder):
         found = sorted(_files_below(folder) if is_deep else Path(folder).iterdir())
-        return [str(file) for file in found if file.is_file() and not _is_hidden(str(file.relative_to(folder)))]
+        names = [str(file) for file in found if file.is_file() and not _is_hidden(str(file.relative_to(folder)))]
+        return [name for name in names if _is_text(name)]
     limits = {} if is_deep else {"maxdepth": 1}
     base = folder.rstrip("/") + "/"
     names = _persist(
@@ -171,6 +175,16 @@ def _files_below(folder: str) -> Iterator[Path]:
                 folders.remove(name)
             else:
                 seen.add(target)
+
+
+def _is_text(name: str) -> bool:
+    """Whether a name can be written down. One that cannot costs its file, not the folder."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        logger.warning(f"left out {name!r}, whose name is not in UTF-8: rename it")
+        return False
+    return True
 
 
 def _is_hidden(name: str) -> bool:

@@ -14,13 +14,17 @@ import pyarrow
 import pyarrow.compute
 from datasets.data_files import SPLIT_KEYWORDS
 from huggingface_hub.constants import HF_HUB_CACHE
+from transformers.utils import logging
 
+from ..models.video_reading_pictures import is_picture
 from . import files
 from .addresses import DEPTH_COLUMN, LABEL_COLUMN, SCHEMA, address_table, join_all, label_array
 from .indexing import VIDEO_SUFFIXES, forget_footers, index_parquet, index_shards, index_tar, video_column
 from .lists import READERS, read_rows
 from .manifests import index_manifests, manifests_among, manifests_beside
 
+
+logger = logging.get_logger(__name__)
 
 SIDE_FILES = {
     *(".csv", ".json", ".jsonl", ".yaml", ".yml", ".txt", ".md"),
@@ -48,7 +52,7 @@ def load_videos(
         source: each of them, a local path or an address that fsspec knows (https://, s3://, hf:// ...), of
             - a folder that `scripts/prepare_videos.py` wrote, or one of the manifests in it;
             - a folder of videos (all its files, also in subfolders and those that links lead to, but hidden and side
-              files such as texts and images), of tars, or of parquet files;
+              files such as texts and images), of tars, of parquet files, or of folders of pictures, a frame each;
             - a .csv, .tsv, .txt, .json, .jsonl or .parquet file with a column path, video or file, relative to the
               folder of the list; a table without a header has a path in each row, and after it a label or numbers, of
               which the last is one;
@@ -137,8 +141,15 @@ def _index(source: str, split: str, column: str | None) -> pyarrow.Table:
     manifests = manifests_among(files.walk(source, is_deep=False))
     if manifests:
         return index_manifests(source, manifests)
-    names = files.walk(source)
-    names = _without_side_files(names) or [name for name in names if files.suffix_of(name) == ".parquet"]
+    found = files.walk(source)
+    names = _without_side_files(found) or [name for name in found if files.suffix_of(name) == ".parquet"]
+    folders = list(dict.fromkeys(map(os.path.dirname, filter(is_picture, found))))
+    if not names and folders and not is_url:
+        logger.warning(
+            f"{source!r} holds no video files; its {len(folders)} folders of pictures are taken for videos, a picture "
+            "a frame"
+        )
+        return address_table(folders)
     if names and set(map(files.suffix_of, names)) <= {".tar", ".parquet"}:
         names = _shards_of_split(source, names, split)
     return _index_files(source, names, column)

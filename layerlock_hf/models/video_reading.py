@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
+from .video_reading_pictures import read_pictures
 from .video_reading_pyav import Decoding, Upright, read_pyav, sensible_aspect
 
 
@@ -46,7 +47,7 @@ Choose = Callable[[int], list[int]]
 def read_file(
     source: str | bytes | os.PathLike, choose: Choose | None = None, frame_rate: float | None = None
 ) -> tuple[torch.Tensor, float]:
-    """Some frames of a file, a URL or the bytes of a file.
+    """Some frames of a file, a URL or the bytes of a file, or of a folder with a picture for each frame.
 
     Args:
         source: the video.
@@ -60,6 +61,11 @@ def read_file(
     Raises:
         ValueError: naming the video, if nothing of it decodes.
     """
+    if not isinstance(source, bytes) and os.path.isdir(source):
+        try:
+            return read_pictures(os.fspath(source), choose, frame_rate), 1.0
+        except ValueError as error:
+            raise ValueError(f"{os.fspath(source)}: {error}") from error
     source, name = _local(source)
     with _openable(source) as file:
         try:
