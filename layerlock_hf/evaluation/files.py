@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ..models.file_modes import follow_umask
+
 
 @contextmanager
 def written_aside(path: Path) -> Iterator[Path]:
@@ -18,6 +20,7 @@ def written_aside(path: Path) -> Iterator[Path]:
         yield aside
         with aside.open("rb") as file:
             os.fsync(file.fileno())
+        follow_umask(aside)
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)

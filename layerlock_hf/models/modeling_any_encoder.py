@@ -16,6 +16,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import can_return_tuple, logging
 
 from .configuration_any_encoder import AnyEncoderConfig
+from .file_modes import follow_umask_in
 from .modeling_layerlock_readout import LayerLockViTForDepthEstimation, LayerLockViTForVideoClassification
 
 
@@ -120,6 +121,11 @@ class AnyEncoder(PreTrainedModel):
 
     def _init_weights(self, module):
         """Nothing: all parameters are the model's, which has initialised them."""
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """As that of `LayerLockViTModel`."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        follow_umask_in(save_directory)
 
     def train(self, mode: bool = True):
         """As for every module, but frozen it stays in eval mode: its dropout would disturb what is read."""
