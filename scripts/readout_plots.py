@@ -1,5 +1,6 @@
 """The pictures of train_readout.py: the sweep, its curves, what is taken for what, and depth beside its truth."""
 
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,7 +80,7 @@ def plot_sweep(results: dict, path: Path):
         sharex=True,
         layout="constrained",
     )
-    image = axes.imshow(values, cmap=colours, aspect="auto", origin="lower")
+    image = axes.imshow(values, cmap=colours, aspect="auto", origin="lower", norm=_norm(values, results))
     for (i, j), value in np.ndenumerate(values):
         if np.isfinite(value):
             red, green, blue, _ = colours(image.norm(value))
@@ -108,6 +109,16 @@ def plot_sweep(results: dict, path: Path):
     plt.close(figure)
 
 
+def _norm(values: np.ndarray, results: dict) -> Normalize:
+    """A scale of colours that does not blow up differences which are within the interval of the best member."""
+    metric = MEASURES[results["task"]].main_metric
+    interval = results["best"]["metrics"][metric]
+    finite = values[np.isfinite(values)]
+    least = SHOWN[metric].factor * (interval["high"] - interval["low"])
+    spare = max(0.0, least - (finite.max() - finite.min())) / 2
+    return Normalize(finite.min() - spare, finite.max() + spare)
+
+
 def _plot_depths(results: dict, depths: list[int], axes):
     """The best readout of each depth with its interval, and what probes say there."""
     metric = MEASURES[results["task"]].main_metric
@@ -123,6 +134,13 @@ def _plot_depths(results: dict, depths: list[int], axes):
         places = [depths.index(row["depth"]) for row in probes]
         values = [shown.factor * row[name] for row in probes]
         axes.plot(places, values, color=colour, marker=marker, markersize=8, label=label)
+    levels = {name: row[metric]["value"] for name, row in results["baselines"].items()}
+    if results.get("per_class"):
+        levels["chance"] = 1 / len(results["per_class"])
+    for (name, level), style in zip(levels.items(), itertools.cycle(("--", "-.", ":"))):
+        axes.axhline(
+            shown.factor * level, color="#777777", linestyle=style, linewidth=1.2, label=name.replace("_", " ")
+        )
     axes.set_ylabel(shown.name)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
@@ -142,7 +160,9 @@ def plot_curves(rows: list[dict], task: str, path: Path):
         ValueError: without anything to plot.
     """
     metric = MEASURES[task].main_metric
-    lines = [name for name in ("loss", metric) if any(row.get(name) is not None for row in rows)]
+    steps = {name: {row["step"] for row in rows if row.get(name) is not None} for name in ("loss", metric)}
+    # What was measured once is no curve
+    lines = [name for name in steps if len(steps[name]) > 1] or [name for name in steps if steps[name]]
     if not lines:
         raise ValueError(f"there are no curves without rows that hold loss or {metric}; log more often")
     depths = sorted({row["depth"] for row in rows})

@@ -17,7 +17,7 @@ from layerlock_hf.models import AttentionReadout
 from layerlock_hf.models.modeling_layerlock_readout import depth_of_boxes
 from outputs import read_lines
 from readout_arguments import ClipArguments
-from readout_plots import DepthClip, plot_confusion, plot_curves, plot_depth, plot_sweep
+from readout_plots import SHOWN, DepthClip, plot_confusion, plot_curves, plot_depth, plot_sweep
 
 
 MODEL = "model"
@@ -87,15 +87,17 @@ def summarize(results: dict):
     """Print the best, the one at a fixed depth, and what they must beat."""
     measure = MEASURES[results["task"]]
     metric = measure.main_metric
+    shown = SHOWN[metric]
     for name, entry in (("best", results["best"]), ("at depth 0.95", results["fixed_depth"])):
         value = None if entry is None else entry["metrics"][metric]
         if value is not None and value["value"] is not None:
+            low, high = shown.text(value["low"]), shown.text(value["high"])
             print(
-                f"{name:14} {metric} {value['value']:.4f} [{value['low']:.4f}, {value['high']:.4f}]  "
+                f"{name:14} {shown.name} {shown.text(value['value'])} [{low}, {high}]  "
                 f"depth {entry['depth']}, learning rate {entry['learning_rate']:g}"
             )
     for name, metrics in results["baselines"].items():
-        print(f"{name:14} {metric} {metrics[metric]['value']:.4f}")
+        print(f"{name:14} {shown.name} {shown.text(metrics[metric]['value'])}")
     sign = 1 if measure.is_higher_better else -1
     best = sign * results["best"]["metrics"][metric]["value"]
     unbeaten = [name for name, row in results["baselines"].items() if best <= sign * row[metric]["value"]]
@@ -110,6 +112,6 @@ def summarize(results: dict):
     for name in ("knn_top1", "ridge_top1"):
         if "probes" in results:
             row = max(results["probes"], key=lambda row: row[name])
-            print(f"{name:14} {row[name]:.4f}  depth {row['depth']}")
+            print(f"{name:14} {shown.name} {shown.text(row[name])}  depth {row['depth']}")
     if results["failed"]:
         print(f"{len(results['failed'])} test items could not be read: results.json lists them as failed")

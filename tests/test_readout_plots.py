@@ -33,13 +33,22 @@ def sweep(values: dict, task="classification", metric="top1"):
     best = members[0] | {"metrics": {metric: {"value": 0.75, "low": 0.5, "high": 1.0}}, "is_chosen_on": "test"}
     diverged = best | {"depth": members[-1]["depth"], "metrics": {metric: dict.fromkeys(("value", "low", "high"))}}
     about = {"task": task, "model": "org/a$b$c", "dataset": "actions"}
-    return {**about, "members": members, "best": best, "per_depth": [best, diverged]}
+    baselines = {"frame_size": {metric: {"value": 0.25, "low": 0.2, "high": 0.3}}}
+    return {**about, "members": members, "best": best, "per_depth": [best, diverged], "baselines": baselines}
 
 
 def test_a_sweep_with_gaps_and_a_member_that_diverged(tmp_path, texts):
     plot_sweep(sweep({(7, 1e-3): 0.75, (7, 1e-4): 0.5, (10, 1e-3): None}), tmp_path / "sweep.png")
-    assert {"75.0", "50.0", "diverged"} <= set(texts)
+    assert {"75.0", "50.0", "diverged", "frame size"} <= set(texts)
     assert imread(tmp_path / "sweep.png").std() > 0.05
+
+
+def test_differences_within_the_interval_have_colours_alike(tmp_path):
+    results = sweep({(7, 1e-3): 0.75, (7, 1e-4): 0.74})
+    norm = readout_plots._norm(np.array([[75.0, 74.0]]), results)
+    assert (norm.vmin, norm.vmax) == (49.5, 99.5)  # as wide as the interval, 50 to 100
+    norm = readout_plots._norm(np.array([[75.0, 5.0]]), results)
+    assert (norm.vmin, norm.vmax) == (5, 75)
 
 
 def test_relative_errors_are_not_percentages(tmp_path, texts):
@@ -77,6 +86,9 @@ def test_curves(tmp_path, texts):
     assert "top-1 accuracy (%)" not in texts
     texts.clear()
     rows += [{"step": 150, "depth": 4, "learning_rate": 1e-4, "top1": 0.5}]
+    plot_curves(rows, "classification", tmp_path / "curves.png")
+    assert "top-1 accuracy (%)" not in texts  # a lone dot is no curve
+    rows += [{"step": 299, "depth": 4, "learning_rate": 1e-4, "top1": 0.6}]
     plot_curves(rows, "classification", tmp_path / "curves.png")
     assert "top-1 accuracy (%)" in texts
     with pytest.raises(ValueError, match="log more often"):

@@ -367,7 +367,7 @@ def test_rehearsal_prints_a_row_per_stage_and_writes_nothing(run, finished, vide
     table = capsys.readouterr().out.split("peak_memory_gib\n")[1].splitlines()
     assert [line.split()[:3] for line in table[:2]] == [["0", "0", "pixels"], ["2", "2", "layer_2"]]
     assert all(float(line.split()[3]) > 0 for line in table[:2])
-    assert table[2:] == ["1 bad video: 1 text"]
+    assert table[2:] == ["1 bad video: 1 unreadable (1 text)"]
     assert contents(finished) == before
     run(tmp_path / "new", "--rehearse", "true")
     assert not any((tmp_path / "new").iterdir())
@@ -393,8 +393,8 @@ def test_a_broken_video_is_listed(run, videos, tmp_path, capsys, caplog):
     (entry,) = read_lines(out / "bad_videos.jsonl")
     assert entry["path"] == str(broken) and entry["reason"] and not entry["used"]
     assert read_steps(out)[-1]["bad_videos"] == 1
-    assert capsys.readouterr().out.endswith(f"1 bad video: 1 text; see {out / 'bad_videos.jsonl'}\n")
-    assert caplog.text.count("1 bad video: 1 text") == 1  # when it is met, and not with every log
+    assert capsys.readouterr().out.endswith(f"1 bad video: 1 unreadable (1 text); see {out / 'bad_videos.jsonl'}\n")
+    assert caplog.text.count("1 bad video: 1 unreadable (1 text)") == 1  # when it is met, and not with every log
 
 
 def test_a_mixture_of_groups(run, videos, tmp_path):

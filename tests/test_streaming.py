@@ -247,7 +247,7 @@ def test_shards_that_vanish_or_change(run, videos, undisturbed, tmp_path):
     expected = {(f"v{index:02}.mp4", "missing" if index < 12 else "changed", False) for index in range(6, 18)}
     assert reported == expected and len(first.bad) == 12
     assert re.search(r"\d bad videos?: .*\d (missing|changed)", first.log())  # while it runs
-    assert re.search(r"12 bad videos: 6 (missing|changed), 6 (missing|changed); see .*bad_videos.jsonl", first.log())
+    assert re.search(r"12 bad videos: 12 unreadable \(6 \w+, 6 \w+\); see .*bad_videos.jsonl", first.log())
 
 
 def test_too_many_lost_videos_stop_the_run(run, videos, tmp_path):

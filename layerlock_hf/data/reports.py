@@ -75,9 +75,11 @@ class BadVideos:
         return self._unusable + self._usable
 
     def summary(self) -> str:
-        """The counts in words: "3 bad videos: 2 damaged, 1 network"."""
-        counts = self.counts()
-        return f"{counts.total()} bad video{'s' * (counts.total() != 1)}: {_listed(counts)}"
+        """The counts in words: "3 bad videos: 2 unreadable (1 damaged, 1 network), 1 read in part (1 damaged)"."""
+        total = self.count()
+        parts = (("unreadable", self._unusable), ("read in part", self._usable))
+        told = [f"{counts.total()} {name} ({_listed(counts)})" for name, counts in parts if counts]
+        return f"{total} bad video{'s' * (total != 1)}: {', '.join(told)}"
 
     def _record(self, entry: dict) -> None:
         if self.path is None:

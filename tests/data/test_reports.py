@@ -15,12 +15,12 @@ def test_counts_by_kind(path):
     bad_videos = BadVideos(path, 100)
     assert (bad_videos.count(), bad_videos.counts()) == (0, {})
     bad_videos.add("a.mp4", "no answer", used=False, kind="network")
-    assert bad_videos.summary() == "1 bad video: 1 network"
+    assert bad_videos.summary() == "1 bad video: 1 unreadable (1 network)"
     for name in ("b.mp4", "c.mp4", "b.mp4"):
         bad_videos.add(name, "broken", used=name == "c.mp4")
     assert bad_videos.count() == 3
     assert bad_videos.counts() == {"damaged": 2, "network": 1}
-    assert bad_videos.summary() == "3 bad videos: 2 damaged, 1 network"
+    assert bad_videos.summary() == "3 bad videos: 2 unreadable (1 network, 1 damaged), 1 read in part (1 damaged)"
 
 
 def test_lines(tmp_path):
