@@ -9,7 +9,7 @@ Takes the settings of pretrain.py, does the same steps to the bit, and leaves th
 import sys
 
 from layerlock_hf.training.processes import run_and_exit
-from timed_runs import PREEMPTED, DecodedClips, build, decode_all
+from timed_runs import DecodedClips, build, decode_all
 
 
 def main(arguments: list[str]):
@@ -18,7 +18,7 @@ def main(arguments: list[str]):
     trainer.train_dataset = DecodedClips(clips, decode_all(clips.videos))
     trainer.train()
     if trainer.was_preempted:
-        raise SystemExit(PREEMPTED)
+        raise SystemExit(128 + trainer.stop_signal)
     trainer.save_model()
 
 

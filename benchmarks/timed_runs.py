@@ -29,7 +29,7 @@ from layerlock_hf.evaluation import (  # noqa: E402
 )
 from layerlock_hf.models import AnyEncoder, AnyEncoderConfig  # noqa: E402
 from layerlock_hf.training.schedules import scheduled_factor  # noqa: E402
-from pretrain import PREEMPTED, build, build_clips  # noqa: E402
+from pretrain import build, build_clips  # noqa: E402
 from pretrain_arguments import parse  # noqa: E402
 from runs import shortened  # noqa: E402
 
@@ -254,7 +254,7 @@ class Ours:
             trainer.add_callback(Timed(stopwatch))
             trainer.train()
             if trainer.was_preempted:
-                raise SystemExit(PREEMPTED)
+                raise SystemExit(128 + trainer.stop_signal)
         return trainer.state.total_flos / trainer.state.global_step
 
 

@@ -1,4 +1,4 @@
-"""scripts/pretrain.py stopped by SIGTERM, alone and under accelerate, and started again by the same command."""
+"""scripts/pretrain.py stopped by signals, alone and under accelerate, and started again by the same command."""
 
 import json
 import os
@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 from safetensors.torch import load_file
@@ -40,6 +41,7 @@ def recipe(tmp_path_factory, tiny_sizes):
         "mask_ratio": 0.75,
         "freeze_start": 24,
         "freeze_interval": 24,
+        "switch_warmup_steps": 4,
         "layers_per_freeze": 2,
         "num_freezes": 3,
         "max_steps": NUM_STEPS,
@@ -74,7 +76,11 @@ def start(recipe, output_dir, num_processes):
     environment |= {"ACCELERATE_USE_CPU": "true"} if num_processes > 1 else {}
     with (output_dir.parent / f"{output_dir.name}.log").open("a") as log:
         return subprocess.Popen(
-            command(recipe, output_dir, num_processes), env=environment, stdout=log, stderr=subprocess.STDOUT
+            command(recipe, output_dir, num_processes),
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
 
 
@@ -83,22 +89,36 @@ def rows(output_dir):
     return [{k: v for k, v in json.loads(line).items() if k not in MEASURED} for line in lines]
 
 
+def wait_for_rows(output_dir, process, count):
+    end = time.monotonic() + 120
+    while len(rows(output_dir)) < count and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.01)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("num_processes", [1, 2])
-def test_sigterm_saves_and_the_same_command_goes_on(tmp_path, recipe, num_processes):
+@pytest.mark.parametrize(
+    ("number", "num_processes", "reaches_all"),
+    [(signal.SIGTERM, 1, False), (signal.SIGTERM, 2, False), (signal.SIGINT, 1, True), (signal.SIGINT, 2, True)],
+)
+def test_a_signal_saves_and_the_same_command_goes_on(tmp_path, recipe, number, num_processes, reaches_all):
+    """Schedulers signal one process, terminals all of them, data workers included."""
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     assert start(recipe, whole, num_processes).wait(timeout=240) == 0
     process = start(recipe, stopped, num_processes)
-    end = time.monotonic() + 120
-    while len(rows(stopped)) < 5 and process.poll() is None and time.monotonic() < end:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
+    wait_for_rows(stopped, process, 5)
+    if reaches_all:
+        os.killpg(process.pid, number)
+    else:
+        process.send_signal(number)
     status = process.wait(timeout=120)
-    assert status == 143 if num_processes == 1 else status != 0  # torchrun's agent has a status of its own
+    log = (tmp_path / "stopped.log").read_text()
+    # torchrun's agent has a status of its own
+    assert status == 128 + number if num_processes == 1 else status != 0, log[-3000:]
     checkpoints = list(stopped.glob("checkpoint-*"))
-    assert len(checkpoints) == 1, (tmp_path / "stopped.log").read_text()[-3000:]
+    assert len(checkpoints) == 1, log[-3000:]
     assert 5 <= int(checkpoints[0].name.split("-")[1]) < NUM_STEPS
     assert not (stopped / "model.safetensors").exists()
+    assert f"saved {checkpoints[0].name}; the same command with --resume auto goes on" in log
 
     assert start(recipe, stopped, num_processes).wait(timeout=240) == 0
     expected, weights = (load_file(folder / "model.safetensors") for folder in (whole, stopped))
@@ -106,3 +126,86 @@ def test_sigterm_saves_and_the_same_command_goes_on(tmp_path, recipe, num_proces
     losses = [[row for row in rows(folder) if "loss" in row] for folder in (whole, stopped)]
     assert [row["step"] for row in losses[0]] == list(range(1, NUM_STEPS + 1))
     assert losses[0] == losses[1]
+
+
+SLOW = """
+import sys, time
+sys.path[:0] = [{root!r}, {scripts!r}]
+import pretrain
+from layerlock_hf.training import LayerLockTrainer, callbacks
+{changes}
+from layerlock_hf.training.processes import run_and_exit
+run_and_exit(lambda: pretrain.main(sys.argv[1:]))
+"""
+
+
+def start_changed(recipe, output_dir, changes):
+    """pretrain.py with something changed in it."""
+    program = SLOW.format(root=str(ROOT), scripts=str(PROGRAM.parent), changes=changes)
+    return subprocess.Popen(
+        [sys.executable, "-c", program, *command(recipe, output_dir, 1)[2:]],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+@pytest.mark.slow
+def test_a_second_ctrl_c_ends_at_once(tmp_path, recipe):
+    changes = "callbacks.ECHO_S = 0.5\nstep = LayerLockTrainer.training_step\n"
+    changes += "LayerLockTrainer.training_step = lambda self, *given: (time.sleep(20), step(self, *given))[1]"
+    process = start_changed(recipe, tmp_path / "out", changes)
+    for line in process.stdout:
+        if line.lstrip().startswith("0 "):  # the table of stages is printed
+            break
+    time.sleep(5)
+    os.killpg(process.pid, signal.SIGINT)
+    time.sleep(1.5)
+    began = time.monotonic()
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(timeout=15) == 130 and time.monotonic() - began < 10
+    output = process.stdout.read()
+    assert "SIGINT: saving after this step" in output and "Traceback" not in output
+    assert not list((tmp_path / "out").glob("checkpoint-*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_waits_for_data_can_be_ended(tmp_path, recipe, number):
+    changes = "callbacks.MAX_WAIT_S = 2\n"
+    changes += "from layerlock_hf.data import PretrainingClips\n"
+    changes += "PretrainingClips.__getitem__ = lambda self, position: time.sleep(1000)"
+    process = start_changed(recipe, tmp_path / "out", changes)
+    for line in process.stdout:
+        if line.lstrip().startswith("0 "):
+            break
+    time.sleep(5)
+    os.killpg(process.pid, number)
+    assert process.wait(timeout=30) == 1
+    (told,) = [line for line in process.stdout if line.startswith("error: ")]
+    assert f"{number.name}, and no batch came within 2 s: nothing is saved but earlier checkpoints" in told
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_rows", [0, 5])
+def test_the_processes_of_a_killed_launcher_end(tmp_path, recipe, num_rows):
+    """At the start, when they wait for each other, and in the middle, when they save first."""
+    out = tmp_path / "out"
+    process = start(recipe, out, 2)
+    launcher, children, end = psutil.Process(process.pid), [], time.monotonic() + 120
+    while len(children) < 2 and time.monotonic() < end:
+        children = [child for child in launcher.children(recursive=True) if str(PROGRAM) in child.cmdline()]
+        time.sleep(0.05)
+    if num_rows:
+        wait_for_rows(out, process, num_rows)
+        children = launcher.children(recursive=True)
+    else:
+        time.sleep(4)  # until they have imported what they need
+    process.kill()
+    _, alive = psutil.wait_procs(children, timeout=60)
+    for child in alive:
+        child.kill()
+    assert not alive
+    assert bool(list(out.glob("checkpoint-*"))) == bool(num_rows)

@@ -14,12 +14,13 @@ from accelerate.utils import gather_object
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ..data import MAX_ATTEMPTS
 from ..data.order import ClipOrder
 from ..data.reports import BadData, BadVideos
+from ..utils.handing_over import Loader
 from .files import written_aside
 from .metrics import in_order
 
@@ -122,7 +123,7 @@ class FeatureStore(Dataset):
         # Shared out before it is looked what is there already: that changes while others write
         mine = range(state.process_index, len(self.items), state.num_processes)
         missing = [index for index in mine if not self._is_whole(index)]
-        loader = DataLoader(
+        loader = Loader(
             self.items, sampler=missing, batch_size=batch_size, collate_fn=collate, num_workers=num_workers
         )
         is_space_checked = False
@@ -209,7 +210,7 @@ def pooled_features(
     """
     state = PartialState()
     share = range(state.process_index, len(items), state.num_processes)
-    loader = DataLoader(items, sampler=share, batch_size=batch_size, collate_fn=collate, num_workers=num_workers)
+    loader = Loader(items, sampler=share, batch_size=batch_size, collate_fn=collate, num_workers=num_workers)
     parts, errors = [], {}
     for batch in tqdm(loader, desc="features", leave=False, disable=not state.is_main_process):
         errors |= {item["index"]: item["error"] for item in batch["failed"]}

@@ -13,9 +13,10 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from safetensors.torch import load_file, save_file
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from ..utils.handing_over import Loader
 from .files import written_aside
 from .metrics import Judged, in_order, measure, without
 from .protocol import Member, SweepArguments
@@ -257,8 +258,8 @@ class Sweep:
             for member, readout in this.readouts.items():
                 readout.load_state_dict(load_file(self._weights_of(member)))
 
-    def _loader(self, dataset: Dataset, collate: Callable, **options) -> DataLoader:
-        return DataLoader(
+    def _loader(self, dataset: Dataset, collate: Callable, **options) -> Loader:
+        return Loader(
             dataset,
             collate_fn=collate,
             num_workers=self.args.num_workers,

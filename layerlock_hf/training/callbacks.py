@@ -1,9 +1,12 @@
 """What the trainer does around each step."""
 
+import contextlib
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from datetime import timedelta
+from itertools import pairwise
 
 import torch
 import torch.distributed as dist
@@ -12,9 +15,13 @@ from transformers.utils import logging
 
 from ..models.objectives import Stage
 from .memory import peak_memory_gib, reset_peak_memory
+from .run_file import announce
 
 
 logger = logging.get_logger(__name__)
+
+ECHO_S = 2.0  # within which a launcher passes on the Ctrl-C that the terminal has sent to all
+MAX_WAIT_S = 10  # for data, after a signal. Schedulers kill after 30 or more
 
 
 class StageCallback(TrainerCallback):
@@ -39,8 +46,8 @@ class StageCallback(TrainerCallback):
 
 
 class ScheduleCallback(TrainerCallback):
-    """Tells what is doubtful about the schedules, before the first step and again after the last, with the number of
-    stages that ran.
+    """Tells of every new stage, and what is doubtful about the schedules: before the first step and again after the
+    last, with the number of stages that ran.
 
     Args:
         stages: of the run.
@@ -52,6 +59,11 @@ class ScheduleCallback(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         self._tell(state)
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        for before, stage in pairwise(self.stages):
+            if stage.start == state.global_step and state.is_world_process_zero:
+                logger.warning(announce(before, stage))
 
     def on_train_end(self, args, state, control, **kwargs):
         num_run = sum(stage.start < state.global_step for stage in self.stages)
@@ -65,45 +77,96 @@ class ScheduleCallback(TrainerCallback):
                 logger.warning(doubt)
 
 
-class PreemptionCallback(TrainerCallback):
-    """SIGTERM, by which schedulers announce the end: all processes save after the same step, and training stops.
+class NoDataCame(RuntimeError):
+    """A run that waits for data was told to end; the message is for the user."""
 
-    The signal may reach only some of the processes, or each at another moment, so they agree after every step.
+
+class PreemptionCallback(TrainerCallback):
+    """SIGTERM, by which schedulers announce the end, and SIGINT (Ctrl-C): all processes save after the same step, and
+    training stops. A second SIGINT ends it at once.
+
+    A signal may reach only some of the processes, or each at another moment, so they agree after every step.
+
+    Attributes:
+        was_preempted: whether a signal ended the training.
+        stop_signal: the signal, once the processes agree on it; None before.
     """
 
     def __init__(self):
-        self.was_preempted = False
-        self._is_asked, self._group, self._previous = False, None, None
+        self.was_preempted, self.stop_signal = False, None
+        self._asked, self._asked_at, self._is_waiting = 0, 0.0, False
+        self._group, self._previous = None, {}
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.was_preempted = self._is_asked = False
-        # Only the main thread may handle signals. After a preemption the handler is still there
-        if self._previous is None and threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGTERM, self._ask)
+        self.was_preempted, self.stop_signal, self._asked = False, None, 0
+        # Only the main thread may handle signals. After a preemption the handler of SIGTERM is still there
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in ((signal.SIGTERM, self._ask), (signal.SIGINT, self._ask)):
+                if number not in self._previous:
+                    self._previous[number] = signal.signal(number, handler)
         if args.world_size > 1:
             # Of its own and on the CPU: it neither waits for the accelerator nor mixes with other communication
             self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=args.ddp_timeout))
 
     def _ask(self, signum, frame):
-        self._is_asked = True
+        now = time.monotonic()
+        if self._asked and signum == signal.SIGINT and now > self._asked_at + ECHO_S:
+            raise KeyboardInterrupt
+        if not self._asked:
+            self._asked, self._asked_at = signum, now
+            logger.warning(f"{_name(signum)}: saving after this step; Ctrl-C once more ends at once, without saving")
+            if self._is_waiting:
+                self._limit_the_wait()
+
+    @contextlib.contextmanager
+    def waiting_for_data(self) -> Iterator[None]:
+        """While the next batch is waited for, which may never come.
+
+        Raises:
+            NoDataCame: some seconds after a signal.
+        """
+        self._is_waiting = True
+        if self._asked:
+            self._limit_the_wait()
+        try:
+            yield
+        finally:
+            self._is_waiting = False
+            if signal.SIGALRM in self._previous:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                signal.signal(signal.SIGALRM, self._previous.pop(signal.SIGALRM))
+
+    def _limit_the_wait(self):
+        if signal.SIGTERM in self._previous:  # handled here, hence in the main thread
+            self._previous[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._give_up)
+            signal.setitimer(signal.ITIMER_REAL, MAX_WAIT_S)
+
+    def _give_up(self, signum, frame):
+        raise NoDataCame(
+            f"{_name(self._asked)}, and no batch came within {MAX_WAIT_S} s: nothing is saved but earlier checkpoints"
+        )
 
     def on_step_end(self, args, state, control, **kwargs):
-        is_asked = torch.tensor(int(self._is_asked))
+        asked = torch.tensor(self._asked)
         if self._group is not None:
-            dist.all_reduce(is_asked, op=dist.ReduceOp.MAX, group=self._group)
-        if is_asked and state.global_step < state.max_steps:
-            logger.warning(f"SIGTERM: saving at step {state.global_step} and stopping")
+            dist.all_reduce(asked, op=dist.ReduceOp.MAX, group=self._group)
+        if asked and state.global_step < state.max_steps:
+            self.stop_signal = self._asked = asked.item()
+            logger.warning(f"{_name(self.stop_signal)}: saving at step {state.global_step} and stopping")
             self.was_preempted = control.should_save = control.should_training_stop = True
 
     def release(self):
-        """Give SIGTERM back, however the training ended. Not once it has been answered, though: it reaches one process
-        after another, and would end those that have saved before they can say so by their exit status."""
-        if self._previous is not None and not self.was_preempted:
-            signal.signal(signal.SIGTERM, self._previous)
-            self._previous = None
+        """Give the signals back, however the training ended. SIGTERM not once it has been answered, though: it reaches
+        one process after another, and would end those that have saved before they can say so by their exit status."""
+        for number in [number for number in self._previous if number != signal.SIGTERM or not self.was_preempted]:
+            signal.signal(number, self._previous.pop(number))
         if self._group is not None:
             dist.destroy_process_group(self._group)
             self._group = None
+
+
+def _name(signum: int) -> str:
+    return signal.Signals(signum).name
 
 
 class StopwatchCallback(TrainerCallback):

@@ -16,6 +16,8 @@ import torch.distributed as dist
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 
+from ..utils.parents import end_without_parent
+
 
 def start_processes(use_cpu: bool, backend: str | None, timeout_s: float):
     """Connect the processes of this launch, if there are several.
@@ -35,6 +37,8 @@ def start_processes(use_cpu: bool, backend: str | None, timeout_s: float):
             )
     if int(environment.get("WORLD_SIZE", 1)) == 1 or dist.is_initialized():
         return
+    if "TORCHELASTIC_RUN_ID" in environment:  # the parent is a launcher
+        end_without_parent()
     timeout, options = timedelta(seconds=timeout_s), {}
     if environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and environment.get("GROUP_WORLD_SIZE") == "1":
         # torchrun keeps one store for all its attempts, and in it the addresses of the last (pytorch#135712).
@@ -105,13 +109,13 @@ def raise_together(error: ValueError | None):
 
 
 def init_worker(init: Callable[[int], None] | None, worker_id: int):
-    """Make a data worker leave SIGTERM to its parent, and call the worker's own `init`.
+    """Make a data worker leave SIGTERM and SIGINT to its parent, and call the worker's own `init`.
 
-    Schedulers send the signal to all processes of a job. PyTorch's workers would die of it, and take the run with them
-    before it has saved.
+    Schedulers and terminals send them to all processes of a job. PyTorch's workers would die of it, and take the run
+    with them before it has saved.
     """
     if hasattr(signal, "sigwaitinfo"):  # not on macOS
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
         parent = multiprocessing.parent_process().pid  # os.getppid() may be a fork server
         threading.Thread(target=_exit_when_told_by, args=(parent,), daemon=True).start()
     if init is not None:

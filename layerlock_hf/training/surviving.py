@@ -10,6 +10,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from transformers import Trainer
 from transformers.utils import logging
 
+from ..utils.handing_over import HandOver, received
 from .callbacks import PreemptionCallback
 from .checkpoints import ASIDE, CheckpointNotWritten, fault, keep_newest, newest_complete, publish
 from .processes import check_shared_folder, init_worker
@@ -20,8 +21,8 @@ logger = logging.get_logger(__name__)
 
 
 class SurvivingTrainer(Trainer):
-    """`transformers.Trainer` with checkpoints that are complete or do not exist, which stops in good order on SIGTERM,
-    and does nothing when a finished run is started again."""
+    """`transformers.Trainer` with checkpoints that are complete or do not exist, which stops in good order on SIGTERM
+    and SIGINT (Ctrl-C), and does nothing when a finished run is started again."""
 
     def __init__(self, *, args, **kwargs):
         super().__init__(args=args, **kwargs)
@@ -32,8 +33,13 @@ class SurvivingTrainer(Trainer):
 
     @property
     def was_preempted(self) -> bool:
-        """Whether SIGTERM ended the training: a checkpoint has been written, and the run is not finished."""
+        """Whether a signal ended the training: a checkpoint has been written, and the run is not finished."""
         return self._preemption.was_preempted
+
+    @property
+    def stop_signal(self) -> int | None:
+        """The signal (SIGTERM or SIGINT) that this process was asked to stop by, None if it was not."""
+        return self._preemption.stop_signal
 
     def train(self, resume_from_checkpoint: str | bool | None = None):
         """As `Trainer.train`. A checkpoint is resumed from only if it is complete.
@@ -56,7 +62,13 @@ class SurvivingTrainer(Trainer):
         loader = super().get_train_dataloader()
         inner = getattr(loader, "base_dataloader", loader)  # what Accelerate has prepared passes attributes on to read
         inner.worker_init_fn = functools.partial(init_worker, inner.worker_init_fn)
+        inner.collate_fn = HandOver(inner.collate_fn)
         return loader
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        with self._preemption.waiting_for_data():
+            batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        return [received(batch) for batch in batches], num_items
 
     def _init_training_state(self, max_steps, num_update_steps_per_epoch, num_train_epochs, *args, **kwargs):
         """As in `Trainer`, which however trains one more step when a finished run is resumed: leave it no epoch."""
