@@ -1,6 +1,6 @@
 """Several results.json of train_readout.py as one table and one picture.
 
-python scripts/compare.py RUN_A/results.json RUN_B/results.json --output FOLDER
+python scripts/compare.py RUN_A RUN_B --output FOLDER
 
 Writes results.md and results.png. Every dataset has a section. The first file of a section is what the others are
 compared with: where another test set, other steps or other settings make the numbers not comparable, a note says so.
@@ -346,11 +346,12 @@ def read_all(paths: list[Path]) -> list[tuple[Path, dict]]:
 
 def main(arguments: list[str] | None = None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=Path, nargs="+", metavar="RESULTS.json")
+    parser.add_argument("results", type=Path, nargs="+", metavar="RESULTS", help="results.json, or its folder")
     parser.add_argument("--output", type=Path, required=True, help="folder for results.md and results.png")
     args = parser.parse_args(arguments)
     try:
-        sections = sections_of(read_all(args.results))
+        results = [path / "results.json" if path.is_dir() else path for path in args.results]
+        sections = sections_of(read_all(results))
         args.output.mkdir(parents=True, exist_ok=True)
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from None

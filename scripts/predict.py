@@ -191,7 +191,7 @@ def build_parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("model", metavar="MODEL", help="Folder or id on the Hub.")
-    parser.add_argument("videos", metavar="VIDEOS", help="Folder, list or tar.")
+    parser.add_argument("videos", metavar="VIDEOS", help="Video, folder, list or tar.")
     parser.add_argument("out", metavar="OUT", type=Path, help="Folder without predictions so far.")
     parser.add_argument("--batch_size", type=count, default=8, help="Clips per pass through the model (default 8).")
     parser.add_argument(

@@ -35,6 +35,7 @@ from layerlock_hf.data import (
     load_videos,
 )
 from layerlock_hf.training import LayerLockTrainer, LayerLockTrainingArguments, load_teacher
+from layerlock_hf.training.callbacks import NoDataCame
 from layerlock_hf.training.checkpoints import CheckpointNotWritten
 from layerlock_hf.training.processes import run_and_exit
 from layerlock_hf.training.run_file import CheckpointRefused, target_label
@@ -52,7 +53,10 @@ from pretrain_arguments import DataArguments, parse
 
 logger = logging.get_logger(__name__)
 
-PREEMPTED = 128 + signal.SIGTERM  # exit status: a checkpoint was written, start again to go on
+AFTERWARDS = """
+{out} holds the model and its video processor (AutoModel.from_pretrained), the log (metrics.jsonl), what was frozen and
+predicted when (stages.json), and the names of bad videos (bad_videos.jsonl). What the encoder knows is read by
+  python scripts/train_readout.py --model {out} --task classification --data LABELLED --output_dir {out}/readout"""
 STAGES, METRICS, BAD_VIDEOS = REPORTS = ("stages.json", "metrics.jsonl", "bad_videos.jsonl")
 
 
@@ -92,12 +96,11 @@ class Reports(TrainerCallback):
                 file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
 
 
-def save_processor(config: LayerLockViTConfig, clips: PretrainingClips, folder: str):
-    """Save what turns videos into clips of the scale and pace that the model was trained on."""
+def processor_of(config: LayerLockViTConfig, clips: PretrainingClips) -> LayerLockVideoProcessor:
+    """What turns videos into clips of the scale and pace that the model is trained on."""
     size = clips.transform.image_size * clips.transform.central_factor
     pace = {"frame_stride": clips.frame_stride, "frame_rate": clips.frame_rate}
-    processor = LayerLockVideoProcessor.from_config(config, size=size, **pace)
-    processor.save_pretrained(folder)
+    return LayerLockVideoProcessor.from_config(config, size=size, **pace)
 
 
 def describe_stages(model: LayerLockViTForPretraining, stages) -> list[dict]:
@@ -130,6 +133,8 @@ def build_clips(
     report: Path,
 ) -> PretrainingClips:
     """As many clips as these, as the settings ask; bad videos go to the report."""
+    if config.num_channels != 3:
+        raise ValueError(f"num_channels must be 3, as videos are decoded to RGB, got {config.num_channels}")
     try:
         videos = load_videos(
             data_args.train_data,
@@ -227,7 +232,17 @@ def build(arguments: list[str]):
     model = LayerLockViTForPretraining(config)
     rows = describe_stages(model, stages)
     reports = Reports(output, rows, clips.bad_videos)
-    trainer = LayerLockTrainer(model, training_args, stages, clips, collator, [reports], teacher, batch_transform)
+    trainer = LayerLockTrainer(
+        model,
+        training_args,
+        stages,
+        clips,
+        collator,
+        [reports],
+        teacher,
+        batch_transform,
+        processor_of(config, clips),
+    )
     if readout is not None and not data_args.rehearse:
         readout_args.add_to(trainer, *readout)
     if checkpoint is None and not data_args.rehearse and output.is_dir() and get_last_checkpoint(output):
@@ -257,6 +272,10 @@ def main(arguments: list[str]):
             trainer.train(resume_from_checkpoint=checkpoint)
     except (CheckpointRefused, CheckpointNotWritten) as error:
         raise SystemExit(f"error: {error}") from None
+    except NoDataCame as error:
+        raise SystemExit(f"error: {error}. Go on with --resume auto") from None
+    except KeyboardInterrupt:
+        raise SystemExit(128 + signal.SIGINT) from None
     except (BadData, LossNotFinite) as error:
         raise SystemExit(f"error: {message_of(error)}") from None
     except RuntimeError as error:
@@ -267,15 +286,18 @@ def main(arguments: list[str]):
             "--resume_from_checkpoint auto"
         ) from None
     if trainer.was_preempted:
-        raise SystemExit(PREEMPTED)
+        if trainer.is_world_process_zero():
+            print(f"saved checkpoint-{trainer.state.global_step}; the same command with --resume auto goes on")
+        raise SystemExit(128 + trainer.stop_signal)
     if not rehearse:
         trainer.save_model()
         trainer.save_state()
     if trainer.is_world_process_zero():
         if rehearse:
             print_table(rows)
+            print(f"all stages of the run would take {sum(row['hours'] for row in rows):.3g} hours at this pace")
         else:
-            save_processor(trainer.model.config, trainer.train_dataset, trainer.args.output_dir)
+            print(AFTERWARDS.format(out=trainer.args.output_dir))
         bad_videos = trainer.train_dataset.bad_videos
         if bad_videos.count():
             print(bad_videos.summary() + ("" if rehearse else f"; see {bad_videos.path}"))

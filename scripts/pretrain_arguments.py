@@ -1,16 +1,19 @@
 """The settings of pretrain.py: their names, defaults and help, and how recipe and flags are read."""
 
+import argparse
 import os
+import re
 import types
 import typing
 from dataclasses import dataclass, field, make_dataclass
 
-from transformers import HfArgumentParser
+from transformers import HfArgumentParser, TrainingArguments
 from transformers.integrations import is_tensorboard_available
 
 from cores import count_cores
 from layerlock_hf.data import DECODE_TIMEOUT, MaskArguments, load_videos
 from layerlock_hf.evaluation import OnlineReadout, center_clips, labelled_videos
+from layerlock_hf.models import LayerLockReadoutConfig, LayerLockViTConfig
 from layerlock_hf.models.configuration_layerlock import architecture_fields
 from layerlock_hf.training import LayerLockTrainer, LayerLockTrainingArguments, StageArguments
 from recipe_flags import parse_with_recipe
@@ -119,11 +122,19 @@ def flag_type(kind):
     return typing.get_args(kind)[0] if isinstance(kind, types.UnionType) else kind
 
 
+def described(name: str) -> str:
+    """What the docstrings of the configuration say of a field."""
+    docs = "".join(kind.__doc__ for kind in (LayerLockViTConfig, LayerLockReadoutConfig))
+    entries = re.findall(r"^ {8}([a-z_, ]+): (.*(?:\n {12}.*)*)", docs, re.MULTILINE)
+    found = {key.strip(): " ".join(text.split()) for keys, text in entries for key in keys.split(",")}
+    return found.get(name, "See LayerLockViTConfig.").replace("%", "%%")
+
+
 ModelArguments = make_dataclass(
     "ModelArguments",
     [("preset", str, field(default="4ds-b", metadata={"help": "Named size."}))]
     + [
-        (name, flag_type(kind) | None, field(default=None, metadata={"help": "See LayerLockViTConfig."}))
+        (name, flag_type(kind) | None, field(default=None, metadata={"help": described(name)}))
         for name, kind in architecture_fields().items()
         if name != "num_frozen_layers"
     ],
@@ -136,14 +147,59 @@ def default_data_workers() -> int:
     return max(1, min(per_process - 1, MAX_DATA_WORKERS))
 
 
+# How --help groups the settings
+GROUPS = {
+    ModelArguments: "model",
+    StageArguments: "stages",
+    DataArguments: "data",
+    MaskArguments: "masks",
+    ReadoutArguments: "readout during pretraining",
+    LayerLockTrainingArguments: "training",
+}
+# Of the settings that come from Transformers those that --help shows, too
+COMMON = {
+    *("per_device_train_batch_size", "gradient_accumulation_steps", "max_steps", "warmup_steps", "adam_beta1"),
+    *("bf16", "gradient_checkpointing", "torch_compile", "seed", "use_cpu", "logging_steps", "save_strategy"),
+    *("save_steps", "save_total_limit", "dataloader_num_workers", "dataloader_prefetch_factor", "ddp_timeout", "fsdp"),
+    *("disable_tqdm", "push_to_hub", "hub_model_id"),
+}
+
+
+class Help(argparse.ArgumentDefaultsHelpFormatter):
+    """One spelling of each setting, and defaults where there are any and the text does not tell them."""
+
+    def _format_action_invocation(self, action):
+        names = [name for name in action.option_strings if "-" not in name.lstrip("-")]
+        return " ".join([", ".join(names or action.option_strings), self._format_args(action, "VALUE")]).strip()
+
+    def _get_help_string(self, action):
+        is_told = action.default in (None, argparse.SUPPRESS) or "default" in action.help
+        return action.help if is_told else super()._get_help_string(action)
+
+
+def _hide_all_but_ours(parser: HfArgumentParser):
+    """Leave the settings of Transformers that few need to --help_all."""
+    ours = {*LayerLockTrainingArguments.__annotations__, *COMMON}
+    theirs = TrainingArguments.__dataclass_fields__.keys() - ours
+    for action in parser._actions:
+        if action.dest in theirs:
+            action.help = argparse.SUPPRESS
+
+
 def parse(arguments: list[str]):
     """The settings of the recipe, overridden by flags; unknown ones of either are refused by name."""
+    for kind, group in GROUPS.items():
+        kind._argument_group_name = group
     parser = HfArgumentParser(
-        (ModelArguments, StageArguments, DataArguments, MaskArguments, ReadoutArguments, LayerLockTrainingArguments),
+        tuple(GROUPS),
         allow_abbrev=False,
         usage="%(prog)s --config RECIPE --train_data VIDEOS --output_dir OUT [--SETTING VALUE ...]",
+        formatter_class=Help,
     )
     parser.add_argument("--config", required=True, help="Recipe (YAML).")
+    parser.add_argument("--help_all", action="help", help="Also show the settings of Transformers that few need.")
+    if "--help_all" not in arguments:
+        _hide_all_but_ours(parser)
     if is_tensorboard_available():
         parser.set_defaults(report_to=["tensorboard"])
     parser.set_defaults(dataloader_num_workers=default_data_workers())

@@ -27,15 +27,15 @@ REPORT_INTERVAL = 100  # steps
 FIRST_STEPS, LAST_STEPS = 10, 30  # steps over which a stage's first and last losses are averaged
 RECOVERED = 0.9  # share of its last explained variance at which a stage has recovered from its switch
 POLL_INTERVAL = 0.5  # seconds
-# Settings that are measured in steps
-SCHEDULE = (
-    "freeze_start",
-    "freeze_interval",
-    "warmup_steps",
-    "switch_warmup_steps",
-    "steps_per_block",
-    "latent_weight_ramp_steps",
-)
+# Settings that are measured in steps, and how many they are at least
+SCHEDULE = {
+    "freeze_start": 1,
+    "freeze_interval": 1,
+    "warmup_steps": 0,
+    "switch_warmup_steps": 0,
+    "steps_per_block": 1,
+    "latent_weight_ramp_steps": 0,
+}
 
 
 class RunFailed(RuntimeError):
@@ -82,8 +82,10 @@ def write_data(folder: Path, num_videos: int, num_workers: int | None = None):
 def shortened(recipe: dict, max_steps: int) -> dict:
     """The settings that bring a recipe to `max_steps`, its schedules in proportion."""
     share = max_steps / recipe["max_steps"]
-    # warmup_steps below 1 are a share of the run already
-    scaled = {name: max(1, int(recipe[name] * share)) for name in SCHEDULE if recipe.get(name, 0) >= 1}
+    # What is below 1 is a share of the run already
+    scaled = {
+        name: max(least, int(recipe[name] * share)) for name, least in SCHEDULE.items() if recipe.get(name, 0) >= 1
+    }
     return {"max_steps": max_steps} | scaled
 
 

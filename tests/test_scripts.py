@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -526,3 +527,48 @@ def test_checkpoints_of_another_run_are_not_mixed_in(run, finished):
 def test_output_within_the_videos(run, videos):
     with pytest.raises(SystemExit, match="error: output_dir: .* lies within train_data"):
         run(videos / "out")
+
+
+# ---- words
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--freeze_strat", "2"], r"--freeze_strat: unknown setting, .*; did you mean --freeze_start\?"),
+        (["--num_channels", "1"], "num_channels must be 3, as videos are decoded to RGB, got 1"),
+        (["--report_to", "none", "nope"], "report_to: nope is not installed"),
+        (["--label_smoothing_factor", "0.1"], "label_smoothing_factor has no effect here"),
+        (["--teacher", "./nope"], "teacher: cannot load ./nope: there is no folder ./nope"),
+        (
+            ["--switch_warmup_steps", "5", "--num_freezes", "2", "--freeze_start", "1"],
+            "switch_warmup_steps must be less",
+        ),
+    ],
+)
+def test_mistakes_are_told_in_a_line(run, tmp_path, flags, message):
+    with pytest.raises(SystemExit, match=f"error: {message}"):
+        run(tmp_path / "out", *flags)
+
+
+def test_recipes_are_suggested(pretrain, tmp_path):
+    with pytest.raises(SystemExit, match=r"error: config: there is no recipe demo-ame; there are .*demo-mae.yaml"):
+        pretrain(["--config", "demo-ame", "--train_data", "x", "--output_dir", str(tmp_path)])
+
+
+def test_output_dir_is_needed(pretrain, settings, tmp_path):
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(settings))
+    with pytest.raises(SystemExit, match="error: output_dir must be set"):
+        pretrain(["--config", str(tmp_path / "recipe.yaml")])
+
+
+def test_help_shows_what_is_ours(pretrain, capsys):
+    with pytest.raises(SystemExit):
+        pretrain(["--help"])
+    brief = capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        pretrain(["--help_all"])
+    whole = capsys.readouterr().out
+    assert "--freeze_start VALUE" in brief and "--max_grad_norm VALUE" in brief and "default: None" not in brief
+    assert "--hub_token" not in brief and "--hub_token" in whole
+    assert re.search(r"\n(data|masks|stages|model|training):\n", brief)

@@ -10,6 +10,7 @@ from transformers.utils import logging
 
 from ..models import AnyEncoder, AnyEncoderConfig, LayerLockReadoutConfig
 from ..models.pixel_statistics import pixel_statistics
+from ..utils.checkpoint_names import check_checkpoint
 
 
 logger = logging.get_logger(__name__)
@@ -43,6 +44,7 @@ def load_encoder(
         ValueError: if there is no such checkpoint, or if it cannot be read as an encoder of such clips.
     """
     try:
+        check_checkpoint(name_or_path)
         # Code that comes with a checkpoint is not run, nor does anybody ask whether it may
         config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
         given = {"image_size": image_size, "num_frames": num_frames}

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from accelerate.utils import parse_flag_from_env
 from transformers import TrainingArguments
+from transformers.integrations import get_available_reporting_integrations
 
 from .processes import start_processes
 from .schedules import LEARNING_RATE_DECAYS, whole_steps
@@ -13,6 +14,17 @@ from .schedules import LEARNING_RATE_DECAYS, whole_steps
 
 # Settings of `TrainingArguments` that this trainer does not read, and what to set instead
 REPLACED = {"lr_scheduler_type": "learning_rate_decay", "num_train_epochs": "max_steps"}
+# Those for which there is nothing to set, and why
+NOTHING_IS_EVALUATED = "nothing is evaluated but by readout_data"
+UNHEEDED = {
+    "lr_scheduler_kwargs": "learning_rate_decay knows what it needs",
+    "label_smoothing_factor": "nothing is classified",
+    "neftune_noise_alpha": "no words are embedded",
+    "use_liger_kernel": "there are no kernels for this model",
+    "data_seed": "seed draws the clips, too",
+    **dict.fromkeys(("do_eval", "do_predict", "eval_strategy", "eval_steps", "eval_on_start"), NOTHING_IS_EVALUATED),
+    **dict.fromkeys(("load_best_model_at_end", "metric_for_best_model"), NOTHING_IS_EVALUATED),
+}
 
 
 @dataclass
@@ -31,6 +43,7 @@ class LayerLockTrainingArguments(TrainingArguments):
         ValueError: if the batch sizes contradict each other, or `max_steps` is missing.
     """
 
+    output_dir: str | None = field(default=None, metadata={"help": "Where checkpoints, logs and the model go."})
     global_batch_size: int | None = field(
         default=None,
         metadata={"help": "Clips per optimizer step over all processes; sets gradient_accumulation_steps."},
@@ -83,6 +96,10 @@ class LayerLockTrainingArguments(TrainingArguments):
             "help": "Checkpoint to go on from, or auto: the newest complete one in output_dir, if there is one.",
         },
     )
+    report_to: list[str] = field(
+        default_factory=lambda: ["none"],
+        metadata={"help": "Trackers, such as tensorboard wandb; or none."},
+    )
     learning_rate: float = field(default=3e-4, metadata={"help": "Peak learning rate."})
     weight_decay: float = field(default=0.05, metadata={"help": "Weight decay of the linear layers' weights."})
     max_grad_norm: float = field(
@@ -94,7 +111,12 @@ class LayerLockTrainingArguments(TrainingArguments):
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "A loss that is not finite stops the run."})
 
     def __post_init__(self):
-        for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "global_batch_size"):
+        if not self.output_dir:
+            raise ValueError("output_dir must be set: it is where checkpoints, logs and the model go")
+        for name in (
+            *("per_device_train_batch_size", "gradient_accumulation_steps", "global_batch_size"),
+            "dataloader_prefetch_factor",
+        ):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in (
@@ -106,6 +128,19 @@ class LayerLockTrainingArguments(TrainingArguments):
         for name, instead in REPLACED.items():
             if getattr(self, name) != TrainingArguments.__dataclass_fields__[name].default:
                 raise ValueError(f"{name} has no effect here: set {instead}")
+        for name, reason in UNHEEDED.items():
+            known = TrainingArguments.__dataclass_fields__.get(name)
+            if known is not None and getattr(self, name) != known.default:
+                raise ValueError(f"{name} has no effect here: {reason}. Leave it out")
+        trackers = [self.report_to] if isinstance(self.report_to, str) else self.report_to or []
+        for name in trackers:
+            if name not in ("all", "none", *get_available_reporting_integrations()):
+                raise ValueError(
+                    f"report_to: {name} is not installed; pip install it, or choose among "
+                    f"{', '.join(['none', *get_available_reporting_integrations()])}"
+                )
+        if self.fp16 and (self.use_cpu or not torch.cuda.is_available()):
+            raise ValueError("fp16 needs a GPU: on a CPU use bf16, or neither")
         if self.deepspeed or parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
             raise ValueError("deepspeed is not supported: it keeps training layers that have been frozen")
         if self.save_on_each_node:

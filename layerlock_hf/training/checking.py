@@ -4,12 +4,22 @@ from ..models.modeling_layerlock_pretraining import LayerLockViTForPretraining
 from .processes import raise_together
 
 
-def check_masks(model: LayerLockViTForPretraining, batches: list[dict]):
-    """Raise a `ValueError` on all processes if the masks of one do not belong to its clips."""
+# Resizing may overshoot
+MARGIN = 0.01
+
+
+def check_batches(model: LayerLockViTForPretraining, batches: list[dict]):
+    """Raise a `ValueError` on all processes if one has clips that are no pixels in [0, 1], or masks of other clips."""
     error = None
     try:
         for batch in batches:
             video = batch["pixel_values_videos"]
+            low, high = (bound.item() for bound in video.aminmax())
+            if video.is_floating_point() and (low < -MARGIN or high > 1 + MARGIN):
+                raise ValueError(
+                    f"pixel_values_videos must be bytes, or floats in [0, 1], got {video.dtype} from {low:g} to "
+                    f"{high:g}: neither normalise nor scale them, the encoder does what it needs"
+                )
             model.check_grid(video, batch.get("grid_size"))
             model.check_ids(video, batch["context_ids"], batch.get("target_ids"))
     except ValueError as caught:

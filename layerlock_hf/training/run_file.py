@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict
+from itertools import zip_longest
 from pathlib import Path
 
 from transformers import AutoConfig
@@ -25,6 +26,15 @@ def target_label(stage: Stage) -> str:
 def describe(stage: Stage) -> str:
     """A stage in words."""
     return f"from step {stage.start} on freezes {stage.num_frozen} layers and predicts {target_label(stage)}"
+
+
+def announce(before: Stage, stage: Stage) -> str:
+    """What a user should know when a stage begins."""
+    frozen = "layer 1" if stage.num_frozen == 1 else f"layers 1 to {stage.num_frozen}"
+    text = f"step {stage.start}: {f'{frozen} frozen' if stage.num_frozen else 'nothing frozen'}, "
+    if stage.labels == before.labels:
+        return f"{text}still predicts {target_label(stage)}"
+    return f"{text}predicts {target_label(stage)}; losses of different targets do not compare, see explained_variance"
 
 
 def write_run_file(folder: str, stages: list[Stage], learning: list[str], identity: dict):
@@ -53,11 +63,12 @@ def check_run_file(checkpoint: str, stages: list[Stage], config: LayerLockViTCon
     """Raise `CheckpointRefused` unless the checkpoint was written by a run of these stages and this identity on such a
     model."""
     record = read_run_file(checkpoint)
-    if record["stages"] != _as_json(stages):
-        raise CheckpointRefused(
-            f"{checkpoint} was written by a run with other stages; its stages: "
-            f"{[stage['is'] for stage in record['stages']]}, now: {[describe(stage) for stage in stages]}"
-        )
+    for number, (then, now) in enumerate(zip_longest(record["stages"], _as_json(stages))):
+        if then != now:
+            raise CheckpointRefused(
+                f"{checkpoint} was written by a run with other stages; stage {number} then: {_describe(then, now)}, "
+                f"now: {_describe(now, then)}"
+            )
     for name, value in identity.items():
         if record["identity"].get(name) != value:
             raise CheckpointRefused(
@@ -71,6 +82,13 @@ def check_run_file(checkpoint: str, stages: list[Stage], config: LayerLockViTCon
     ]
     if differing:
         raise CheckpointRefused(f"{checkpoint} holds another model ({'; '.join(differing)})")
+
+
+def _describe(stage: dict | None, other: dict | None) -> str:
+    """A recorded stage in words, or all of it where the words are those of the other."""
+    if stage is None:
+        return "none"
+    return stage["is"] if other is None or stage["is"] != other["is"] else json.dumps(stage["objectives"])
 
 
 def _as_json(stages: list[Stage]) -> list[dict]:

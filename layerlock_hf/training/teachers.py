@@ -19,6 +19,7 @@ from ..models.modeling_layerlock import LayerLockViTModel
 from ..models.objectives import Stage
 from ..models.pixel_statistics import pixel_statistics
 from ..models.positions_layerlock import take_tokens
+from ..utils.checkpoint_names import check_checkpoint
 from .foreign import check_weight_names
 from .sharding import load_whole_state, local, whole_state
 
@@ -150,6 +151,7 @@ def load_teacher(path: str) -> tuple[nn.Module, int, int]:
         ValueError: if it cannot be loaded.
     """
     try:
+        check_checkpoint(path)
         # Code that comes with a teacher is not run, nor does anybody ask whether it may
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
         check_weight_names(path)

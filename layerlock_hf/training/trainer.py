@@ -9,14 +9,14 @@ import torch
 from accelerate.utils import DynamoBackend, TorchDynamoPlugin
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from transformers import TrainerCallback
+from transformers import BaseVideoProcessor, TrainerCallback
 from transformers.utils import logging
 
 from ..models.modeling_layerlock_pretraining import LayerLockViTForPretraining, pair_masks
 from ..models.objectives import Stage
 from .arguments import LayerLockTrainingArguments
 from .callbacks import ScheduleCallback, StageCallback, StopwatchCallback
-from .checking import check_masks
+from .checking import check_batches
 from .compiling import compile_layers
 from .diagnostics import feature_statistics
 from .flops import step_flops
@@ -55,6 +55,7 @@ class LayerLockTrainer(SurvivingTrainer):
         teacher: a network that does not learn, of stages that predict a teacher's latents. Without it these stages
             predict those of an exponential moving average of the encoder.
         batch_transform: makes what a batch holds from what the collator returned, once that is on the device.
+        processing_class: the video processor of the model, which is saved with it.
 
     Raises:
         ValueError: if the model cannot do what a stage asks.
@@ -73,13 +74,19 @@ class LayerLockTrainer(SurvivingTrainer):
         callbacks: list[TrainerCallback] | None = None,
         teacher: nn.Module | None = None,
         batch_transform: Callable[[dict], dict] | None = None,
+        processing_class: BaseVideoProcessor | None = None,
     ):
         self.stages = check_stages(stages or [model.pixel_stage])
         for stage in self.stages:
             model.check_stage(stage)
         self._doubts = check_schedule(self.stages, args)
         super().__init__(
-            model=model, args=args, train_dataset=train_dataset, data_collator=data_collator, callbacks=callbacks
+            model=model,
+            args=args,
+            train_dataset=train_dataset,
+            data_collator=data_collator,
+            callbacks=callbacks,
+            processing_class=processing_class,
         )
         set_up_sharding(self.accelerator, bool(self.args.fsdp))
         if self.args.frozen_dtype and self.is_fsdp_enabled:
@@ -118,15 +125,15 @@ class LayerLockTrainer(SurvivingTrainer):
 
     def begin_run(self):
         """The model is wrapped now, whatever by."""
-        self._masks_are_checked = False
+        self._batches_are_checked = False
         if self.is_fsdp_enabled:
             let_means_be_taken(self._core())
 
     def begin_step(self, step: int):
         """Bring everything to the state of this optimizer step, a function of the step and of its clips alone."""
-        if not self._masks_are_checked:
-            check_masks(self._core(), self._batches)
-            self._masks_are_checked = True
+        if not self._batches_are_checked:
+            check_batches(self._core(), self._batches)
+            self._batches_are_checked = True
         if step == 0:
             self._start_at_mean({(objective.source, objective.target.head) for objective in self.stage.objectives})
         self.enter_stage(stage_at(self.stages, step))
@@ -184,7 +191,6 @@ class LayerLockTrainer(SurvivingTrainer):
         decayed = self.get_decay_parameter_names(model)
         rebuild_optimizer(getattr(self.optimizer, "optimizer", self.optimizer), model, decayed, fresh_parameters)
         self._wrapper_is_new = rewrap(self.model_wrapped, self.accelerator)
-        logger.info(describe(stage))
 
     def _start_at_mean(self, heads: set[tuple[int, str]]):
         """Let these heads (source, name) start by predicting the mean of their targets over all clips of the step that
@@ -334,7 +340,9 @@ class LayerLockTrainer(SurvivingTrainer):
         if self.args.should_save:
             model = self._core()
             learning = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-            model.config.save_pretrained(folder)  # which sharded checkpoints lack otherwise
+            model.config.save_pretrained(folder)  # which sharded checkpoints lack otherwise, as they do the processor
+            if self.processing_class is not None:
+                self.processing_class.save_pretrained(folder)
             write_run_file(folder, self.stages, learning, self._identity())
         super().save_model(output_dir, _internal_call)
 
@@ -375,11 +383,16 @@ class LayerLockTrainer(SurvivingTrainer):
     # ---- rehearsal
 
     def rehearse(self) -> list[dict]:
-        """One optimizer step of every stage, measured: seconds, trainable parameters, peak memory in GiB.
+        """One optimizer step of every stage, measured: seconds, trainable parameters, peak memory in GiB, and the
+        hours of the whole stage at this pace.
 
         It is a run of its own, through the same loop (precision, checkpointing, wrappers), of one step per stage and
         one batch per step, that leaves no files. Model and trainer are spent by it: start the run itself anew.
         """
+        # How many batches each stage of the run itself has
+        ends = [*(stage.start for stage in self.stages[1:]), self.args.max_steps]
+        lengths = [max(0, min(end, ends[-1]) - stage.start) for stage, end in zip(self.stages, ends, strict=True)]
+        num_batches = [length * self.args.gradient_accumulation_steps for length in lengths]
         stages, self.stages = self.stages, [replace(stage, start=n) for n, stage in enumerate(self.stages)]
         self.args.max_steps, self.args.gradient_accumulation_steps = len(stages), 1
         self.args.diagnostics_steps = 0
@@ -389,6 +402,12 @@ class LayerLockTrainer(SurvivingTrainer):
         for doubt in self._doubts:
             logger.warning(doubt)
         return [
-            {"start": stage.start, "num_frozen": stage.num_frozen, "target": target_label(stage), **row}
-            for stage, row in zip(stages, stopwatch.rows, strict=True)
+            {
+                "start": stage.start,
+                "num_frozen": stage.num_frozen,
+                "target": target_label(stage),
+                **row,
+                "hours": count * row["seconds"] / 3600,
+            }
+            for stage, row, count in zip(stages, stopwatch.rows, num_batches, strict=True)
         ]

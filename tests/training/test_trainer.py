@@ -10,8 +10,9 @@ import torch
 import toy_methods
 from toy_methods import CHECKPOINTING, MaskedClips
 from transformers import TrainerCallback, set_seed
+from transformers.models.auto.video_processing_auto import AutoVideoProcessor
 
-from layerlock_hf.models import LayerLockViTConfig, LayerLockViTForPretraining
+from layerlock_hf.models import LayerLockVideoProcessor, LayerLockViTConfig, LayerLockViTForPretraining
 from layerlock_hf.training import (
     FreezeSchedule,
     Latents,
@@ -23,6 +24,7 @@ from layerlock_hf.training import (
     mae,
     stage_at,
 )
+from layerlock_hf.training.run_file import CheckpointRefused
 
 
 # Four stages in ten steps: pixels, then layers 2, 4 and 6 frozen and predicted from steps 3, 5 and 7 on
@@ -437,3 +439,61 @@ def test_clipping_is_off_unless_asked_for_and_then_counted(tiny_config, tmp_path
     assert {row["clipped_fraction"] for row in trainer.state.log_history if "grad_norm" in row} == {1.0}
     with pytest.raises(ValueError, match="max_grad_norm must be a number from 0 on, got -1"):
         make_trainer(tiny_config, tmp_path / "no", max_grad_norm=-1)
+
+
+def test_a_new_stage_is_announced(tiny_config, tmp_path, caplog):
+    make_trainer(tiny_config, tmp_path).train()
+    said = [record.getMessage() for record in caplog.records if record.getMessage().startswith("step ")]
+    assert said == [
+        f"step {step}: layers 1 to {layer} frozen, predicts layer_{layer}; losses of different targets do not "
+        "compare, see explained_variance"
+        for step, layer in zip(SWITCHES, (2, 4, 6), strict=True)
+    ]
+    caplog.clear()
+    stages = locked(mae(6), FreezeSchedule(3, 2, num_freezes=1), predict_latents=False)
+    make_trainer(tiny_config, tmp_path / "pixels", stages).train()
+    assert "step 3: layer 1 frozen, still predicts pixels" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor has no effect here: nothing is classified"),
+        ({"data_seed": 3}, "data_seed has no effect here: seed draws the clips, too"),
+        ({"eval_steps": 3}, "eval_steps has no effect here: nothing is evaluated but by readout_data"),
+        ({"fp16": True}, "fp16 needs a GPU"),
+        ({"report_to": ["tensorboard", "nope"]}, "report_to: nope is not installed; pip install it, or choose among"),
+        ({"dataloader_prefetch_factor": 0}, "dataloader_prefetch_factor must be at least 1, got 0"),
+        ({"output_dir": None}, "output_dir must be set"),
+    ],
+)
+def test_settings_without_effect_are_refused(tmp_path, settings, message):
+    with pytest.raises(ValueError, match=message):
+        LayerLockTrainingArguments(**{"output_dir": str(tmp_path), "max_steps": 1, "use_cpu": True, **settings})
+
+
+@pytest.mark.parametrize("pixels", [torch.full((4, 3, 16, 16), 255.0), torch.randn(4, 3, 16, 16)])
+def test_pixels_of_another_scale_are_refused(tiny_config, tmp_path, pixels):
+    class Scaled(MaskedClips):
+        def __getitem__(self, index):
+            return super().__getitem__(index) | {"pixel_values_videos": pixels}
+
+    with pytest.raises(ValueError, match=r"must be bytes, or floats in \[0, 1\], got torch.float32"):
+        make_trainer(tiny_config, tmp_path, dataset=Scaled()).train()
+
+
+def test_checkpoints_hold_the_processor(tiny_config, tmp_path):
+    processor = LayerLockVideoProcessor.from_config(tiny_config, frame_stride=3)
+    args = arguments(tmp_path, max_steps=2, save_strategy="steps", save_steps=1)
+    model = LayerLockViTForPretraining(tiny_config)
+    LayerLockTrainer(model, args, train_dataset=MaskedClips(), processing_class=processor).train()
+    for step in (1, 2):
+        assert AutoVideoProcessor.from_pretrained(tmp_path / f"checkpoint-{step}").frame_stride == 3
+
+
+def test_the_stage_that_differs_is_shown(tiny_config, tmp_path):
+    make_trainer(tiny_config, tmp_path, max_steps=2, save_strategy="steps", save_steps=2).train()
+    stages = locked(mae(6), FreezeSchedule(3, 3, 2, num_freezes=3), patch_fraction=0.5)
+    message = "other stages; stage 2 then: from step 5 on freezes 4 layers .*, now: from step 6 on freezes 4 layers"
+    with pytest.raises(CheckpointRefused, match=message):
+        make_trainer(tiny_config, tmp_path, stages, max_steps=4).train(resume_from_checkpoint="auto")
