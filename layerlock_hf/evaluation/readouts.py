@@ -11,6 +11,7 @@ from transformers import VJEPA2Config
 from transformers.models.vjepa2.modeling_vjepa2 import VJEPA2AttentivePooler, VJEPA2PreTrainedModel
 
 from ..models import AttentionReadout, LayerLockReadoutConfig
+from ..models.modeling_layerlock import start_weights
 
 
 class AttentiveProbe(VJEPA2PreTrainedModel):
@@ -84,6 +85,12 @@ class LinearReadout(nn.Module):
         return self.head(normalized).unsqueeze(1)
 
 
+def attention(config: LayerLockReadoutConfig, num_queries: int, num_outputs: int) -> AttentionReadout:
+    """That of 4DS and LayerLock. It starts as in `LayerLockViTForVideoClassification`, not as PyTorch's layers do."""
+    readout = AttentionReadout(config, num_queries, num_outputs)
+    return readout.apply(lambda module: start_weights(module, config.initializer_range))
+
+
 def attentive_probe(config: LayerLockReadoutConfig, num_queries: int, num_outputs: int) -> AttentiveProbe:
     """V-JEPA's, without self-attention, with as many heads as the encoder; `readout_num_attention_heads` if the
     configuration does not tell these."""
@@ -114,7 +121,7 @@ def _refuse_dense(name: str, num_queries: int):
 
 
 READOUTS = {
-    "attention": AttentionReadout,
+    "attention": attention,
     "attentive_probe": attentive_probe,
     "attentive_probe_v2": attentive_probe_v2,
     "linear": linear,

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import default_collate
 
-from ..models import AttentionReadout
 from ..models.modeling_layerlock_readout import depth_loss, depth_of_boxes, is_known_depth
 from .metrics import MEASURES, Judged, judge_classes, judge_depth, mean_probabilities
+from .readouts import attention
 
 
 IN_BATCHES = ("pixel_values_videos", "features", "labels", "index", "size")  # of what test items hold
@@ -27,7 +27,7 @@ class Task:
         readout: makes one from the configuration, the number of queries and that of their outputs (`READOUTS`).
     """
 
-    def __init__(self, config, num_test_clips: int = 1, readout: Callable[..., nn.Module] = AttentionReadout):
+    def __init__(self, config, num_test_clips: int = 1, readout: Callable[..., nn.Module] = attention):
         self.config = config
         self.num_test_clips = num_test_clips
         self.readout = readout
@@ -84,7 +84,7 @@ class Classification(Task):
         config,
         num_classes: int,
         num_test_clips: int = 1,
-        readout: Callable[..., nn.Module] = AttentionReadout,
+        readout: Callable[..., nn.Module] = attention,
     ):
         super().__init__(config, num_test_clips, readout)
         self.num_classes = num_classes

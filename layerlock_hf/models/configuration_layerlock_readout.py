@@ -15,7 +15,7 @@ class LayerLockReadoutConfig(PreTrainedConfig):
         num_frames: frames per clip.
         hidden_act: activation of the MLPs.
         layer_norm_eps: epsilon of the layer norms.
-        initializer_range: standard deviation of the linear layers at the start; None: LeCun normal.
+        initializer_range: standard deviation of the linear layers at the start; None: as in the 4DS code.
         readout_depth: layers that the readouts see the output of, counted from the first; None is the last one.
             `readout_depth_from_fraction` gives the depth that the original code means by a fraction.
         readout_num_frames: steps of time that the readouts resize the features to; None is `num_frames`.

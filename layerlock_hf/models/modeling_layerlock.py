@@ -156,6 +156,8 @@ class LayerLockViTMLP(nn.Module):
         self.up = nn.Linear(config.hidden_size, config.intermediate_size)
         self.activation = ACT2FN[config.hidden_act]
         self.down = nn.Linear(config.intermediate_size, config.hidden_size)
+        # For `start_weights`, which Transformers does not call for modules without parameters of their own
+        self.up.is_of_mlp = self.down.is_of_mlp = True
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return self.down(self.activation(self.up(hidden_states)))
@@ -205,6 +207,32 @@ class LayerLockViTLayer(GradientCheckpointingLayer):
         return hidden_states + self.mlp(self.norm2(hidden_states))
 
 
+@torch.no_grad()
+def start_weights(module: nn.Module, initializer_range: float | None):
+    """The weights that a module itself, not what it consists of, starts from.
+
+    Linear layers: a truncated normal of the given deviation (V-JEPA), or as in the 4DS code, Xavier uniform in MLPs of
+    the ViT and LeCun normal elsewhere. Norms: identity. Tables: truncated normal of deviation 0.02. Biases: 0.
+    """
+    if isinstance(module, nn.Linear):
+        if initializer_range is not None:
+            init.trunc_normal_(module.weight, std=initializer_range)
+        elif getattr(module, "is_of_mlp", False):
+            init.xavier_uniform_(module.weight)
+        else:
+            # Truncated at two deviations, after which the deviation is that of LeCun. `lecun_normal_` of Transformers
+            # truncates elsewhere and starts 14% too wide
+            std = module.in_features**-0.5 / 0.87962566
+            init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
+        init.zeros_(module.bias)
+    elif isinstance(module, nn.LayerNorm):
+        init.ones_(module.weight)
+        init.zeros_(module.bias)
+    for table in module.parameters(recurse=False):
+        if table.ndim == 3:
+            init.trunc_normal_(table, std=0.02)
+
+
 class LayerLockViTPreTrainedModel(PreTrainedModel):
     config: LayerLockViTConfig
     base_model_prefix = "encoder"
@@ -222,23 +250,12 @@ class LayerLockViTPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module):
-        # Linear: LeCun normal, as the 4DS code has it for attention, unless the config gives a deviation (V-JEPA);
-        # norms: identity; tables: truncated normal 0.02
-        if isinstance(module, nn.Linear):
-            if self.config.initializer_range is None:
-                # Truncated at two deviations, after which the deviation is that of LeCun. `lecun_normal_` of
-                # Transformers truncates elsewhere and starts 14% too wide
-                std = module.in_features**-0.5 / 0.87962566
-                init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
-            else:
-                init.trunc_normal_(module.weight, std=self.config.initializer_range)
-            init.zeros_(module.bias)
-        elif isinstance(module, nn.LayerNorm):
-            init.ones_(module.weight)
-            init.zeros_(module.bias)
-        for table in module.parameters(recurse=False):
-            if table.ndim == 3:
-                init.trunc_normal_(table, std=0.02)
+        start_weights(module, self.config.initializer_range)
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """As in Transformers, but whom the umask lets read the files can read the weights, too."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        follow_umask_in(save_directory)
 
 
 class LayerLockViTModel(LayerLockViTPreTrainedModel):

@@ -8,7 +8,7 @@ from layerlock_hf.evaluation.protocol import SweepArguments, sweep_members
 from layerlock_hf.evaluation.readouts import READOUTS
 from layerlock_hf.evaluation.sweep import Sweep
 from layerlock_hf.evaluation.tasks import Classification, Depth
-from layerlock_hf.models import AnyEncoderConfig, LayerLockViTConfig
+from layerlock_hf.models import AnyEncoderConfig, LayerLockViTConfig, LayerLockViTForVideoClassification
 
 
 B, STEPS, S, D, CLASSES = 3, 2, 4, 32, 5
@@ -95,6 +95,19 @@ def test_the_start_is_that_of_v_jepa(config):
         elif "norm" not in name:
             assert 0 < parameter.abs().max() < 0.2  # the linear layers of PyTorch start at up to 0.18 for this width
             assert parameter.std() < 0.03
+
+
+@pytest.mark.parametrize("initializer_range", [None, 0.03])
+def test_readouts_of_a_sweep_start_as_those_of_models(config, initializer_range):
+    config.update({"initializer_range": initializer_range, "readout_hidden_size": 256, "num_labels": CLASSES})
+    ours = Classification(config, CLASSES).build_readout()
+    theirs = LayerLockViTForVideoClassification(config).classification_readout
+    for (name, one), (_, other) in zip(ours.named_parameters(), theirs.named_parameters(), strict=True):
+        if name.endswith("bias"):
+            assert not one.any() and not other.any(), name
+        elif one.numel() > 2000:  # of which the deviation is known well enough
+            assert one.std().item() == pytest.approx(other.std().item(), rel=0.05), name
+            assert one.abs().max().item() == pytest.approx(other.abs().max().item(), rel=0.2), name
 
 
 def test_heads_of_other_encoders():

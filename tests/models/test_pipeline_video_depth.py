@@ -163,7 +163,7 @@ def test_floats_are_not_divided_by_255(estimate, frames):
     expected = estimate(frames)["predicted_depth"]
     depth = estimate(frames.float() / 255)["predicted_depth"]
     # uint8 is rounded once it is resized
-    assert torch.allclose(depth, expected, atol=2e-3, equal_nan=True)
+    assert torch.allclose(depth, expected, atol=5e-3, equal_nan=True)
 
 
 def test_every_form_gives_the_same(estimate, path, frames, website):

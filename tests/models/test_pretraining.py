@@ -308,8 +308,12 @@ def test_weights_start_as_they_are_said_to():
     model = LayerLockViTForPretraining(LayerLockViTConfig.from_preset("4ds-s", num_hidden_layers=5))
     for head in model.decoders["5"].heads.values():
         assert head.weight.std().item() == pytest.approx(0.02, rel=0.02) and not head.bias.any()
-    for linear in (model.encoder.embeddings.projection, model.encoder.layers[2].mlp.down):  # LeCun
+    for linear in (model.encoder.embeddings.projection, model.encoder.layers[2].attention.value):  # LeCun
         assert linear.weight.std().item() == pytest.approx(linear.in_features**-0.5, rel=0.02)
+    for linear in (model.encoder.layers[2].mlp.up, model.encoder.layers[4].mlp.down):  # Xavier, uniform
+        bound = (6 / (linear.in_features + linear.out_features)) ** 0.5
+        assert linear.weight.abs().max().item() == pytest.approx(bound, rel=0.01) and not linear.bias.any()
+        assert linear.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.02)
     config = LayerLockViTConfig.from_preset("vjepa-l", num_hidden_layers=1, num_decoder_layers=1)
     model = LayerLockViTForPretraining(config)
     assert model.encoder.layers[0].mlp.up.weight.std().item() == pytest.approx(0.02, rel=0.02)
