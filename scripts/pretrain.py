@@ -13,7 +13,6 @@ import json
 import multiprocessing
 import os
 import shutil
-import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -274,8 +273,6 @@ def main(arguments: list[str]):
         raise SystemExit(f"error: {error}") from None
     except NoDataCame as error:
         raise SystemExit(f"error: {error}. Go on with --resume auto") from None
-    except KeyboardInterrupt:
-        raise SystemExit(128 + signal.SIGINT) from None
     except (BadData, LossNotFinite) as error:
         raise SystemExit(f"error: {message_of(error)}") from None
     except RuntimeError as error:

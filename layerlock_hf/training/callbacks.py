@@ -1,6 +1,7 @@
 """What the trainer does around each step."""
 
 import contextlib
+import os
 import signal
 import threading
 import time
@@ -114,7 +115,8 @@ class PreemptionCallback(TrainerCallback):
             raise KeyboardInterrupt
         if not self._asked:
             self._asked, self._asked_at = signum, now
-            logger.warning(f"{_name(signum)}: saving after this step; Ctrl-C once more ends at once, without saving")
+            # Not by the logger, which the signal may have interrupted
+            os.write(2, f"{_name(signum)}: saving after this step; Ctrl-C once more ends at once\n".encode())
             if self._is_waiting:
                 self._limit_the_wait()
 

@@ -60,7 +60,10 @@ def run_and_exit(main: Callable[[], None]):
     of two gloo processes after all work was done, 2 of 100 with `destroy_process_group`. To torchrun that is failure.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
-        main()
+        try:
+            main()
+        except KeyboardInterrupt:
+            raise SystemExit(128 + signal.SIGINT) from None
         return
     status = 0
     try:
@@ -70,6 +73,8 @@ def run_and_exit(main: Callable[[], None]):
         if isinstance(status, str):
             print(status, file=sys.stderr)
             status = 1
+    except KeyboardInterrupt:
+        status = 128 + signal.SIGINT
     except BaseException:
         traceback.print_exc()
         status = 1
