@@ -44,7 +44,7 @@ def load_encoder(
         ValueError: if there is no such checkpoint, or if it cannot be read as an encoder of such clips.
     """
     try:
-        check_checkpoint(name_or_path)
+        name_or_path = check_checkpoint(name_or_path)
         # Code that comes with a checkpoint is not run, nor does anybody ask whether it may
         config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
         given = {"image_size": image_size, "num_frames": num_frames}

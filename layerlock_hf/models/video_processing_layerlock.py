@@ -15,12 +15,13 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.utils import is_numpy_array, is_torch_tensor, logging
 from transformers.video_processing_utils import VideoProcessorMixin
 
-from .video_reading import Choose, read_decoder, read_file
+from .video_reading import Choose, read_decoder, read_file, read_windows
 
 
 logger = logging.get_logger(__name__)
 
 MAX_FRAME_RATE = 1000
+WINDOW = 32  # frames that are held at their full size where a whole video is asked for
 MARGIN = 0.01  # by which resizing may pass the ends of [0, 1]
 SIDES = ("height", "width")
 # What the library itself writes into the file of a processor.
@@ -231,6 +232,8 @@ class LayerLockVideoProcessor(VideoProcessorMixin):
         if is_sampled is None:
             is_sampled = is_file or is_decoder or is_asked_for
         choose = self.sample_frames if is_sampled else None
+        if is_file and not is_sampled and not os.path.isdir(video):
+            return self._rescale_and_normalize(self._whole(video))
         if is_file:
             frames, pixel_aspect = read_file(video, choose, self.frame_rate)
         elif is_decoder:
@@ -245,6 +248,11 @@ class LayerLockVideoProcessor(VideoProcessorMixin):
             )
             frames = torch.cat([frames, frames[-1:].expand(self.num_frames - len(frames), -1, -1, -1)])
         return self._rescale_and_normalize(frames)
+
+    def _whole(self, video: str | bytes | os.PathLike) -> torch.Tensor:
+        """Every frame of a file, cropped and resized a window at a time: together they may not fit into memory."""
+        windows = read_windows(video, lambda frame_rate: WINDOW)
+        return torch.cat([self._crop_and_resize(frames, aspect) for frames, aspect, _ in windows])
 
     def _crop_and_resize(self, frames: torch.Tensor, pixel_aspect: float) -> torch.Tensor:
         height, width = frames.shape[-2:]

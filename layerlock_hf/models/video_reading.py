@@ -118,7 +118,7 @@ def read_windows(
         if window:
             yield torch.stack(window), decoding.pixel_aspect, decoding.frame_rate
     if decoding.is_damaged:
-        logger.warning(f"{name}: only the first {num_read} frames decode")
+        logger.warning(f"{name}: only {num_read} of {decoding.num_packets} frames decode")
 
 
 def shown_frames(seconds: list[float], frame_rate: float | None = None) -> list[int]:

@@ -195,9 +195,9 @@ def load_recipe(path: str | Path) -> dict:
     if not path.is_file():
         raise ValueError(f"config: there is no recipe {path}")
     try:
-        settings = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ValueError(f"config: {path} is not valid YAML: {error}") from error
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"config: {path} is not valid YAML in UTF-8: {error}") from error
     if not isinstance(settings, dict):
         raise ValueError(f"config: {path} must hold settings, one `name: value` a line")
     return settings

@@ -151,7 +151,7 @@ def load_teacher(path: str) -> tuple[nn.Module, int, int]:
         ValueError: if it cannot be loaded.
     """
     try:
-        check_checkpoint(path)
+        path = check_checkpoint(path)
         # Code that comes with a teacher is not run, nor does anybody ask whether it may
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
         check_weight_names(path)

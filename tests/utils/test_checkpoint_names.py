@@ -20,5 +20,8 @@ def test_files_are_no_folders(tmp_path):
 @pytest.mark.parametrize("name", ["MCG-NJU/videomae-base", "gpt2"])
 def test_names_of_the_hub(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
-    check_checkpoint(name)
-    check_checkpoint(tmp_path)
+    assert check_checkpoint(name) == name
+    assert check_checkpoint(tmp_path) == str(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "model").mkdir()
+    assert check_checkpoint("~/model") == str(tmp_path / "model")
