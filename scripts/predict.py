@@ -41,6 +41,8 @@ from transformers.utils import logging
 import layerlock_hf  # noqa: F401  (registers the models)
 from cores import count_cores
 from layerlock_hf.data import DECODE_TIMEOUT, DecodingError, Isolated, fetch, load_videos, name_of, read_clip
+from layerlock_hf.data.indexing import VIDEO_SUFFIXES
+from layerlock_hf.evaluation.adapters.base import list_videos
 from layerlock_hf.models.depth_windows import check_processor
 from predict_depth import predict_depth
 
@@ -215,7 +217,8 @@ def main(arguments: list[str] | None = None) -> int:
         if args.max_depth <= 0 or args.num_workers < 0:
             raise ValueError("max_depth must be above 0, and num_workers at least 0")
         model, processor, predict = load(args.model)
-        videos = load_videos(args.videos)
+        is_video = os.path.isfile(args.videos) and Path(args.videos).suffix.lower() in VIDEO_SUFFIXES
+        videos = list_videos([args.videos], [0], [""]).videos if is_video else load_videos(args.videos)
     except (ValueError, OSError) as error:
         print(f"predict.py: {error}", file=sys.stderr)
         return 1

@@ -291,8 +291,8 @@ def main(arguments: list[str]):
         trainer.save_state()
     if trainer.is_world_process_zero():
         if rehearse:
+            print(f"the run would take {sum(row.pop('hours') for row in rows):.3g} hours at the pace of these steps:")
             print_table(rows)
-            print(f"all stages of the run would take {sum(row['hours'] for row in rows):.3g} hours at this pace")
         else:
             print(AFTERWARDS.format(out=trainer.args.output_dir))
         bad_videos = trainer.train_dataset.bad_videos

@@ -54,7 +54,7 @@ def test_training_on_decoded_videos_is_training(tmp_path):
     for program, num_workers in ((pretrain, 1), (pretrain_decoded, 0)):
         folder = tmp_path / program.__name__
         flags = ["--config", str(SCRIPTS / "recipes" / "demo.yaml"), "--max_steps", "6", "--logging_steps", "1"]
-        flags += ["--freeze_start", "2", "--freeze_interval", "1", "--switch_warmup_steps", "0"]
+        flags += ["--freeze_start", "2", "--freeze_interval", "1", "--switch_warmup_steps", "1"]
         flags += ["--dataloader_num_workers", str(num_workers)]
         flags += ["--train_data", str(tmp_path / "data" / "train" / "videos"), "--output_dir", str(folder)]
         program.main([*flags, "--use_cpu", "true", "--save_strategy", "no", "--disable_tqdm", "true"])

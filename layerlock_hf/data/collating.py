@@ -26,7 +26,6 @@ class PretrainingCollator:
                 there is instead what `BatchAugmentation` makes these of: crops, crop_shapes and augmentations.
             context_ids: shape (B, K), or a list of such, one per type of mask, if the strategy draws several.
             target_ids: shape (B, M), or a list likewise.
-            grid_size: of the masks; the model refuses clips of another one.
             num_padded: shape (), the number of clips whose last frame is repeated.
         """
         pairs = self.masks(self.grid_size, [sample["position"] for sample in samples], self.seed)
@@ -35,7 +34,6 @@ class PretrainingCollator:
             **(_crops(samples) if "crop" in samples[0] else _clips(samples)),
             "context_ids": context_ids,
             "target_ids": target_ids,
-            "grid_size": tuple(self.grid_size),
             "num_padded": torch.tensor(sum(sample["is_padded"] for sample in samples)),
         }
 

@@ -57,7 +57,6 @@ def load_videos(
               folder of the list; a table without a header has a path in each row, and after it a label or numbers, of
               which the last is one;
             - a WebDataset tar, uncompressed; or a parquet file with embedded videos, as bytes or {bytes, path};
-            - a video;
             - several of these files at once by a pattern: "train-{00000..00099}.tar", "videos/*.parquet";
             or a local folder written by `Dataset.save_to_disk`, or the id of a dataset on the Hub.
         split: the split of a dataset with several.
@@ -136,8 +135,6 @@ def _index(source: str, split: str, column: str | None) -> pyarrow.Table:
         return _index_files(source, [source], column)
     if os.path.isfile(source) or is_url and suffix in VIDEO_SUFFIXES:
         _refuse_compressed([source])
-        if suffix in VIDEO_SUFFIXES:
-            return address_table([source])
         raise ValueError(
             f"{source!r} is no list of videos; give a .csv, .json, .jsonl, .parquet or .tar file or a folder"
         )

@@ -138,7 +138,6 @@ class LayerLockViTForPretraining(LayerLockViTPreTrainedModel):
         stage: Stage | None = None,
         teacher: nn.Module | None = None,
         settle_blocks: bool = False,
-        grid_size: tuple[int, int, int] | None = None,
     ) -> LayerLockViTForPretrainingOutput:
         """Predict the stage's targets from the context tokens.
 
@@ -152,16 +151,15 @@ class LayerLockViTForPretraining(LayerLockViTPreTrainedModel):
             teacher: the network of targets `of="teacher"`; it has the encoder's verb `tap`.
             settle_blocks: in a local stage, backpropagate each block before the next one runs, so that the activations
                 of one block exist at a time. The gradients are the same. Not under FSDP, which must see the backward.
-            grid_size: tokens along time, height and width that the masks were drawn for.
 
         Raises:
-            ValueError: if the model cannot do what the stage asks, arguments are missing, or the masks are not of the
-                clips' grid. Ids are read on the CPU only: for a GPU to read them it would have to be waited for.
+            ValueError: if the model cannot do what the stage asks, arguments are missing, or, on a CPU, tokens are
+                named that the clips do not have: a GPU would have to be waited for.
         """
         stage = stage or self.pixel_stage
-        self.check_grid(pixel_values_videos, grid_size)
-        if pixel_values_videos.device.type == "cpu" and not torch.compiler.is_compiling():
-            self.check_ids(pixel_values_videos, context_ids, target_ids)
+        is_at_hand = type(pixel_values_videos) is torch.Tensor and pixel_values_videos.device.type == "cpu"
+        if is_at_hand and not torch.compiler.is_compiling():
+            self.check_masks(pixel_values_videos, context_ids, target_ids)
         targets = self._targets(pixel_values_videos, stage, teacher)
         masks, num_tokens = pair_masks(context_ids, target_ids), targets.num_tokens
         settles = settle_blocks and stage.local and torch.is_grad_enabled()
@@ -250,8 +248,15 @@ class LayerLockViTForPretraining(LayerLockViTPreTrainedModel):
             yield source, modules, decode
             hidden_states, passed = (beyond_cut, passed) if stage.local else (context, end)
 
-    def check_grid(self, pixel_values_videos: torch.Tensor, grid_size: tuple[int, int, int] | None):
-        """Raise a `ValueError` if masks of this grid are not of these clips. It costs nothing; None asks nothing."""
+    def check_masks(
+        self,
+        pixel_values_videos: torch.Tensor,
+        context_ids: torch.Tensor | list[torch.Tensor],
+        target_ids: torch.Tensor | list[torch.Tensor] | None = None,
+        grid_size: tuple[int, int, int] | None = None,
+    ):
+        """Raise a `ValueError` if masks were drawn for another grid than these clips have, where it is known, or name
+        tokens that they do not have. Waits for the device."""
         own = self.encoder.grid_size(pixel_values_videos)
         if grid_size is not None and tuple(grid_size) != own:
             raise ValueError(
@@ -259,18 +264,14 @@ class LayerLockViTForPretraining(LayerLockViTPreTrainedModel):
                 f"{tuple(grid_size)}: make the collator with the grid_size of clips of shape "
                 f"{tuple(pixel_values_videos.shape)}"
             )
-
-    def check_ids(self, pixel_values_videos: torch.Tensor, context_ids, target_ids=None):
-        """Raise a `ValueError` if masks name tokens that these clips do not have. Waits for the device."""
-        grid_size = self.encoder.grid_size(pixel_values_videos)
         for pair in pair_masks(context_ids, target_ids):
             for name, ids in zip(("context_ids", "target_ids"), pair, strict=True):
                 if ids is None or ids.numel() == 0:
                     continue
                 low, high = (int(bound) for bound in ids.aminmax())
-                if low < 0 or high >= math.prod(grid_size):
+                if low < 0 or high >= math.prod(own):
                     raise ValueError(
-                        f"{name} must number the {math.prod(grid_size)} tokens of a grid of {grid_size} from 0 on, "
+                        f"{name} must number the {math.prod(own)} tokens of a grid of {own} from 0 on, "
                         f"got {low if low < 0 else high}: draw the masks for the grid_size of the clips"
                     )
 

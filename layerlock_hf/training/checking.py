@@ -8,7 +8,9 @@ from .processes import raise_together
 MARGIN = 0.01
 
 
-def check_batches(model: LayerLockViTForPretraining, batches: list[dict]):
+def check_batches(
+    model: LayerLockViTForPretraining, batches: list[dict], grid_size: tuple[int, int, int] | None = None
+):
     """Raise a `ValueError` on all processes if one has clips that are no pixels in [0, 1], or masks of other clips."""
     error = None
     try:
@@ -20,8 +22,7 @@ def check_batches(model: LayerLockViTForPretraining, batches: list[dict]):
                     f"pixel_values_videos must be bytes, or floats in [0, 1], got {video.dtype} from {low:g} to "
                     f"{high:g}: neither normalise nor scale them, the encoder does what it needs"
                 )
-            model.check_grid(video, batch.get("grid_size"))
-            model.check_ids(video, batch["context_ids"], batch.get("target_ids"))
+            model.check_masks(video, batch["context_ids"], batch.get("target_ids"), grid_size)
     except ValueError as caught:
         error = caught
     raise_together(error)

@@ -118,7 +118,7 @@ def check_schedule(stages: list[Stage], args: "LayerLockTrainingArguments") -> l
         if after.objectives == before.objectives or after.start >= args.max_steps:
             continue
         length = min(end, args.max_steps) - after.start
-        if rise >= length and end < args.max_steps:
+        if 1 < rise and length <= rise and end < args.max_steps:
             raise ValueError(
                 f"switch_warmup_steps must be less than the {length} steps of the stage that starts at step "
                 f"{after.start}, got {rise}: its learning rate would never have risen again. Give fewer, or a share "

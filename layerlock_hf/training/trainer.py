@@ -51,7 +51,7 @@ class LayerLockTrainer(SurvivingTrainer):
         stages: what to do from which step on; plain MAE if None.
         train_dataset, data_collator, callbacks: as for `Trainer`. Batches hold `pixel_values_videos` (uint8, or float
             in [0, 1]), `context_ids`, `target_ids` (lists of these with several types of mask), and optionally
-            `grid_size` of the masks and `num_padded`.
+            `num_padded`. A collator that has a `grid_size` draws masks for it, and clips of another one are refused.
         teacher: a network that does not learn, of stages that predict a teacher's latents. Without it these stages
             predict those of an exponential moving average of the encoder.
         batch_transform: makes what a batch holds from what the collator returned, once that is on the device.
@@ -132,7 +132,7 @@ class LayerLockTrainer(SurvivingTrainer):
     def begin_step(self, step: int):
         """Bring everything to the state of this optimizer step, a function of the step and of its clips alone."""
         if not self._batches_are_checked:
-            check_batches(self._core(), self._batches)
+            check_batches(self._core(), self._batches, getattr(self.data_collator, "grid_size", None))
             self._batches_are_checked = True
         if step == 0:
             self._start_at_mean({(objective.source, objective.target.head) for objective in self.stage.objectives})

@@ -17,8 +17,7 @@ def test_clips_are_stacked():
         for position, clip in enumerate(clips)
     ]
     batch = COLLATOR(samples)
-    assert list(batch) == ["pixel_values_videos", "context_ids", "target_ids", "grid_size", "num_padded"]
-    assert batch["grid_size"] == (2, 4, 4)
+    assert list(batch) == ["pixel_values_videos", "context_ids", "target_ids", "num_padded"]
     assert torch.equal(batch["pixel_values_videos"], torch.stack(clips))
     assert batch["context_ids"].shape == (3, 8) and batch["target_ids"].shape == (3, 32)
     assert batch["num_padded"] == 1

@@ -281,7 +281,6 @@ def test_batches_across_groups():
 
 def test_batches():
     batch = collate(RandomMask(0.75), range(4))
-    assert batch.pop("grid_size") == (5, 2, 2)
     assert {name: tuple(value.shape) for name, value in batch.items()} == {
         "pixel_values_videos": (4, 2, 3, 4, 4),
         "context_ids": (4, 5),

@@ -254,7 +254,7 @@ def test_readouts_learn(encoder, tmp_path, task, metric):
         learning_rates=[3e-3], depth_fractions=[0.5], num_examples=3200, batch_size=16, warmup_steps=9
     )
     (judged,) = sweep(encoder, tmp_path / "out", args, task=task).run().values()
-    assert measure(TASKS[task][0](encoder.config).metrics, judged)[metric] < 0.1
+    assert measure(TASKS[task][0](encoder.config).metrics, judged)[metric] < 0.12
 
 
 class Flickering(Clips):

@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import json
 import math
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -104,9 +103,7 @@ def shrink(path):
     training = {name: value for name, value in settings.items() if name in TRAINING_FIELDS} | RUN
     training["learning_rate"] = min(settings["learning_rate"], MAX_RATE)
     training["warmup_steps"] = round(settings["warmup_steps"] * share)
-    # A rise must be shorter than a stage
-    shortest = min((after.start - before.start for before, after in pairwise(stages)), default=NUM_STEPS)
-    training["switch_warmup_steps"] = min(1, settings.get("switch_warmup_steps", 1), shortest - 1)
+    training["switch_warmup_steps"] = min(1, settings.get("switch_warmup_steps", 1))
     return config, stages, MaskArguments(**fields_of(MaskArguments, settings)), training
 
 
