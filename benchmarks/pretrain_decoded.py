@@ -13,10 +13,10 @@ from timed_runs import DecodedClips, build, decode_all
 
 
 def main(arguments: list[str]):
-    trainer, _, _ = build(arguments)
+    trainer, checkpoint, _ = build(arguments)
     clips = trainer.train_dataset
     trainer.train_dataset = DecodedClips(clips, decode_all(clips.videos))
-    trainer.train()
+    trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.was_preempted:
         raise SystemExit(128 + trainer.stop_signal)
     trainer.save_model()

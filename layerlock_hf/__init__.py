@@ -4,6 +4,7 @@ Importing the package registers the models with the Auto classes of Transformers
 classes of videos.
 """
 
+from .utils import parents  # noqa: F401  # isort: skip  # which must come first
 from transformers import (
     AutoConfig,
     AutoModel,

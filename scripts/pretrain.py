@@ -8,6 +8,7 @@ with `AutoModel.from_pretrained`), its video processor, checkpoints, `stages.jso
 `bad_videos.jsonl`.
 """
 
+import layerlock_hf  # noqa: F401  # isort: skip  # before what takes long to import, see layerlock_hf.utils.parents
 import atexit
 import json
 import multiprocessing

@@ -134,7 +134,8 @@ def exit_when_terminated():
 
 
 class Run:
-    """A run of pretraining in a process of its own, with its output in FOLDER/output.log.
+    """A run of pretraining in a process of its own, with its output in FOLDER/output.log. It goes on where it was
+    stopped.
 
     Args:
         recipe: its settings.
@@ -168,7 +169,8 @@ class Run:
         """What starts it."""
         command = [str(Path(sys.executable).parent / "accelerate"), "launch"]
         command += ["--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-        extra = {"disable_tqdm": True, "save_strategy": "no", "report_to": "none", **self.settings}
+        extra = {"disable_tqdm": True, "save_strategy": "no", "report_to": "none", "resume_from_checkpoint": "auto"}
+        extra |= self.settings
         if not torch.cuda.is_available():
             command.append("--cpu")
             extra["dataloader_pin_memory"] = False
@@ -181,7 +183,8 @@ class Run:
     def start(self):
         print(" ".join(self.command()), flush=True)
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "metrics.jsonl").unlink(missing_ok=True)
+        if not any(self.folder.glob("checkpoint-*")):  # which one that was stopped leaves, to go on from
+            (self.folder / "metrics.jsonl").unlink(missing_ok=True)
         variables = environment()
         if self.num_threads is not None:
             variables["OMP_NUM_THREADS"] = str(self.num_threads)

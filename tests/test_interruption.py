@@ -152,21 +152,26 @@ def start_changed(recipe, output_dir, changes):
     )
 
 
+def wait_for_table(process):
+    """Of the stages, which is printed last before the training."""
+    for line in process.stdout:
+        if line.lstrip().startswith("0 "):
+            break
+    time.sleep(5)
+
+
 @pytest.mark.slow
 def test_a_second_ctrl_c_ends_at_once(tmp_path, recipe):
     changes = "callbacks.ECHO_S = 0.5\nstep = LayerLockTrainer.training_step\n"
     changes += "LayerLockTrainer.training_step = lambda self, *given: (time.sleep(20), step(self, *given))[1]"
-    process = start_changed(recipe, tmp_path / "out", changes)
-    for line in process.stdout:
-        if line.lstrip().startswith("0 "):  # the table of stages is printed
-            break
-    time.sleep(5)
-    os.killpg(process.pid, signal.SIGINT)
-    time.sleep(1.5)
-    began = time.monotonic()
-    os.killpg(process.pid, signal.SIGINT)
-    assert process.wait(timeout=15) == 130 and time.monotonic() - began < 10
-    output = process.stdout.read()
+    with start_changed(recipe, tmp_path / "out", changes) as process:
+        wait_for_table(process)
+        os.killpg(process.pid, signal.SIGINT)
+        time.sleep(1.5)
+        began = time.monotonic()
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(timeout=15) == 130 and time.monotonic() - began < 10
+        output = process.stdout.read()
     assert "SIGINT: saving after this step" in output and "Traceback" not in output
     assert not list((tmp_path / "out").glob("checkpoint-*"))
 
@@ -176,15 +181,12 @@ def test_a_second_ctrl_c_ends_at_once(tmp_path, recipe):
 def test_a_run_that_waits_for_data_can_be_ended(tmp_path, recipe, number):
     changes = "callbacks.MAX_WAIT_S = 2\n"
     changes += "from layerlock_hf.data import PretrainingClips\n"
-    changes += "PretrainingClips.__getitem__ = lambda self, position: time.sleep(1000)"
-    process = start_changed(recipe, tmp_path / "out", changes)
-    for line in process.stdout:
-        if line.lstrip().startswith("0 "):
-            break
-    time.sleep(5)
-    os.killpg(process.pid, number)
-    assert process.wait(timeout=30) == 1
-    (told,) = [line for line in process.stdout if line.startswith("error: ")]
+    changes += "PretrainingClips.__getitems__ = lambda self, positions: time.sleep(1000)"
+    with start_changed(recipe, tmp_path / "out", changes) as process:
+        wait_for_table(process)
+        os.killpg(process.pid, number)
+        assert process.wait(timeout=30) == 1
+        (told,) = [line for line in process.stdout if line.startswith("error: ")]
     assert f"{number.name}, and no batch came within 2 s: nothing is saved but earlier checkpoints" in told
 
 
@@ -204,6 +206,7 @@ def test_the_processes_of_a_killed_launcher_end(tmp_path, recipe, num_rows):
     else:
         time.sleep(4)  # until they have imported what they need
     process.kill()
+    process.wait()
     _, alive = psutil.wait_procs(children, timeout=60)
     for child in alive:
         child.kill()

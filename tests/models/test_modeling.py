@@ -319,6 +319,7 @@ def test_an_empty_batch_has_an_empty_result(tiny_config):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit")  # of what compiles it
 def test_flex_attention_is_attention(tiny_config, tmp_path):
     model = LayerLockViTModel(tiny_config).eval()
     model.save_pretrained(tmp_path)
