@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from accelerate.utils import DynamoBackend, TorchDynamoPlugin
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers import BaseVideoProcessor, TrainerCallback
 from transformers.utils import logging
@@ -275,7 +276,8 @@ class LayerLockTrainer(SurvivingTrainer):
     def _get_grad_norm(self, model, grad_norm=None):
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         if self.args.max_grad_norm > 0:
-            self._means.add("clipped_fraction", (torch.as_tensor(norm) > self.args.max_grad_norm).float())
+            whole = norm.full_tensor() if isinstance(norm, DTensor) else torch.as_tensor(norm)
+            self._means.add("clipped_fraction", (whole > self.args.max_grad_norm).float())
         return norm
 
     def floating_point_ops(self, inputs) -> int:

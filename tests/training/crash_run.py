@@ -62,6 +62,7 @@ def make(output_dir, **settings) -> LayerLockTrainer:
         "use_cpu": True,
         "learning_rate": 1e-2,
         "switch_warmup_steps": 1,
+        "max_grad_norm": 1.0,
         "disable_tqdm": True,
         "diagnostics_steps": 0,
         "dataloader_pin_memory": False,

@@ -113,6 +113,7 @@ def make_large_trainer(folder) -> LayerLockTrainer:
         report_to=[],
         use_cpu=True,
         diagnostics_steps=0,
+        switch_warmup_steps=0,
         disable_tqdm=True,
     )
     model = LayerLockViTForPretraining(config)

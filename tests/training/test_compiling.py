@@ -40,6 +40,7 @@ def run(folder, max_steps=12, **settings):
         report_to=[],
         use_cpu=True,
         diagnostics_steps=0,
+        switch_warmup_steps=0,
         disable_tqdm=True,
         **settings,
     )

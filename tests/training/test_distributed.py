@@ -145,7 +145,7 @@ def test_fsdp_does_what_ddp_does(two):
         assert two["sharded-2"][0][name] == pytest.approx(two["ddp-2"][0][name], rel=1e-6)
     # Autocast rounds what it computes; FSDP2 rounds the parameters of norms, too
     losses = [two[f"bf16-{wrapper}"][0]["losses"] for wrapper in ("ddp", "configured")]
-    assert losses[1][0] == losses[0][0] and losses[1] == pytest.approx(losses[0], rel=0.01)
+    assert losses[1][0] == losses[0][0] and losses[1] == pytest.approx(losses[0], rel=0.02)
     assert two["bf16-configured"][0]["wrapper"] == WRAPPERS["configured"]
 
 

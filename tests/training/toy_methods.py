@@ -144,6 +144,7 @@ def make_trainer(name: str, output_dir, dataset=None, **settings) -> LayerLockTr
         "weight_decay": 0.5,
         "weight_decay_end": 0.1,
         "switch_warmup_steps": 1,
+        "max_grad_norm": 1.0,
         "diagnostics_steps": 3,
         "disable_tqdm": True,
         "dataloader_pin_memory": False,
