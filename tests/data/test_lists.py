@@ -43,7 +43,7 @@ def test_tables_with_a_header(delimiter, suffix):
 
 def test_what_is_no_list_is_refused():
     with pytest.raises(ValueError, match="'a.csv' cannot be read: it is no text in UTF-8 .*: save it as UTF-8"):
-        read_rows("a.csv", "path\ncaf\xe9.mp4\n".encode("latin-1"))
+        read_rows("a.csv", "path\n\xe9.mp4\n".encode("latin-1"))
     with pytest.raises(ValueError, match="it has no header, and row 2 has 1 fields where the first has 2; write a"):
         read_rows("a.csv", b"a.mp4 1\nb.mp4\n")
     with pytest.raises(ValueError, match="'a.csv' lists no videos"):
@@ -63,5 +63,5 @@ def test_columns_of_other_names(tmp_path):
 
 def test_labels_are_cleaned(tmp_path):
     path = tmp_path / "list.csv"
-    path.write_text("path,label\na.mp4, run \nb.mp4,caf\u00e9\nc.mp4,cafe\u0301\n", encoding="utf-8")
-    assert load_videos(str(path))["label"][:] == ["run", "caf\u00e9", "caf\u00e9"]
+    path.write_text("path,label\na.mp4, run \nb.mp4,\u00e9\nc.mp4,e\u0301\n", encoding="utf-8")
+    assert load_videos(str(path))["label"][:] == ["run", "\u00e9", "\u00e9"]
