@@ -1,11 +1,8 @@
 """What must hold of the first batches, before a step is made of them."""
 
 from ..models.modeling_layerlock_pretraining import LayerLockViTForPretraining
+from ..models.video_processing_layerlock import MARGIN
 from .processes import raise_together
-
-
-# Resizing may overshoot
-MARGIN = 0.01
 
 
 def check_batches(
