@@ -288,7 +288,10 @@ def main(arguments: list[str]):
             print(f"saved checkpoint-{trainer.state.global_step}; the same command with --resume auto goes on")
         raise SystemExit(128 + trainer.stop_signal)
     if not rehearse:
-        trainer.save_model()
+        try:
+            trainer.save_model()
+        except CheckpointNotWritten as error:
+            raise SystemExit(f"error: {error}") from None
         trainer.save_state()
     if trainer.is_world_process_zero():
         if rehearse:

@@ -38,13 +38,27 @@ def publish(aside: Path, folder: Path):
     entries = {str(path.relative_to(aside)): entry for path, entry in zip(files, sums, strict=True)}
     manifest = {"written": time.time(), "files": entries}
     (aside / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
-    for path in [*files, aside / MANIFEST, *(path for path in aside.rglob("*") if path.is_dir()), aside]:
-        _flush(path)
+    _flush_all(aside)
     remove(folder)  # of the same step, left by a run that was resumed from an older one
     aside.rename(folder)
-    with contextlib.suppress(OSError):  # a network file system may keep a file of its own there
-        aside.parent.rmdir()
+    _tidy(aside.parent)
     _flush(folder.parent)
+
+
+def take_the_place_of(aside: Path, folder: Path):
+    """Let the files that were written aside take the place of those in `folder`, each in one step that either happens
+    or does not. Weights of a model that had another number of files go: they would be loaded instead."""
+    _flush_all(aside)
+    names = [path.relative_to(aside) for path in sorted(aside.rglob("*")) if path.is_file()]
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (aside / name).replace(folder / name)
+    for old in folder.glob("model*.safetensors*"):
+        if old.relative_to(folder) not in names:
+            old.unlink()
+    shutil.rmtree(aside)
+    _tidy(aside.parent)
+    _flush(folder)
 
 
 def remove(folder: Path):
@@ -124,6 +138,17 @@ def _fingerprint(path: Path) -> list[int]:
         while block := file.read(1 << 22):
             checksum = zlib.crc32(block, checksum)
     return [path.stat().st_size, checksum]
+
+
+def _tidy(aside: Path):
+    with contextlib.suppress(OSError):  # a network file system may keep a file of its own there
+        aside.rmdir()
+
+
+def _flush_all(folder: Path):
+    """Wait until all of a folder is on the disk."""
+    for path in [*folder.rglob("*"), folder]:
+        _flush(path)
 
 
 def _flush(path: Path):

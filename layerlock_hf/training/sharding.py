@@ -5,12 +5,14 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import fsdp2_prepare_model, parse_flag_from_env
+from accelerate.utils import fsdp2_prepare_model, parse_flag_from_env, save_fsdp_optimizer
 from accelerate.utils.constants import FSDP_MODEL_NAME
+from safetensors.torch import load_file
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 from torch.distributed.fsdp import MixedPrecisionPolicy, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
+from transformers.trainer import OPTIMIZER_NAME, OPTIMIZER_NAME_BIN
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from .metadata import check_metadata
@@ -51,21 +53,34 @@ def saves_shards(accelerator: Accelerator) -> bool:
     return accelerator.is_fsdp2 and "SHARDED" in str(accelerator.state.fsdp_plugin.state_dict_type)
 
 
+def saves_whole(accelerator: Accelerator) -> bool:
+    """Whether sharded weights are gathered for a checkpoint (FULL_STATE_DICT)."""
+    return accelerator.is_fsdp2 and not saves_shards(accelerator)
+
+
 def check_weights(checkpoint: str, accelerator: Accelerator):
-    """Raise `CheckpointRefused` if the weights were not saved the way they would be loaded, or could run code."""
-    names = [SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME]
-    if accelerator.is_fsdp2:
-        names = [SHARDED_MODEL if saves_shards(accelerator) else f"{FSDP_MODEL_NAME}.bin"]
-    folder = Path(checkpoint)
-    if not any((folder / name).exists() for name in names):
-        found = sorted(path.name for path in folder.glob("*model*"))
+    """Raise `CheckpointRefused` if weights and moments were not saved the way they would be loaded, or could run
+    code."""
+    folder, names, moments = Path(checkpoint), [SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME], OPTIMIZER_NAME
+    if saves_shards(accelerator):
+        names, moments = [SHARDED_MODEL], SHARDED_OPTIMIZER
+    elif saves_whole(accelerator):
+        moments = OPTIMIZER_NAME_BIN
+    if not (folder / moments).exists() or not any((folder / name).exists() for name in names):
+        found = sorted(path.name for pattern in ("*model*", "optimizer*") for path in folder.glob(pattern))
         raise CheckpointRefused(
-            f"{checkpoint} holds its weights as {', '.join(found) or 'nothing'}, this run would load {names[0]}: "
-            "resume it under the wrapper (DDP or FSDP) and with the state_dict_type that it was written with"
+            f"{checkpoint} holds weights and moments as {', '.join(found) or 'nothing'}, this run would load "
+            f"{names[0]} and {moments}: resume it under the wrapper (DDP or FSDP) and with the state_dict_type that it "
+            "was written with"
         )
     for part in (SHARDED_MODEL, SHARDED_OPTIMIZER):
         if (folder / part).is_dir():
             check_metadata(folder / part)
+
+
+def save_whole_optimizer(optimizer, model: nn.Module, accelerator: Accelerator, folder: str):
+    """The moments of sharded weights, gathered, as accelerate loads them. All processes must call it."""
+    save_fsdp_optimizer(accelerator.state.fsdp_plugin, accelerator, optimizer, model, folder)
 
 
 def let_means_be_taken(model: nn.Module):
@@ -95,3 +110,9 @@ def whole_state(module: nn.Module) -> dict[str, torch.Tensor]:
 def load_whole_state(module: nn.Module, state: dict[str, torch.Tensor]):
     """The inverse of `whole_state`, of weights that every process has read."""
     set_model_state_dict(module, state, options=StateDictOptions(full_state_dict=True))
+
+
+def load_whole_weights(model: nn.Module, folder: str | Path):
+    """The weights that `save_pretrained` has written, in however many files, into a model that may be sharded."""
+    files = sorted(Path(folder).glob("model*.safetensors"))
+    load_whole_state(model, {name: tensor for file in files for name, tensor in load_file(file).items()})

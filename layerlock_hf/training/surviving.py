@@ -1,7 +1,9 @@
 """A Trainer whose runs survive: crashes, full disks, preemption, hung processes and restarts."""
 
+import contextlib
 import functools
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -12,7 +14,7 @@ from transformers.utils import logging
 
 from ..utils.handing_over import HandOver, received
 from .callbacks import PreemptionCallback
-from .checkpoints import ASIDE, CheckpointNotWritten, fault, keep_newest, newest_complete, publish
+from .checkpoints import ASIDE, CheckpointNotWritten, fault, keep_newest, newest_complete, publish, take_the_place_of
 from .processes import check_shared_folder, init_worker
 from .run_file import CheckpointRefused
 
@@ -27,7 +29,7 @@ class SurvivingTrainer(Trainer):
     def __init__(self, *, args, **kwargs):
         super().__init__(args=args, **kwargs)
         self.is_finished = False
-        self._run_dir = args.output_dir
+        self._run_dir, self._failure = args.output_dir, None
         self._preemption = PreemptionCallback()
         self.add_callback(self._preemption)
 
@@ -103,43 +105,94 @@ class SurvivingTrainer(Trainer):
     def _get_output_dir(self, trial) -> str:
         return self._run_dir
 
+    # ---- what is written
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
+        """As in `Trainer`, but the model that the folder may hold stays whole until the new one is.
+
+        Raises:
+            CheckpointNotWritten: on all processes, if one of them could not write its part.
+        """
+        folder = Path(output_dir or self.args.output_dir)
+        if self._run_dir != self.args.output_dir:  # a part of a checkpoint, which is written aside as a whole
+            self.write_model(str(folder), is_final=False)
+            return
+        aside = folder / ASIDE / "model"
+        with self._agreeing("the model", aside, functools.partial(take_the_place_of, aside, folder)):
+            self.write_model(str(aside), is_final=True)
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def write_model(self, folder: str, is_final: bool):
+        """Write the model, and all that belongs to it, into a new folder. Every process calls it.
+
+        Args:
+            is_final: whether it is to be used, and not a part of a checkpoint.
+        """
+        super().save_model(folder, _internal_call=True)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None):
+        with self._failure_noted():
+            super()._save(output_dir, state_dict)
+
     def _save_checkpoint(self, model, trial):
         """Written aside by all processes, and published once all of it is there."""
-        output_dir = Path(self.args.output_dir)
-        aside = output_dir / ASIDE
         name = f"checkpoint-{self.state.global_step}"
-        error = None
-        if self.args.should_save:
-            shutil.rmtree(aside, ignore_errors=True)
-        self.accelerator.wait_for_everyone()
-        self._run_dir = str(aside)
-        try:
-            super()._save_checkpoint(model, trial)
-        except (Exception, CheckpointException) as caught:  # on any process; the others must hear of it
-            error = caught
-        finally:
-            self._run_dir = self.args.output_dir
-        self._agree_on_save(error, name)
-        if self.args.should_save:
+        folder = Path(self.args.output_dir) / name
+        aside = folder.parent / ASIDE / name
+        with self._agreeing(name, aside, functools.partial(publish, aside, folder)):
+            self._run_dir = str(aside.parent)
             try:
-                publish(aside / name, output_dir / name)
-            except OSError as caught:
-                error = caught
-        self._agree_on_save(error, name)
+                super()._save_checkpoint(model, trial)
+            finally:
+                self._run_dir = self.args.output_dir
         if self.args.should_save:
-            keep_newest(output_dir, self.args.save_total_limit)
+            keep_newest(self.args.output_dir, self.args.save_total_limit)
         if self.args.push_to_hub:
-            super()._push_from_checkpoint(str(output_dir / name))
+            super()._push_from_checkpoint(str(folder))
 
-    def _agree_on_save(self, error: Exception | None, name: str):
-        """Raise `CheckpointNotWritten` on all processes if there was an error on one."""
+    @contextlib.contextmanager
+    def _agreeing(self, name: str, aside: Path, publish: Callable[[], None]) -> Iterator[None]:
+        """All processes write into a folder; once all have, the main one publishes it.
+
+        Args:
+            name: of what is written, in messages.
+            aside: the folder, which is emptied before.
+
+        Raises:
+            CheckpointNotWritten: on all processes, if one of them failed.
+        """
+        if self.args.should_save:
+            shutil.rmtree(aside.parent, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        self._failure = None
+        with self._failure_noted():
+            yield
+        self._agree_on_save(name, aside)
+        if self.args.should_save:
+            with self._failure_noted():
+                publish()
+        self._agree_on_save(name, aside)
+
+    @contextlib.contextmanager
+    def _failure_noted(self) -> Iterator[None]:
+        """What goes wrong within is told by `_agree_on_save`, so that a process that could not write goes on to the
+        calls that all must make together: without it, the others would wait there."""
+        try:
+            yield
+        except (Exception, CheckpointException) as error:
+            self._failure = self._failure or error
+
+    def _agree_on_save(self, name: str, aside: Path):
+        """Raise `CheckpointNotWritten` on all processes if one has failed."""
+        error = self._failure
         num_failed = self.accelerator.reduce(torch.tensor(int(error is not None), device=self.args.device), "sum")
         if num_failed:
             output_dir = self.args.output_dir
             room = shutil.disk_usage(output_dir).free / 2**20  # PyTorch does not say that the disk is full
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
-                shutil.rmtree(Path(output_dir) / ASIDE, ignore_errors=True)
+                shutil.rmtree(aside.parent, ignore_errors=True)
             reason = error if error is not None else "another process failed to write its part"
             raise CheckpointNotWritten(
                 f"{name} could not be written, with {room:.1f} MiB left on the disk: {reason}. Earlier checkpoints in "

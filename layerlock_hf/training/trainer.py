@@ -4,6 +4,7 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from accelerate.utils import DynamoBackend, TorchDynamoPlugin
@@ -11,6 +12,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers import BaseVideoProcessor, TrainerCallback
+from transformers.trainer import SCHEDULER_NAME
 from transformers.utils import logging
 
 from ..models.modeling_layerlock_pretraining import LayerLockViTForPretraining, pair_masks
@@ -26,7 +28,16 @@ from .memory import peak_memory_gib
 from .run_file import CheckpointRefused, check_run_file, describe, read_run_file, target_label, write_run_file
 from .running_means import RunningMeans
 from .schedules import check_schedule, cosine, linear, scheduled_factor
-from .sharding import check_weights, let_means_be_taken, saves_shards, set_up_sharding, shard_teacher
+from .sharding import (
+    check_weights,
+    let_means_be_taken,
+    load_whole_weights,
+    save_whole_optimizer,
+    saves_shards,
+    saves_whole,
+    set_up_sharding,
+    shard_teacher,
+)
 from .stages import check_stages, stage_at
 from .surviving import SurvivingTrainer
 from .switching import discard_a_backward, freeze, rebuild_optimizer, rewrap
@@ -330,23 +341,31 @@ class LayerLockTrainer(SurvivingTrainer):
 
     # ---- checkpoints
 
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
+    def write_model(self, folder: str, is_final: bool):
         """As in `Trainer`, which however writes no model at all where checkpoints hold a part per process."""
-        folder = output_dir or self.args.output_dir
-        if saves_shards(self.accelerator) and not _internal_call:  # in checkpoints they come with the optimizer's
-            state = self.accelerator.get_state_dict(self.model)
-            if self.args.should_save:
-                self._save(folder, state)
-        if self._teacher_moves:  # not in `_save`, to which not every process comes
-            save_teacher(self.teacher, folder, self.args.should_save)
+        if self._teacher_moves:  # to which every process comes
+            with self._failure_noted():
+                save_teacher(self.teacher, folder, self.args.should_save)
+        if is_final and saves_shards(self.accelerator):  # in checkpoints they come with the optimizer's
+            self._save(folder, self.accelerator.get_state_dict(self.model))
+        else:
+            super().write_model(folder, is_final)
         if self.args.should_save:
             model = self._core()
             learning = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-            model.config.save_pretrained(folder)  # which sharded checkpoints lack otherwise, as they do the processor
-            if self.processing_class is not None:
-                self.processing_class.save_pretrained(folder)
-            write_run_file(folder, self.stages, learning, self._identity())
-        super().save_model(output_dir, _internal_call)
+            with self._failure_noted():
+                model.config.save_pretrained(folder)  # which sharded checkpoints lack otherwise, and the processor
+                if self.processing_class is not None:
+                    self.processing_class.save_pretrained(folder)
+                write_run_file(folder, self.stages, learning, self._identity())
+
+    def _save_optimizer_and_scheduler(self, output_dir: str):
+        if saves_whole(self.accelerator):  # where the Trainer would write the model once more
+            save_whole_optimizer(self.optimizer, self.model, self.accelerator, output_dir)
+            if self.args.should_save:
+                torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+        else:
+            super()._save_optimizer_and_scheduler(output_dir)
 
     def _identity(self) -> dict:
         """What, besides stages and model, a resumed run must share with the one that wrote the checkpoint."""
@@ -369,7 +388,10 @@ class LayerLockTrainer(SurvivingTrainer):
         check_run_file(resume_from_checkpoint, self.stages, self._core(model).config, self._identity())
         check_weight_names(resume_from_checkpoint)
         check_weights(resume_from_checkpoint, self.accelerator)
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if saves_whole(self.accelerator):
+            load_whole_weights(self.model if model is None else model, resume_from_checkpoint)
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self._teacher_moves:
             restore_teacher(self.teacher, resume_from_checkpoint)
 

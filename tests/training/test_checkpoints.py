@@ -3,11 +3,13 @@
 import json
 import os
 import signal
+from pathlib import Path
 
 import pytest
 import torch
-from crash_run import At, make
+from crash_run import At, assert_equal, make
 
+from layerlock_hf.models import LayerLockViTForPretraining
 from layerlock_hf.training import checkpoints
 from layerlock_hf.training.checkpoints import (
     ASIDE,
@@ -178,3 +180,36 @@ def test_a_failed_save_says_so_and_leaves_what_there_was(tmp_path, monkeypatch):
         trainer.train()
     assert {path.name for path in tmp_path.glob("*")} == {"checkpoint-1", "checkpoint-2"}
     assert fault(tmp_path / "checkpoint-2") is None
+
+
+def weights_of(folder):
+    return LayerLockViTForPretraining.from_pretrained(folder).state_dict()
+
+
+def test_a_model_replaces_one_of_more_files(tmp_path):
+    trainer = make(tmp_path)
+    trainer.model.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
+    with torch.no_grad():
+        next(trainer.model.parameters()).add_(1)
+    trainer.save_model()
+    assert [path.name for path in tmp_path.glob("model*")] == ["model.safetensors"]
+    assert not (tmp_path / ASIDE).exists()
+    assert_equal(weights_of(tmp_path), trainer.model.state_dict())
+
+
+def test_a_model_that_cannot_be_written_leaves_the_older_one(tmp_path, monkeypatch):
+    trainer = make(tmp_path)
+    trainer.save_model()
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("*")}
+    original = LayerLockViTForPretraining.save_pretrained
+
+    def full(model, folder, *args, **kwargs):
+        original(model, folder, *args, **kwargs)
+        os.truncate(Path(folder) / "model.safetensors", 1000)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(LayerLockViTForPretraining, "save_pretrained", full)
+    with pytest.raises(CheckpointNotWritten, match=r"the model could not be written, with .* No space left on device"):
+        trainer.save_model()
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("*")} == before

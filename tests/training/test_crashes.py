@@ -12,6 +12,7 @@ import crash_run
 import forked
 import pytest
 import torch
+import toy_run
 from crash_run import (
     NOT_WRITTEN,
     PREEMPTED,
@@ -146,3 +147,32 @@ def test_a_full_disk_leaves_the_last_checkpoint(small_disk, undisturbed):
     for folder in kept[:-1]:
         remove(folder)
     finish_and_compare(small_disk, undisturbed)
+
+
+def run_sharded(output_dir, failing_step):
+    """As `crash_run.run` under FSDP2 that gathers, where the first process cannot write its model after this step."""
+    toy_run.allow_fsdp_on_cpu()
+
+    def prepare(trainer):
+        write = trainer.model.save_pretrained
+
+        def full(*arguments, **kwargs):
+            if trainer.args.process_index == 0 and trainer.state.global_step == failing_step:
+                raise OSError(28, "No space left on device")
+            write(*arguments, **kwargs)
+
+        trainer.model.save_pretrained = full
+
+    fsdp = {"fsdp": True, "fsdp_config": {"version": 2, "state_dict_type": "FULL_STATE_DICT"}}
+    crash_run.run(output_dir, fsdp, prepare=prepare)
+
+
+def test_a_failed_write_under_fsdp_is_heard_by_all(tmp_path):
+    """Not after the timeout of 60 s, in the gathering that the others have gone on to."""
+    processes = forked.start(2, run_sharded, tmp_path, 3)
+    wait_for_step(tmp_path, 3, processes)
+    start = time.monotonic()
+    assert forked.finish(processes) == [NOT_WRITTEN, NOT_WRITTEN]
+    assert time.monotonic() - start < 30
+    assert "checkpoint-3 could not be written" in (tmp_path / "error").read_text()
+    assert {path.name for path in tmp_path.glob("*check*")} == {"checkpoint-1", "checkpoint-2"}

@@ -175,7 +175,7 @@ def test_on_one_process_without_a_launch(two, folder):
     job["settings"]["per_device_train_batch_size"] = 4
     with pytest.raises(ValueError, match="written with clips_per_step 8, now it is 4"):
         run(Job(**job), str(folder))
-    with pytest.raises(ValueError, match="holds its weights as pytorch_model_fsdp_0, this run would load model.safe"):
+    with pytest.raises(ValueError, match="moments as optimizer_0, pytorch_model_fsdp_0, this run would load model.safe"):
         run(Job(**{**moved("sharded", 1)[0], "wrapper": "ddp"}), str(folder))
 
 
@@ -195,6 +195,8 @@ def test_models_are_whole(two, folder, tmp_path):
         == LayerLockViTForPretraining.from_pretrained(folder / "ddp-2" / "end").state_dict().keys()
     )
     assert all(torch.equal(tensor, saved["sharded"][name]) for name, tensor in saved["full"].items())
+    (first, *_) = SAVE_AT
+    assert not list((folder / "full-2" / f"checkpoint-{first}").glob("*fsdp*"))  # a second copy of the weights
     for wrapper in ("ddp", "full", "sharded"):
         _, loading = AutoModel.from_pretrained(folder / f"{wrapper}-2" / "end", output_loading_info=True)
         assert not loading["missing_keys"]

@@ -125,10 +125,16 @@ def test_planted_metadata_of_a_checkpoint(saved, tmp_path, part):
     assert not (tmp_path / "owned").exists()
 
 
-def test_weights_of_another_kind(saved, tmp_path):
-    for state_dict_type, expected in (("FULL", "pytorch_model_fsdp.bin"), ("SHARDED", "pytorch_model_fsdp_0")):
-        launch = Launch(fsdp_version=2, state_dict_type=f"{state_dict_type}_STATE_DICT")
-        with pytest.raises(CheckpointRefused, match=f"holds its weights as nothing, this run would load {expected}"):
+@pytest.mark.parametrize(
+    "state_dict_type, moments", [("FULL", "model.safetensors and optimizer.bin"), ("SHARDED", "pytorch_model_fsdp_0")]
+)
+def test_weights_of_another_kind(tmp_path, state_dict_type, moments):
+    launch = Launch(fsdp_version=2, state_dict_type=f"{state_dict_type}_STATE_DICT")
+    for found, names in (("nothing", []), ("model.safetensors, optimizer.pt", ["model.safetensors", "optimizer.pt"])):
+        for name in names:
+            (tmp_path / name).touch()
+        message = f"holds weights and moments as {found}, this run would load {moments}"
+        with pytest.raises(CheckpointRefused, match=message):
             check_weights(tmp_path, launch)
 
 
