@@ -1,6 +1,7 @@
 """The processes of a run: how they find each other, how long they wait, and how they part."""
 
 import atexit
+import copy
 import multiprocessing
 import os
 import signal
@@ -10,6 +11,7 @@ import traceback
 import uuid
 from collections.abc import Callable
 from datetime import timedelta
+from multiprocessing.context import BaseContext
 from pathlib import Path
 
 import torch.distributed as dist
@@ -17,6 +19,10 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 
 from ..utils.parents import end_without_parent
+
+
+# What data workers leave to their parent. Not on macOS, where they could not tell their parent's SIGTERM from others
+SHIELDED_FROM = {signal.SIGTERM, signal.SIGINT} if hasattr(signal, "sigwaitinfo") else set()
 
 
 def start_processes(use_cpu: bool, backend: str | None, timeout_s: float):
@@ -113,14 +119,49 @@ def raise_together(error: ValueError | None):
         raise ValueError(messages[0]) from error
 
 
+class _Shielded:
+    """A process that starts with SIGTERM and SIGINT blocked, which what it starts inherits."""
+
+    def start(self):
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, SHIELDED_FROM)
+        try:
+            super().start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+# By name and in a module, because a process that is spawned is pickled
+class _Forked(_Shielded, multiprocessing.get_context("fork").Process):
+    pass
+
+
+class _Spawned(_Shielded, multiprocessing.get_context("spawn").Process):
+    pass
+
+
+class _ForkServed(_Shielded, multiprocessing.get_context("forkserver").Process):
+    pass
+
+
+def shielded(context: BaseContext | None) -> BaseContext:
+    """A multiprocessing context like this one (None: the default) for data workers that `init_worker` is called in.
+
+    A worker that is spawned needs seconds until it gets there, in which the signals must not end it either.
+    """
+    method = (context or multiprocessing).get_start_method()
+    shielded = copy.copy(multiprocessing.get_context(method))
+    shielded.Process = {"fork": _Forked, "spawn": _Spawned, "forkserver": _ForkServed}[method]
+    return shielded
+
+
 def init_worker(init: Callable[[int], None] | None, worker_id: int):
     """Make a data worker leave SIGTERM and SIGINT to its parent, and call the worker's own `init`.
 
     Schedulers and terminals send them to all processes of a job. PyTorch's workers would die of it, and take the run
     with them before it has saved.
     """
-    if hasattr(signal, "sigwaitinfo"):  # not on macOS
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+    if SHIELDED_FROM:
+        signal.pthread_sigmask(signal.SIG_BLOCK, SHIELDED_FROM)
         parent = multiprocessing.parent_process().pid  # os.getppid() may be a fork server
         threading.Thread(target=_exit_when_told_by, args=(parent,), daemon=True).start()
     if init is not None:

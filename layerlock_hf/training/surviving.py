@@ -15,7 +15,7 @@ from transformers.utils import logging
 from ..utils.handing_over import HandOver, received
 from .callbacks import PreemptionCallback
 from .checkpoints import ASIDE, CheckpointNotWritten, fault, keep_newest, newest_complete, publish, take_the_place_of
-from .processes import check_shared_folder, init_worker
+from .processes import check_shared_folder, init_worker, shielded
 from .run_file import CheckpointRefused
 
 
@@ -64,6 +64,8 @@ class SurvivingTrainer(Trainer):
         loader = super().get_train_dataloader()
         inner = getattr(loader, "base_dataloader", loader)  # what Accelerate has prepared passes attributes on to read
         inner.worker_init_fn = functools.partial(init_worker, inner.worker_init_fn)
+        if inner.num_workers:
+            inner.multiprocessing_context = shielded(inner.multiprocessing_context)
         inner.collate_fn = HandOver(inner.collate_fn)
         return loader
 

@@ -6,10 +6,12 @@ import random
 import re
 import signal
 import subprocess
+import threading
 import time
 
 import crash_run
 import forked
+import psutil
 import pytest
 import torch
 import toy_run
@@ -22,6 +24,7 @@ from crash_run import (
     saved_log,
     wait_for_step,
 )
+from transformers import TrainerCallback
 
 from layerlock_hf.training.checkpoints import remove
 
@@ -104,6 +107,29 @@ def test_sigterm_on_one_process_with_data_workers_that_get_it_too(tmp_path, undi
     os.killpg(processes[1].pid, signal.SIGTERM)
     assert forked.finish(processes) == [PREEMPTED, PREEMPTED]
     finish_and_compare(tmp_path, undisturbed)
+
+
+class Early(TrainerCallback):
+    """Sends SIGTERM to the process group as soon as there are data workers, which are far from `init_worker` then."""
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        num_before = self._count()
+        threading.Thread(target=self._hit, args=(num_before + 2,), daemon=True).start()
+
+    def _count(self) -> int:
+        return len(psutil.Process().children(recursive=True))
+
+    def _hit(self, num_processes):
+        while self._count() < num_processes:
+            time.sleep(0.01)
+        subprocess.run(["kill", "-TERM", "--", f"-{os.getpgrp()}"])  # not from this process, which its workers heed
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_sigterm_while_data_workers_start(tmp_path, method):
+    settings = {"save_strategy": "no", "dataloader_num_workers": 2, "dataloader_multiprocessing_context": method}
+    assert forked.finish(forked.start(1, crash_run.run_with_workers, tmp_path, settings, Early())) == [PREEMPTED]
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-1"]
 
 
 def test_a_hung_process_ends_the_run_within_the_timeout(tmp_path, undisturbed):
