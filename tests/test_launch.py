@@ -120,10 +120,10 @@ def test_ray_passes_arguments_that_pretrain_knows(program):
     space = runpy.run_path(str(path))
     command = re.search(r"^python scripts/launch/ray_train\.py (.+?)\n\n?$", space["__doc__"], re.M | re.S).group(1)
     arguments = command.replace("\\\n", "").split()
-    ray, rest = space["parse"]([*arguments, "--on_cpu", "--ddp_timeout", "90"])
-    assert ray.num_workers == 8 and ray.on_cpu and ray.ddp_timeout == 90
+    ray, rest = space["parse"]([*arguments, "--on_cpu"])
+    assert ray.num_workers == 8 and ray.on_cpu
     training_args = program.parse(rest)[-1]
-    assert training_args.ddp_timeout == 90 and training_args.use_cpu
+    assert training_args.use_cpu
     assert training_args.resume_from_checkpoint == "auto"
     assert training_args.per_device_train_batch_size == 32
 

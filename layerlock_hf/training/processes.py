@@ -21,6 +21,8 @@ from accelerate.utils import broadcast_object_list, gather_object
 from ..utils.parents import end_without_parent
 
 
+# What launchers set: torchrun and accelerate, Ray
+LAUNCHED = {"TORCHELASTIC_RUN_ID", "RAY_JOB_ID"}
 # What data workers leave to their parent. Not on macOS, where they could not tell their parent's SIGTERM from others
 SHIELDED_FROM = {signal.SIGTERM, signal.SIGINT} if hasattr(signal, "sigwaitinfo") else set()
 
@@ -41,10 +43,10 @@ def start_processes(use_cpu: bool, backend: str | None, timeout_s: float):
                 "accelerate launch --cpu starts one process, however many are asked for: use "
                 "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N ..., or torchrun"
             )
+    if LAUNCHED & environment.keys():  # by the parent, and not from a shell, which may go
+        end_without_parent()
     if int(environment.get("WORLD_SIZE", 1)) == 1 or dist.is_initialized():
         return
-    if "TORCHELASTIC_RUN_ID" in environment:  # the parent is a launcher
-        end_without_parent()
     timeout, options = timedelta(seconds=timeout_s), {}
     if environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and environment.get("GROUP_WORLD_SIZE") == "1":
         # torchrun keeps one store for all its attempts, and in it the addresses of the last (pytorch#135712).

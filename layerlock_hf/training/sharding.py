@@ -70,8 +70,8 @@ def check_weights(checkpoint: str, accelerator: Accelerator):
         found = sorted(path.name for pattern in ("*model*", "optimizer*") for path in folder.glob(pattern))
         raise CheckpointRefused(
             f"{checkpoint} holds weights and moments as {', '.join(found) or 'nothing'}, this run would load "
-            f"{names[0]} and {moments}: resume it under the wrapper (DDP or FSDP) and with the state_dict_type that it "
-            "was written with"
+            f"{names[0]} and {moments}: resume it under the wrapper (DDP or FSDP) and with the state_dict_type that "
+            "wrote it"
         )
     for part in (SHARDED_MODEL, SHARDED_OPTIMIZER):
         if (folder / part).is_dir():

@@ -1,5 +1,6 @@
 """Processes that end with the one that started them."""
 
+import functools
 import os
 import signal
 import threading
@@ -12,6 +13,7 @@ CHECK_INTERVAL_S = 1.0
 GRACE_S = 60.0  # to save a checkpoint, once SIGTERM has asked for it
 
 
+@functools.cache  # asked for by every run of a process
 def end_without_parent():
     """Let this process end when its parent has gone, which cannot tell it any more: first by SIGTERM, to save what
     there is, and a minute later for good.

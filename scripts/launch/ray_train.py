@@ -1,4 +1,4 @@
-"""The machines of a Ray cluster, or this one alone: Ray Train runs scripts/pretrain.py in each of its workers, and in
+"""The machines of a Ray cluster, or this one alone: Ray Train starts scripts/pretrain.py from each of its workers, and
 all of them again when one has died, from the newest complete checkpoint on. With `pip install "ray[train]"`:
 
 python scripts/launch/ray_train.py --num_workers 8 --config scripts/recipes/4ds-g-layerlock.yaml \\
@@ -7,41 +7,59 @@ python scripts/launch/ray_train.py --num_workers 8 --config scripts/recipes/4ds-
 
 import argparse
 import os
+import socket
+import subprocess
 import sys
 from pathlib import Path
 
 
+PRETRAIN = Path(__file__).resolve().parents[1] / "pretrain.py"
+
+
 def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """What Ray must know, and the arguments of pretrain.py."""
-    parser = argparse.ArgumentParser(allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--num_workers", type=int, required=True, help="Processes; each has a GPU.")
     parser.add_argument("--on_cpu", action="store_true", help="None has a GPU.")
     parser.add_argument("--max_failures", type=int, default=10, help="Of all causes: wrong arguments are among them.")
-    parser.add_argument("--ddp_timeout", type=int, default=1800, help="Seconds until a worker that hangs is given up.")
     ray, rest = parser.parse_known_args(arguments)
-    # Ray connects the processes before pretrain.py has read its recipe, which can therefore not set the timeout
-    rest += ["--resume_from_checkpoint", "auto", "--ddp_timeout", str(ray.ddp_timeout)]
+    if ray.num_workers < 1:
+        parser.error(f"--num_workers must be at least 1, got {ray.num_workers}")
+    rest += ["--resume_from_checkpoint", "auto"]
     return ray, rest + ["--use_cpu", "true"] * ray.on_cpu
 
 
-def work(folder: str, scripts: str, arguments: list[str]):
-    os.chdir(folder)  # Ray has gone to one of its own
-    sys.path.insert(0, scripts)
-    from pretrain import main
+def work(folder: str, arguments: list[str]):
+    """Run pretrain.py in a process and a session of its own, where signals and groups of processes are not Ray's: it
+    saves on SIGTERM, and when this worker has gone."""
+    import torch.distributed as dist
 
-    main(arguments)
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        port = [probe.getsockname()[1]]
+    dist.broadcast_object_list(port)  # that of the first, beside the port that Ray's workers themselves use
+    command = [sys.executable, str(PRETRAIN), *arguments]
+    environment = {**os.environ, "MASTER_PORT": str(port[0])}
+    # In the folder that the user was in: Ray has gone to one of its own
+    status = subprocess.run(command, cwd=folder, env=environment, start_new_session=True).returncode
+    if status:
+        raise RuntimeError(f"pretrain.py ended with status {status}")
 
 
 if __name__ == "__main__":
+    ray, rest = parse(sys.argv[1:])
+    # Else Ray kills what a worker has started, before it has saved. A cluster that runs already needs it for `ray start`
+    os.environ.setdefault("RAY_kill_child_processes_on_worker_exit", "false")
+
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    ray, rest = parse(sys.argv[1:])
-    scripts = str(Path(__file__).resolve().parents[1])
     TorchTrainer(
         lambda job: work(**job),
-        train_loop_config={"folder": os.getcwd(), "scripts": scripts, "arguments": rest},
-        torch_config=TorchConfig(timeout_s=ray.ddp_timeout),
+        train_loop_config={"folder": os.getcwd(), "arguments": rest},
+        torch_config=TorchConfig(backend="gloo"),  # over which the workers agree on a port and no more
         scaling_config=ScalingConfig(num_workers=ray.num_workers, use_gpu=not ray.on_cpu),
         run_config=RunConfig(failure_config=FailureConfig(max_failures=ray.max_failures)),
     ).fit()
