@@ -14,9 +14,11 @@ import pyarrow
 import pyarrow.compute
 from datasets.data_files import SPLIT_KEYWORDS
 from huggingface_hub.constants import HF_HUB_CACHE
+from huggingface_hub.file_download import repo_folder_name
 from transformers.utils import logging
 
 from ..models.video_reading_pictures import is_picture
+from ..utils.hub_names import check_hub
 from . import files
 from .addresses import DEPTH_COLUMN, LABEL_COLUMN, SCHEMA, address_table, join_all, label_array
 from .indexing import VIDEO_SUFFIXES, forget_footers, index_parquet, index_shards, index_tar, video_column
@@ -81,6 +83,8 @@ def load_videos(
     forget_footers()
     loaded = []
     for one in sources:
+        if not one.strip():
+            raise ValueError("the name of a source is empty; give a folder, list or dataset of videos")
         try:
             dataset = _load(one, split, video_column, video_root, streaming)
         except files.FileError as error:
@@ -267,6 +271,8 @@ def _from_disk(path: Path, split: str) -> datasets.Dataset:
 
 
 def _from_hub(load: Callable, source: str, **arguments):
+    if not (Path(HF_HUB_CACHE) / repo_folder_name(repo_id=source, repo_type="dataset")).exists():
+        check_hub(f"{source!r} is no existing path, and for its id")
     try:
         return load(source, **arguments)
     except (datasets.exceptions.DatasetNotFoundError, ConnectionError) as error:

@@ -10,7 +10,7 @@ from transformers.utils import logging
 
 from ..models import AnyEncoder, AnyEncoderConfig, LayerLockReadoutConfig
 from ..models.pixel_statistics import pixel_statistics
-from ..utils.checkpoint_names import check_checkpoint
+from ..utils.hub_names import check_checkpoint
 
 
 logger = logging.get_logger(__name__)

@@ -5,10 +5,11 @@ from dataclasses import dataclass, field
 
 import torch
 from accelerate.utils import parse_flag_from_env
-from huggingface_hub import is_offline_mode
+from huggingface_hub import get_token
 from transformers import TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 
+from ..utils.hub_names import check_hub
 from .processes import start_processes
 from .schedules import LEARNING_RATE_DECAYS, whole_steps
 
@@ -140,8 +141,10 @@ class LayerLockTrainingArguments(TrainingArguments):
                     f"report_to: {name} is not installed; pip install it, or choose among "
                     f"{', '.join(['none', *get_available_reporting_integrations()])}"
                 )
-        if self.push_to_hub and is_offline_mode():
-            raise ValueError("push_to_hub needs the Hub, but HF_HUB_OFFLINE says not to ask for it: unset one of them")
+        if self.push_to_hub:
+            check_hub("push_to_hub: for the repository")
+            if not (self.hub_token or get_token()):
+                raise ValueError("push_to_hub needs a token: hf auth login, or HF_TOKEN")
         if self.fp16 and (self.use_cpu or not torch.cuda.is_available()):
             raise ValueError("fp16 needs a GPU: on a CPU use bf16, or neither")
         if self.deepspeed or parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):

@@ -19,7 +19,7 @@ from ..models.modeling_layerlock import LayerLockViTModel
 from ..models.objectives import Stage
 from ..models.pixel_statistics import pixel_statistics
 from ..models.positions_layerlock import take_tokens
-from ..utils.checkpoint_names import check_checkpoint
+from ..utils.hub_names import check_checkpoint
 from .foreign import check_weight_names
 from .sharding import load_whole_state, local, whole_state
 

@@ -16,6 +16,12 @@ def offline(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
 
+@pytest.fixture
+def hub(monkeypatch):
+    """A Hub that answers."""
+    monkeypatch.setattr(sources, "check_hub", lambda why: None)
+
+
 def names(dataset):
     return [Path(row["path"]).name for row in dataset["video"]]
 
@@ -166,7 +172,7 @@ def test_embedded_videos_need_not_lie_anywhere(tmp_path, video):
                 load_videos(str(tmp_path / "videos.parquet"), video_root=str(tmp_path))
 
 
-def test_a_dataset_of_the_hub_names_downloaded_files_alone(tmp_path, monkeypatch, video):
+def test_a_dataset_of_the_hub_names_downloaded_files_alone(tmp_path, monkeypatch, video, hub):
     (tmp_path / "cache").mkdir()
     inside = tmp_path / "cache" / "v0.mp4"
     inside.write_bytes(Path(video).read_bytes())
@@ -329,7 +335,7 @@ def test_a_parquet_file_names_addresses_only_of_its_own_folder(website):
 
 
 @pytest.mark.parametrize("kind", ["tar", "parquet", "mp4"])
-def test_streaming_from_the_hub(tmp_path, monkeypatch, write_tar, kind):
+def test_streaming_from_the_hub(tmp_path, monkeypatch, write_tar, kind, hub):
     """With a folder in the place of the Hub."""
     for split in ("train", "test"):
         path = tmp_path / "hub" / "data" / f"{split}-00000-of-00001.{kind}"
@@ -352,7 +358,7 @@ def test_streaming_from_the_hub(tmp_path, monkeypatch, write_tar, kind):
         load_videos("somebody/videos", "validation", streaming=True)
 
 
-def test_streaming_reads_nothing_of_this_machine(tmp_path, monkeypatch, video):
+def test_streaming_reads_nothing_of_this_machine(tmp_path, monkeypatch, video, hub):
     (tmp_path / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files: {video}\n---\n")
     build = datasets.load_dataset_builder
     monkeypatch.setattr(datasets, "load_dataset_builder", lambda source: build(str(tmp_path)))
@@ -360,9 +366,22 @@ def test_streaming_reads_nothing_of_this_machine(tmp_path, monkeypatch, video):
         load_videos("somebody/videos", streaming=True)
 
 
-def test_streaming_what_is_not_there():
+def test_streaming_what_is_not_there(hub):
     with pytest.raises(ValueError, match="'nobody/nothing' is neither"):
         load_videos("nobody/nothing", streaming=True)
+
+
+@pytest.mark.parametrize("source", ["ssv2", "nobody/nothing"])
+def test_a_misspelt_folder_where_there_is_no_hub(source):
+    """As soon as it is read, not after half a minute of tries."""
+    with pytest.raises(ValueError, match=f"'{source}' is no existing path, and for its id the Hub would be asked"):
+        load_videos(source)
+
+
+@pytest.mark.parametrize("source", ["", " "])
+def test_a_name_that_is_empty(source):
+    with pytest.raises(ValueError, match="the name of a source is empty"):
+        load_videos(source)
 
 
 def test_mixtures(tmp_path, folder, tars, video):

@@ -1,0 +1,72 @@
+"""How programs end. Each imports it first: most of the time until it starts goes into other imports, and Ctrl-C must be
+answered then, too."""
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+
+class PatientOutput:
+    """Standard output whose reader may go, such as `head` or a lost terminal: what nobody reads ends no program.
+
+    Args:
+        stream: what is written to.
+    """
+
+    def __init__(self, stream):
+        self._stream = stream
+
+    def __getattr__(self, name: str):
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with self._while_it_is_read():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self):
+        with self._while_it_is_read():
+            self._stream.flush()
+
+    @contextlib.contextmanager
+    def _while_it_is_read(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
+
+
+def folder(text: str) -> Path:
+    """An argument that names a folder, or a file: `Path("")` would be the current one, from a variable that is unset."""
+    if not text.strip():
+        raise ValueError("is empty")
+    return Path(text).expanduser()
+
+
+@contextlib.contextmanager
+def errors_told(prefix: str = "") -> Iterator[None]:
+    """What the user can mend ends the program with one line.
+
+    Args:
+        prefix: what the line begins with, such as the setting that it is about.
+    """
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        told = f"{error.strerror}: {error.filename}" if isinstance(error, OSError) and error.filename else str(error)
+        raise SystemExit(f"error: {prefix}{' '.join(told.split())}") from None
+
+
+def _tell(kind: type[BaseException], error: BaseException, traceback):
+    """Ctrl-C needs no traceback: the interpreter goes on to end by SIGINT, which shells call 130."""
+    if not issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, error, traceback)
+
+
+sys.excepthook = _tell
+if sys.stdout is not None:
+    sys.stdout = PatientOutput(sys.stdout)
