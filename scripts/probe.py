@@ -14,6 +14,7 @@ the models seeing the middle frame of every clip alone (`NAME_one_frame`), diffe
 Writes the scores with 95% intervals over videos, and a picture of them beside.
 """
 
+import programs  # isort: skip
 import argparse
 import json
 import time
@@ -21,12 +22,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModel, set_seed
+from transformers import set_seed
 from transformers.utils import logging
 
-import layerlock_hf  # noqa: F401  (registers the model with AutoModel)
 from cores import count_cores
-from layerlock_hf.evaluation import RUNGS, ProbeClips, climb, load_clips, probe_depths
+from layerlock_hf.evaluation import RUNGS, ProbeClips, climb, load_clips, load_encoder, probe_depths
 from layerlock_hf.evaluation.controls import (
     FrameDifferences,
     OneFrame,
@@ -34,7 +34,8 @@ from layerlock_hf.evaluation.controls import (
     labelled_scores,
     train_with_labels,
 )
-from probe_plots import plot_probes, print_probes
+from outputs import check_output
+from probe_plots import CONTROLS, ONE_FRAME, is_control, plot_probes, print_probes
 
 
 MAX_AT_ONCE = 2  # encoders that are read at the same time: the tokens of each take about a gigabyte
@@ -84,33 +85,78 @@ def climb_side_by_side(climbers: dict, sets: dict) -> dict[str, dict]:
         return dict(zip(climbers, pool.map(timed, climbers), strict=True))
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """The arguments; `models` is from names to folders.
+
+    Raises:
+        ValueError: naming the argument that is wrong.
+    """
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--models", nargs="+", required=True, metavar="NAME=FOLDER", help="Models to probe.")
-    parser.add_argument("--data", type=Path, required=True, help="Folder of the datasets train and test.")
+    parser.add_argument("--data", type=programs.folder, required=True, help="Folder of the datasets train and test.")
     parser.add_argument("--resize_factor", type=float, default=1.15, help="As in pretraining.")
-    parser.add_argument("--output", type=Path, required=True, help="JSON file for the scores.")
+    parser.add_argument("--output", type=programs.folder, required=True, help="JSON file for the scores.")
     parser.add_argument(
         "--ceiling", type=int, metavar="STEPS", help="Also train the ViT with labels, for so many steps."
     )
     parser.add_argument(
-        "--ceiling_data", type=Path, nargs="*", default=[], help="More datasets to train it on; depth is optional."
+        "--ceiling_data",
+        type=programs.folder,
+        nargs="*",
+        default=[],
+        help="More datasets to train it on; depth is optional.",
     )
     parser.add_argument("--bf16", action="store_true", help="Encode in bfloat16: faster on processors that can.")
-    args = parser.parse_args()
-    logging.disable_progress_bar()
-    models = dict(item.split("=", 1) for item in args.models)
-    config = AutoConfig.from_pretrained(next(iter(models.values())))
-    sets = load_sets(args.data, config, args.resize_factor)
+    args = parser.parse_args(arguments)
+    models = {}
+    for item in args.models:
+        name, _, folder = item.partition("=")
+        if not (name and folder):
+            raise ValueError(f"models must be NAME=FOLDER, got {item!r}: for instance mae=runs/mae")
+        if name in models or is_control(name):
+            raise ValueError(
+                f"models: {name} is named twice, or as a control ({', '.join(CONTROLS)}, NAME{ONE_FRAME}): choose "
+                "another name"
+            )
+        models[name] = folder
+    args.models = models
+    if args.output.suffix != ".json" or args.output.is_dir():
+        raise ValueError(f"output must be a file that ends in .json, got {args.output}: the picture goes beside it")
+    check_output(args.output.parent, [args.output.name, args.output.with_suffix(".png").name], "output")
+    if args.ceiling is not None and args.ceiling < 1:
+        raise ValueError(f"ceiling must be at least 1 step, got {args.ceiling}")
+    if args.ceiling_data and args.ceiling is None:
+        raise ValueError("ceiling_data is set but ceiling is not: without it no ViT is trained")
+    return args
+
+
+def load_models(models: dict[str, str]) -> dict:
+    """The encoders by name, which see clips of one size."""
+    encoders = {name: load_encoder(folder) for name, folder in models.items()}
+    shapes = {name: (encoder.config.num_frames, encoder.config.image_size) for name, encoder in encoders.items()}
+    if len(set(shapes.values())) > 1:
+        raise ValueError(f"models must see clips of one length and size, got {shapes}: probe them one by one")
+    return encoders
+
+
+def main(arguments: list[str] | None = None):
+    with programs.errors_told():
+        args = parse(arguments)
+        logging.disable_progress_bar()
+        encoders = load_models(args.models)
+        config = next(iter(encoders.values())).config
+        set_seed(0)
+        encoders["random"] = load_encoder(next(iter(args.models.values())), random_weights=True)
+        sets = load_sets(args.data, config, args.resize_factor)
+        more = [load_clips(folder, config, args.resize_factor, count_cores()) for folder in args.ceiling_data]
     depths = probe_depths(config.num_hidden_layers)
 
-    encoders = {name: AutoModel.from_pretrained(folder).eval() for name, folder in models.items()}
-    set_seed(0)
-    encoders["random"] = AutoModel.from_config(config).eval()
     if args.bf16:
         encoders = {name: InHalfPrecision(encoder) for name, encoder in encoders.items()}
     climbers = {name: (encoder, depths) for name, encoder in encoders.items()}
-    climbers |= {f"{name}_one_frame": (OneFrame(encoders[name]), depths) for name in models}
+    climbers |= {f"{name}{ONE_FRAME}": (OneFrame(encoders[name]), depths) for name in args.models}
     climbers["differences"] = (FrameDifferences(config), [0])
     scores = climb_side_by_side(climbers, sets)
     scores["constant"] = {}
@@ -118,7 +164,6 @@ def main():
         scores["constant"] |= constant_scores(fit, test, [rung for rung in RUNGS if rung.scenes == scenes])
     if args.ceiling:
         fit, test = sets["full"]
-        more = [load_clips(folder, config, args.resize_factor, count_cores()) for folder in args.ceiling_data]
         rungs = [rung for rung in RUNGS if rung.scenes == "full"]
         model, rungs = train_with_labels(config, ProbeClips.joined([fit, *more]), args.ceiling, rungs)
         scores["ceiling"] = labelled_scores(model, rungs, test)

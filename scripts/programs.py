@@ -1,5 +1,6 @@
-"""How programs end. Each imports it first: most of the time until it starts goes into other imports, and Ctrl-C must be
-answered then, too."""
+"""How programs end. Each imports it first: other imports take most of the time until it starts, and Ctrl-C must be
+answered then, too.
+"""
 
 import contextlib
 import os
@@ -41,7 +42,7 @@ class PatientOutput:
 
 
 def folder(text: str) -> Path:
-    """An argument that names a folder, or a file: `Path("")` would be the current one, from a variable that is unset."""
+    """An argument that names a folder or a file; not "", of a variable that is unset, which is the current folder."""
     if not text.strip():
         raise ValueError("is empty")
     return Path(text).expanduser()

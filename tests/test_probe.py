@@ -1,14 +1,13 @@
 """scripts/probe.py from its command line to the files that it writes."""
 
 import json
-import sys
 from functools import partial
 
 import pytest
 
 import probe
 from layerlock_hf.data.procedural import write_procedural_dataset
-from layerlock_hf.evaluation import ladder
+from layerlock_hf.evaluation import ladder, load_clips
 from layerlock_hf.models import LayerLockViTModel
 
 
@@ -32,8 +31,7 @@ def run(tmp_path, tiny_config, folder, monkeypatch):
     def run(*arguments) -> dict:
         models = [f"{name}={tmp_path / 'model'}" for name in ("layerlock", "mae")]
         output = ["--data", str(folder), "--output", str(tmp_path / "probes.json")]
-        monkeypatch.setattr(sys, "argv", ["probe.py", "--models", *models, *output, *map(str, arguments)])
-        probe.main()
+        probe.main(["--models", *models, *output, *map(str, arguments)])
         return json.loads((tmp_path / "probes.json").read_text())
 
     return run
@@ -69,3 +67,54 @@ def test_easy_scenes_and_the_ceiling(run, folder):
     for name in ("position_r2", "velocity_r2", "future_r2", "easy_motion_accuracy", "motion_accuracy"):
         assert {name, f"{name}_attention"} <= set(scores["layerlock"]) and name in scores["constant"]
     assert {"motion_accuracy", "depth_abs_rel", "depth_r2"} <= set(scores["ceiling"])
+
+
+def test_files_that_no_probe_could_read(tmp_path, tiny_config, folder):
+    """Each ends with one line, and before anything is probed."""
+    model = tmp_path / "model"
+    LayerLockViTModel(tiny_config).save_pretrained(model)
+    (tmp_path / "file").touch()
+    (tmp_path / "other").mkdir()
+    output = tmp_path / "probes.json"
+    for settings, message in (
+        ({"models": str(model)}, "models must be NAME=FOLDER, got"),
+        ({"models": "a="}, "models must be NAME=FOLDER, got 'a='"),
+        ({"models": f"random={model}"}, "models: random is named twice, or as a control"),
+        ({"models": f"a_one_frame={model}"}, "models: a_one_frame is named twice, or as a control"),
+        ({"models": f"a={tmp_path}/nope"}, "there is no folder"),
+        ({"models": f"a={tmp_path}/other"}, "holds no model: it has no config.json"),
+        ({"data": f"{tmp_path}/nope"}, "there is no .*/nope/train/videos.csv: give a folder"),
+        ({"output": f"{tmp_path}/a.png"}, "output must be a file that ends in .json"),
+        ({"output": f"{tmp_path}/file/a.json"}, "output: cannot write to"),
+        ({"ceiling": "0"}, "ceiling must be at least 1 step, got 0"),
+        ({"ceiling_data": str(folder)}, "ceiling_data is set but ceiling is not"),
+        ({"resize_factor": "nan"}, "resize_factor must be a number from 1 on, got nan"),
+    ):
+        chosen = {"models": f"a={model}", "data": str(folder), "output": str(output)} | settings
+        with pytest.raises(SystemExit, match=f"^error: .*{message}.*$"):
+            probe.main([part for name, value in chosen.items() for part in (f"--{name}", value)])
+    with pytest.raises(SystemExit) as ended:
+        probe.main(["--models", f"a={model}", "--data", "", "--output", str(output)])
+    assert ended.value.code == 2 and not output.exists()
+
+
+@pytest.mark.parametrize(
+    "table, message",
+    [
+        (
+            lambda folder: (folder / "videos.csv").write_text("path,label\n"),
+            "must have the columns depth, label, path",
+        ),
+        (
+            lambda folder: (folder / "videos.csv").write_text("path,label,depth\na.mp4,x,\n"),
+            "label must be one of 0, 1",
+        ),
+        (lambda folder: (folder / "videos.csv").write_text("path,label,depth\na.mp4,1,\n"), "a.mp4 cannot be read"),
+    ],
+)
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_sets_that_are_damaged(folder, tiny_config, table, message, num_workers):
+    (folder / "train" / "videos.csv").write_text(table)
+    with pytest.raises(ValueError, match=message) as raised:
+        load_clips(folder / "train", tiny_config, 1.15, num_workers)
+    assert "\n" not in str(raised.value)

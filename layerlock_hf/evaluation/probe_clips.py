@@ -5,6 +5,7 @@ B clips, T frames, N tokens of the grid (t, h, w).
 
 import csv
 import itertools
+import math
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -13,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from ..data import ClipTransform, center_crop, read_clip
-from ..data.procedural import read_depth, read_tracks
+from ..data import ClipTransform, DecodingError, center_crop, read_clip
+from ..data.procedural import MOTIONS, read_depth, read_tracks
 
 
 FUTURE = 4  # frames from the last one of a clip to the one that is asked for
@@ -80,16 +81,36 @@ def load_clips(folder: Path, config, resize_factor: float, num_workers: int = 0)
         num_workers: processes that read at the same time, 0 for this one alone.
 
     Raises:
-        ValueError: if videos are shorter than a clip, or depth has no tracks of objects beside it.
+        ValueError: naming what is no procedural dataset of such clips: a file that is missing or cannot be read, a
+            label that is no motion, videos that are shorter than a clip, depth without tracks of objects beside it.
     """
-    with (folder / "videos.csv").open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    if not 1 <= resize_factor < math.inf:
+        raise ValueError(f"resize_factor must be a number from 1 on, got {resize_factor}")
+    rows = _read_table(folder / "videos.csv")
     box = (config.tubelet_size, config.patch_size, config.patch_size)
     videos = _Videos(folder, rows, config.num_frames, config.image_size, box, resize_factor)
     # Arrays, because tensors of other processes are open files, of which there may not be many
-    parts = list(DataLoader(videos, batch_size=None, num_workers=num_workers, collate_fn=_unchanged))
+    try:
+        parts = list(DataLoader(videos, batch_size=None, num_workers=num_workers, collate_fn=_unchanged))
+    except ValueError as error:  # from another process with its traceback
+        raise ValueError(str(error).splitlines()[-1].removeprefix("ValueError: ")) from error
     joined = {name: torch.from_numpy(np.concatenate([part[name] for part in parts])) for name in parts[0]}
     return ProbeClips(**joined)
+
+
+def _read_table(path: Path) -> list[dict[str, str]]:
+    if not path.is_file():
+        raise ValueError(f"there is no {path}: give a folder as layerlock_hf.data.procedural writes it")
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    columns = {"path", "label", "depth"}
+    if not rows or not columns <= rows[0].keys():
+        raise ValueError(f"{path} must have the columns {', '.join(sorted(columns))} and a row for each video")
+    motions = list(map(str, range(len(MOTIONS))))
+    for row in rows:
+        if row["label"] not in motions:
+            raise ValueError(f"{path}: label must be one of {', '.join(motions)}, got {row['label']!r}")
+    return rows
 
 
 def _unchanged(item: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -112,7 +133,10 @@ class _Videos(Dataset):
 
     def __getitem__(self, number: int) -> dict[str, np.ndarray]:
         row, size = self.rows[number], self.image_size
-        frames = read_clip(str(self.folder / row["path"]), lambda available: list(range(available))).frames
+        try:
+            frames = read_clip(str(self.folder / row["path"]), lambda available: list(range(available))).frames
+        except DecodingError as error:
+            raise ValueError(f"{self.folder / row['path']} cannot be read: {error}") from error
         starts = range(0, len(frames) - self.num_frames + 1, self.num_frames)
         if not starts:
             raise ValueError(f"{row['path']} has {len(frames)} frames: clips need at least {self.num_frames}")

@@ -25,8 +25,11 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--on_cpu", action="store_true", help="None has a GPU.")
     parser.add_argument("--max_failures", type=int, default=10, help="Of all causes: wrong arguments are among them.")
     ray, rest = parser.parse_known_args(arguments)
-    if ray.num_workers < 1:
-        parser.error(f"--num_workers must be at least 1, got {ray.num_workers}")
+    for name, least in (("num_workers", 1), ("max_failures", 0)):
+        if getattr(ray, name) < least:
+            parser.error(f"--{name} must be at least {least}, got {getattr(ray, name)}")
+    if "--config" not in rest and not any(argument.startswith("--config=") for argument in rest):
+        parser.error("--config is missing: pretrain.py needs a recipe")
     rest += ["--resume_from_checkpoint", "auto"]
     return ray, rest + ["--use_cpu", "true"] * ray.on_cpu
 
@@ -50,11 +53,14 @@ def work(folder: str, arguments: list[str]):
 
 if __name__ == "__main__":
     ray, rest = parse(sys.argv[1:])
-    # Else Ray kills what a worker has started, before it has saved. A cluster that runs already needs it for `ray start`
+    # Else Ray kills what a worker has started before it has saved. A cluster that runs already needs it at `ray start`
     os.environ.setdefault("RAY_kill_child_processes_on_worker_exit", "false")
 
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    try:
+        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train.torch import TorchConfig, TorchTrainer
+    except ImportError as error:
+        raise SystemExit(f'error: Ray Train is not installed ({error}): pip install "ray[train]"') from None
 
     TorchTrainer(
         lambda job: work(**job),
