@@ -9,7 +9,7 @@ VERSION = re.search(r'^__version__ = "([^"]+)"', (ROOT / "layerlock_hf" / "__ini
 README = ROOT / "README.md"
 
 TRAIN = ["tensorboard", "matplotlib"]
-TEST = ["pytest", "pytest-timeout", "pytest-xdist", "psutil", "scikit-learn", "torchmetrics"]
+TEST = ["pytest", "pytest-timeout", "pytest-xdist", "scikit-learn", "torchmetrics"]
 DEV = [*TRAIN, *TEST, "ruff", "codespell", "pre-commit"]
 
 setup(
@@ -33,6 +33,7 @@ setup(
         "av>=17",
         "numpy",
         "pillow",
+        "psutil",
         "pyyaml",
         "tqdm",
     ],

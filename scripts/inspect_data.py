@@ -7,6 +7,7 @@ with their masks, video and time) and `times.png`; the times, the clips per seco
 the bad videos among those met are printed. Nothing is trained, and no file of a run in OUT is changed.
 """
 
+import programs  # noqa: F401  # isort: skip
 import argparse
 import math
 import os
@@ -22,15 +23,14 @@ from cores import count_cores
 from inspect_data_advice import Measured, advice
 from inspect_data_plots import plot_clips, plot_times
 from inspect_data_steps import clips_per_second, look_at_clips, time_batches
-from layerlock_hf import LayerLockViTConfig
 from layerlock_hf.data import (
     BadData,
     BatchAugmentation,
     ClipTransform,
     PretrainingCollator,
 )
-from outputs import check_output, print_table, read_lines
-from pretrain import REPORTS, build_clips
+from outputs import check_output, message_of, print_table, read_lines
+from pretrain import REPORTS, build_clips, model_config
 from pretrain_arguments import parse
 
 
@@ -60,11 +60,10 @@ def read_settings(arguments: list[str]):
         ValueError: naming the culprit.
     """
     own, rest = parser_of_this_program().parse_known_args(arguments)
-    for name in ("num_clips", "seconds", "step_seconds"):
-        value = getattr(own, name)
+    for name, value in vars(own).items():
         if value is not None and not 0 < value < math.inf:
             raise ValueError(f"{name} is {value}; give more than 0")
-    return own, parse(rest)
+    return own, parse(rest, also=vars(own))
 
 
 def inspect(arguments: list[str], scratch: Path) -> tuple[Measured, list[dict], Path]:
@@ -78,8 +77,7 @@ def inspect(arguments: list[str], scratch: Path) -> tuple[Measured, list[dict], 
         raise ValueError(f"decode_device is {data_args.decode_device}: only decoding on the CPU can be timed in steps")
     output = Path(training_args.output_dir)
     check_output(output, REPORTS)
-    overrides = {name: value for name, value in vars(model_args).items() if value is not None and name != "preset"}
-    config = LayerLockViTConfig.from_preset(model_args.preset, **overrides)
+    config = model_config(model_args)
     data_args.max_bad_fraction = 1.0
     clips = build_clips(data_args, training_args, config, NUM_POSITIONS, scratch / "bad_videos.jsonl")
     videos, bad_videos = clips.videos, clips.bad_videos
@@ -135,8 +133,8 @@ def main(arguments: list[str]):
             measured, bad_videos, output = inspect(arguments, Path(scratch))
     except (ValueError, StrictDataclassError) as error:
         raise SystemExit(f"error: {error}") from None
-    except BadData as error:  # from a data worker, the message comes last in its traceback
-        raise SystemExit(f"error: {str(error).splitlines()[-1]}") from None
+    except BadData as error:
+        raise SystemExit(f"error: {message_of(error)}") from None
     sentences = advice(measured)
     plot_times(measured, sentences[0], output / TIMES)
     rows = []

@@ -8,6 +8,7 @@ with `AutoModel.from_pretrained`), its video processor, checkpoints, `stages.jso
 `bad_videos.jsonl`.
 """
 
+import programs  # noqa: F401  # isort: skip
 import layerlock_hf  # noqa: F401  # isort: skip  # before what takes long to import, see layerlock_hf.utils.parents
 import atexit
 import json
@@ -37,8 +38,9 @@ from layerlock_hf.data import (
 from layerlock_hf.training import LayerLockTrainer, LayerLockTrainingArguments, load_teacher
 from layerlock_hf.training.callbacks import NoDataCame
 from layerlock_hf.training.checkpoints import CheckpointNotWritten
+from layerlock_hf.training.fitting import DoesNotFit
 from layerlock_hf.training.processes import run_and_exit
-from layerlock_hf.training.run_file import CheckpointRefused, target_label
+from layerlock_hf.training.run_file import CheckpointRefused, read_run_file, target_label
 from layerlock_hf.training.trainer import LossNotFinite
 from outputs import (
     check_output,
@@ -48,7 +50,7 @@ from outputs import (
     print_table,
     read_lines,
 )
-from pretrain_arguments import DataArguments, parse
+from pretrain_arguments import DataArguments, ModelArguments, parse
 
 
 logger = logging.get_logger(__name__)
@@ -96,6 +98,18 @@ class Reports(TrainerCallback):
                 file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
 
 
+def model_config(model_args: ModelArguments) -> LayerLockViTConfig:
+    """The configuration of a preset with what was set beside it.
+
+    Raises:
+        ValueError: naming what is wrong.
+    """
+    given = {name: value for name, value in vars(model_args).items() if value is not None and name != "preset"}
+    if given.get("num_channels", 3) != 3:
+        raise ValueError(f"num_channels must be 3, as videos are decoded to RGB, got {given['num_channels']}")
+    return LayerLockViTConfig.from_preset(model_args.preset, **given)
+
+
 def processor_of(config: LayerLockViTConfig, clips: PretrainingClips) -> LayerLockVideoProcessor:
     """What turns videos into clips of the scale and pace that the model is trained on."""
     size = clips.transform.image_size * clips.transform.central_factor
@@ -133,8 +147,6 @@ def build_clips(
     report: Path,
 ) -> PretrainingClips:
     """As many clips as these, as the settings ask; bad videos go to the report."""
-    if config.num_channels != 3:
-        raise ValueError(f"num_channels must be 3, as videos are decoded to RGB, got {config.num_channels}")
     try:
         videos = load_videos(
             data_args.train_data,
@@ -183,8 +195,7 @@ def build_clips(
 def build(arguments: list[str]):
     """Everything a run needs. All of the user's errors surface here, as `ValueError`."""
     model_args, stage_args, data_args, mask_args, readout_args, training_args = parse(arguments)
-    overrides = {name: value for name, value in vars(model_args).items() if value is not None and name != "preset"}
-    config = LayerLockViTConfig.from_preset(model_args.preset, **overrides)
+    config = model_config(model_args)
     teacher, teacher_depth, teacher_width = (None, None, None)
     if data_args.teacher is not None:
         teacher, teacher_depth, teacher_width = load_teacher(data_args.teacher)
@@ -207,14 +218,17 @@ def build(arguments: list[str]):
 
     output = Path(training_args.output_dir)
     checkpoint = training_args.resume_from_checkpoint
-    if checkpoint not in (None, "auto") and not Path(checkpoint).is_dir():
-        raise ValueError(f"resume_from_checkpoint: there is no checkpoint {checkpoint}")
+    if checkpoint not in (None, "auto"):
+        if not Path(checkpoint).is_dir():
+            raise ValueError(f"resume_from_checkpoint: there is no checkpoint {checkpoint}")
+        read_run_file(checkpoint)  # before anything is loaded; all of it is checked later
     for source in map(Path, data_args.train_data):
         if source.is_dir() and output.resolve().is_relative_to(source.resolve()):
             raise ValueError(f"output_dir: {output} lies within train_data, whose files are taken for videos")
     if training_args.process_index == 0:
         check_output(output, REPORTS)
     PartialState().wait_for_everyone()
+    readout = readout_args.load()
 
     report = output / BAD_VIDEOS
     if data_args.rehearse:  # which leaves nothing behind, but whose data workers report to it too
@@ -222,7 +236,6 @@ def build(arguments: list[str]):
         atexit.register(shutil.rmtree, report.parent)
     num_samples = training_args.max_steps * clips_per_step(training_args)
     clips = build_clips(data_args, training_args, config, num_samples, report)
-    readout = readout_args.load()
     batch_transform = BatchAugmentation(config.image_size, config.num_frames) if clips.augment_on_device else None
     collator = PretrainingCollator(config.grid_size, masks, training_args.seed)
     # The data set is the whole run in order: shuffled once per epoch by itself
@@ -270,7 +283,7 @@ def main(arguments: list[str]):
             rows = trainer.rehearse()
         else:
             trainer.train(resume_from_checkpoint=checkpoint)
-    except (CheckpointRefused, CheckpointNotWritten) as error:
+    except (CheckpointRefused, CheckpointNotWritten, DoesNotFit) as error:
         raise SystemExit(f"error: {error}") from None
     except NoDataCame as error:
         raise SystemExit(f"error: {error}. Go on with --resume auto") from None

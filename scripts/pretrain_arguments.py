@@ -5,6 +5,7 @@ import os
 import re
 import types
 import typing
+from collections.abc import Iterable
 from dataclasses import dataclass, field, make_dataclass
 
 from transformers import HfArgumentParser, TrainingArguments
@@ -186,8 +187,12 @@ def _hide_all_but_ours(parser: HfArgumentParser):
             action.help = argparse.SUPPRESS
 
 
-def parse(arguments: list[str]):
-    """The settings of the recipe, overridden by flags; unknown ones of either are refused by name."""
+def parse(arguments: list[str], also: Iterable[str] = ()):
+    """The settings of the recipe, overridden by flags; unknown ones of either are refused by name.
+
+    Args:
+        also: further settings of the program, to suggest where one is misspelt.
+    """
     for kind, group in GROUPS.items():
         kind._argument_group_name = group
     parser = HfArgumentParser(
@@ -203,4 +208,4 @@ def parse(arguments: list[str]):
     if is_tensorboard_available():
         parser.set_defaults(report_to=["tensorboard"])
     parser.set_defaults(dataloader_num_workers=default_data_workers())
-    return parse_with_recipe(parser, arguments)[:6]
+    return parse_with_recipe(parser, arguments, also)[:6]

@@ -1,15 +1,20 @@
 """The settings of train_readout.py, from recipes and flags."""
 
+import math
 from dataclasses import dataclass, field
 
 from transformers import HfArgumentParser
 
 from cores import count_cores
 from layerlock_hf.data import DECODE_TIMEOUT, ClipTransform
+from layerlock_hf.data.files import is_url
+from layerlock_hf.data.transforms import MAX_RESIZE_FACTOR, MAX_STRENGTH
 from layerlock_hf.evaluation import SweepArguments
 from layerlock_hf.evaluation.adapters import DEPTH, LABELLED
+from layerlock_hf.evaluation.adapters.roots import parse_root
 from layerlock_hf.evaluation.readouts import READOUTS
 from layerlock_hf.evaluation.tasks import TASK_CLASSES
+from layerlock_hf.utils.bounds import check_bounds
 from recipe_flags import parse_with_recipe
 
 
@@ -24,6 +29,15 @@ ONE_TASK = {
     "is_still": "classification",
     "frame_rate": "classification",
     "probes": "classification",
+}
+
+CLIP_BOUNDS = {
+    **dict.fromkeys(("frame_stride", "num_test_clips", "max_test_clips"), (1, math.inf)),
+    **dict.fromkeys(("flip_probability", "jitter_probability", "gray_probability", "max_bad_fraction"), (0, 1)),
+    "frame_rate": (0.001, 1000),
+    "resize_factor": (1, MAX_RESIZE_FACTOR),
+    "jitter_strength": (0, MAX_STRENGTH),
+    "decode_timeout": (0, 1e6),
 }
 
 
@@ -45,6 +59,7 @@ class EncoderArguments:
     )
 
     def __post_init__(self):
+        check_bounds(self, dict.fromkeys(("image_size", "num_frames", *SIZED), (1, math.inf)))
         for name, readouts in SIZED.items():
             if getattr(self, name) is not None and self.readout not in readouts:
                 raise ValueError(f"{name} is not for readout={self.readout}, which takes it from the encoder")
@@ -105,6 +120,9 @@ class ClipArguments:
     )
 
     def __post_init__(self):
+        known = LABELLED if self.task == "classification" else DEPTH
+        if self.dataset not in known:
+            raise ValueError(f"dataset must be one of {', '.join(known)} for {self.task}, got {self.dataset}")
         if self.feature_cache is not None and self.augment:
             raise ValueError("feature_cache keeps one clip of every video: it needs --augment false")
         if self.task == "depth" and self.num_test_clips != 1:
@@ -113,6 +131,14 @@ class ClipArguments:
             is_set = getattr(self, name) is not None and getattr(self, name) is not False
             if is_set and self.task != task:
                 raise ValueError(f"{name} is not for {self.task}")
+        check_bounds(self, CLIP_BOUNDS)
+
+    def check_paths(self):
+        """Raise a `ValueError` if there is nothing where the data set shall lie: before an encoder is loaded."""
+        for name in ("data", "test_data"):
+            root = getattr(self, name)
+            if root is not None and not (is_url(root) or root and parse_root(root)[0].exists()):
+                raise ValueError(f"{name}: there is no {root!r}")
 
     def transform(self, image_size: int) -> ClipTransform:
         """How clips are cropped and changed."""

@@ -14,8 +14,11 @@ from layerlock_hf.training import load_recipe
 RECIPES = Path(__file__).resolve().parent / "recipes"
 
 
-def parse_with_recipe(parser: HfArgumentParser, arguments: list[str]) -> tuple:
+def parse_with_recipe(parser: HfArgumentParser, arguments: list[str], also: Iterable[str] = ()) -> tuple:
     """The parser's dataclasses, filled in from the recipe of the flag `--config` and from the other flags.
+
+    Args:
+        also: further settings of the program, to suggest where one is misspelt.
 
     Raises:
         ValueError: naming the setting that the parser does not know, or what is wrong with the recipe.
@@ -23,6 +26,7 @@ def parse_with_recipe(parser: HfArgumentParser, arguments: list[str]) -> tuple:
     config = HfArgumentParser(allow_abbrev=False, add_help=False)
     config.add_argument("--config")
     recipe = config.parse_known_args(arguments)[0].config
+    takes_several = {action.dest for action in parser._actions if action.nargs in ("+", "*")}
     known = {name for kind in parser.dataclass_types for name in kind.__dataclass_fields__}
     flags = []
     if recipe is not None:
@@ -31,11 +35,13 @@ def parse_with_recipe(parser: HfArgumentParser, arguments: list[str]) -> tuple:
                 raise ValueError(f"{name}: unknown setting in {recipe}{_hint(name, known)}")
             if value is None:
                 continue  # not set
+            if isinstance(value, list) and name not in takes_several:
+                raise ValueError(f"{name} in {recipe} must be one value, got {value}")
             values = value if isinstance(value, list) else [value]
             flags += [f"--{name}", *(json.dumps(v) if isinstance(v, dict) else str(v) for v in values)]
     *parsed, unknown = parser.parse_args_into_dataclasses(flags + arguments, return_remaining_strings=True)
     if unknown:
-        hint = _hint(unknown[0].removeprefix("--").partition("=")[0], known, "--")
+        hint = _hint(unknown[0].removeprefix("--").partition("=")[0], {*known, *also}, "--")
         raise ValueError(f"{unknown[0]}: unknown setting, or more values than the setting before it takes{hint}")
     return tuple(parsed)
 

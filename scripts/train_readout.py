@@ -12,6 +12,7 @@ encoder with the best of them, which `AutoModelForVideoClassification` or `AutoM
 attention readouts, the default of `--readout`).
 """
 
+import programs  # noqa: F401  # isort: skip
 import copy
 import os
 import platform
@@ -110,6 +111,7 @@ def readout_config(encoder: nn.Module, args: EncoderArguments):
 def main(arguments: list[str]):
     try:
         encoder_args, args, sweep_args = parse(arguments)
+        args.check_paths()
         use_cpu = parse_flag_from_env("ACCELERATE_USE_CPU")
         start_processes(use_cpu, None, TIMEOUT_S)
         output, state = Path(args.output_dir), PartialState(cpu=use_cpu)

@@ -15,7 +15,7 @@ import gpu_parts
 from gpu_check import Part, main
 from layerlock_hf import LayerLockViTConfig
 from layerlock_hf.training import step_flops
-from memory_plan import held_bytes
+from layerlock_hf.training.memory_plan import held_bytes
 from steps import Steps, layerlock_case
 
 

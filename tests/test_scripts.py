@@ -278,7 +278,7 @@ def test_a_step_under_a_loaded_teacher(run, teacher, tmp_path):
     "flags, changes, message",
     [
         (["--teacher_momentum", 1], VJEPA, "teacher_momentum=1 means a teacher that never moves"),
-        (["--teacher_momentum", 1.5], VJEPA, "teacher_momentum must lie between 0 and 1"),
+        (["--teacher_momentum", 1.5], VJEPA, "teacher_momentum must be from 0 to 1, got 1.5"),
         (["--teacher", "TEACHER"], VJEPA, "a teacher that is given never moves: set teacher_momentum to 1"),
         (["--teacher", "TEACHER", "--teacher_momentum", 1], UNLOCKED, "no stage predicts its latents"),
         (["--teacher", "TEACHER", "--teacher_momentum", 1, "--target_layer", 4], VJEPA, "the teacher has 3 layers"),

@@ -228,6 +228,12 @@ class PretrainingClips(torch.utils.data.Dataset):
         if clip.note is None and clip.num_frames < self.num_frames:
             clip.note = f"has {clip.num_frames} frames, fewer than a clip of {self.num_frames}"
             kind = "too short"
+        elif clip.note is None and 2 * len(clip.frames) <= self.num_frames:
+            clip.note = (
+                f"has {clip.num_frames} frames, of which a clip shows {len(clip.frames)} at frame_stride="
+                f"{self.frame_stride}, and repeats the last"
+            )
+            kind = "too short"
         top, left, _, _ = bounding_box(augmentations)
         frames = []
         for augmentation in augmentations:

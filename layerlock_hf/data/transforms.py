@@ -19,6 +19,7 @@ LUMA = torch.tensor([0.299, 0.587, 0.114])
 # What the readouts of 4DS use on SSv2. Hue is in turns of the colour circle.
 MAX_BRIGHTNESS, MAX_CONTRAST, MAX_SATURATION, MAX_HUE = 0.125, 0.4, 0.4, 0.2
 MAX_STRENGTH = 2.5
+MAX_RESIZE_FACTOR = 10
 
 
 def generator_for(*key: int | str) -> torch.Generator:
@@ -235,8 +236,11 @@ def _interpolate(frames: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def _check_resize_factor(resize_factor: float):
-    if not resize_factor >= 1:
-        raise ValueError(f"resize_factor is {resize_factor}; give at least 1, a crop cannot exceed the frame")
+    if not 1 <= resize_factor <= MAX_RESIZE_FACTOR:
+        raise ValueError(
+            f"resize_factor must be from 1, as a crop cannot exceed the frame, to {MAX_RESIZE_FACTOR}, got "
+            f"{resize_factor}: 1.15 leaves a margin of 15%"
+        )
 
 
 def _check_scale(scale: tuple[float, float]):

@@ -5,7 +5,6 @@ B clips, T frames, N tokens of the grid (t, h, w).
 
 import csv
 import itertools
-import math
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -84,8 +83,7 @@ def load_clips(folder: Path, config, resize_factor: float, num_workers: int = 0)
         ValueError: naming what is no procedural dataset of such clips: a file that is missing or cannot be read, a
             label that is no motion, videos that are shorter than a clip, depth without tracks of objects beside it.
     """
-    if not 1 <= resize_factor < math.inf:
-        raise ValueError(f"resize_factor must be a number from 1 on, got {resize_factor}")
+    ClipTransform(config.image_size, resize_factor)  # before anything is read
     rows = _read_table(folder / "videos.csv")
     box = (config.tubelet_size, config.patch_size, config.patch_size)
     videos = _Videos(folder, rows, config.num_frames, config.image_size, box, resize_factor)

@@ -4,6 +4,16 @@ import math
 from dataclasses import dataclass, field
 
 from ..models import readout_depth_from_fraction
+from ..utils.bounds import check_bounds
+
+
+BOUNDS = {
+    **dict.fromkeys(("num_examples", "batch_size", "micro_batch_size", "max_parallel_readouts"), (1, math.inf)),
+    **dict.fromkeys(("logging_steps", "eval_steps", "save_steps"), (1, math.inf)),
+    **dict.fromkeys(("learning_rates", "final_learning_rate", "weight_decay", "num_workers"), (0, math.inf)),
+    "depth_fractions": (0, 1),
+    "seed": (0, 2**32 - 1),  # of NumPy
+}
 
 
 @dataclass
@@ -41,18 +51,16 @@ class SweepArguments:
     num_workers: int = field(default=0, metadata={"help": "Data workers of each process."})
 
     def __post_init__(self):
-        for name in ("num_examples", "batch_size", "logging_steps", "save_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; give at least 1")
-        for name in ("micro_batch_size", "max_parallel_readouts", "eval_steps"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; give at least 1")
-        if not self.learning_rates or not all(rate > 0 for rate in self.learning_rates):
-            raise ValueError(f"learning_rates is {self.learning_rates}; give positive numbers")
-        if len({f"{rate:g}" for rate in self.learning_rates}) < len(self.learning_rates):
-            raise ValueError(f"learning_rates is {self.learning_rates}; give each once")
-        if not self.depth_fractions:
-            raise ValueError("depth_fractions is empty; give at least one")
+        check_bounds(self, BOUNDS)
+        for name in ("learning_rates", "depth_fractions"):
+            values = getattr(self, name)
+            if not values or min(values) <= 0 or len({f"{value:g}" for value in values}) < len(values):
+                raise ValueError(f"{name} must be numbers above 0, each given once, got {values}")
+        if self.final_learning_rate > min(self.learning_rates):
+            raise ValueError(
+                f"final_learning_rate must be at most the lowest of learning_rates={self.learning_rates}, got "
+                f"{self.final_learning_rate}"
+            )
         if self.num_examples % self.batch_size:
             raise ValueError(f"num_examples={self.num_examples} is not a multiple of batch_size={self.batch_size}")
         if not 0 <= self.warmup_steps < self.num_steps:

@@ -1,7 +1,6 @@
 """Configuration of the LayerLock video ViT, and the sizes that the papers name."""
 
 import dataclasses
-import math
 from typing import ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
@@ -9,6 +8,9 @@ from transformers import PreTrainedConfig
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from .configuration_layerlock_readout import LayerLockReadoutConfig
+
+
+MAX_TOKENS = 2**22  # of a clip; the papers' have 1,568
 
 
 @strict
@@ -101,8 +103,10 @@ class LayerLockViTConfig(LayerLockReadoutConfig):
             )
         for name in ("pixel_mean", "pixel_std"):
             values = getattr(self, name)
-            if len(values) != self.num_channels or not all(map(math.isfinite, values)):
+            if len(values) != self.num_channels:
                 raise ValueError(f"{name} must be 1 or num_channels={self.num_channels} numbers, got {values}")
+            if not all(0 <= value <= 1 for value in values):
+                raise ValueError(f"{name} must be from 0 to 1, as pixels are, got {values}: for bytes divide by 255")
         if min(self.pixel_std) <= 0:
             raise ValueError(f"pixel_std must be positive, got {self.pixel_std}")
         for whole, part in (
@@ -134,6 +138,11 @@ class LayerLockViTConfig(LayerLockReadoutConfig):
             raise ValueError(
                 f"num_frozen_layers={self.num_frozen_layers} is not between 0 and the {self.num_hidden_layers} layers "
                 "of the ViT"
+            )
+        if self.num_tokens > MAX_TOKENS:
+            raise ValueError(
+                f"image_size={self.image_size} and num_frames={self.num_frames} make {self.num_tokens} tokens of a "
+                f"clip: give a clip of {MAX_TOKENS} at most"
             )
         self.check_readout()
         fractions = self.rope_axis_fractions

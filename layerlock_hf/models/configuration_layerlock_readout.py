@@ -1,5 +1,7 @@
 """What configurations of models with readouts share, whichever encoder they read."""
 
+import math
+
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
@@ -53,6 +55,8 @@ class LayerLockReadoutConfig(PreTrainedConfig):
         for name in ("image_size", "num_frames", "readout_hidden_size", "readout_num_attention_heads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.initializer_range is not None and not 0 <= self.initializer_range < math.inf:
+            raise ValueError(f"initializer_range must be at least 0, or None, got {self.initializer_range}")
         if self.hidden_act not in ACT2FN:
             raise ValueError(f"hidden_act: unknown activation {self.hidden_act!r}")
         if self.readout_hidden_size % self.readout_num_attention_heads:

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 import torch
 from accelerate.utils import parse_flag_from_env
 from huggingface_hub import get_token
-from transformers import TrainingArguments
+from transformers import Trainer, TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 
+from ..utils.bounds import check_bounds
 from ..utils.hub_names import check_hub
 from .processes import start_processes
 from .schedules import LEARNING_RATE_DECAYS, whole_steps
@@ -26,6 +27,21 @@ UNHEEDED = {
     "data_seed": "seed draws the clips, too",
     **dict.fromkeys(("do_eval", "do_predict", "eval_strategy", "eval_steps", "eval_on_start"), NOTHING_IS_EVALUATED),
     **dict.fromkeys(("load_best_model_at_end", "metric_for_best_model"), NOTHING_IS_EVALUATED),
+}
+
+# What Transformers and PyTorch check late or not at all
+BOUNDS = {
+    **dict.fromkeys(
+        ("per_device_train_batch_size", "gradient_accumulation_steps", "global_batch_size"), (1, math.inf)
+    ),
+    **dict.fromkeys(("dataloader_prefetch_factor", "ddp_timeout", "schedule_stretch"), (1, math.inf)),
+    **dict.fromkeys(("save_total_limit", "logging_steps", "save_steps"), (0, math.inf)),
+    **dict.fromkeys(("learning_rate", "first_learning_rate", "last_learning_rate", "max_grad_norm"), (0, math.inf)),
+    **dict.fromkeys(("weight_decay", "weight_decay_end", "adam_epsilon"), (0, math.inf)),
+    **dict.fromkeys(("dataloader_num_workers", "diagnostics_steps", "switch_warmup_steps"), (0, math.inf)),
+    "warmup_steps": (0, math.inf),
+    **dict.fromkeys(("adam_beta1", "adam_beta2", "teacher_momentum", "teacher_momentum_end"), (0, 1)),
+    "seed": (0, 2**32 - 1),  # of NumPy
 }
 
 
@@ -115,18 +131,7 @@ class LayerLockTrainingArguments(TrainingArguments):
     def __post_init__(self):
         if not self.output_dir:
             raise ValueError("output_dir must be set: it is where checkpoints, logs and the model go")
-        for name in (
-            *("per_device_train_batch_size", "gradient_accumulation_steps", "global_batch_size"),
-            "dataloader_prefetch_factor",
-        ):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in (
-            *("learning_rate", "first_learning_rate", "last_learning_rate"),
-            *("weight_decay", "weight_decay_end", "max_grad_norm"),
-        ):
-            if getattr(self, name) is not None and not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be a number from 0 on, got {getattr(self, name)}")
+        check_bounds(self, BOUNDS)
         for name, instead in REPLACED.items():
             if getattr(self, name) != TrainingArguments.__dataclass_fields__[name].default:
                 raise ValueError(f"{name} has no effect here: set {instead}")
@@ -145,6 +150,10 @@ class LayerLockTrainingArguments(TrainingArguments):
             check_hub("push_to_hub: for the repository")
             if not (self.hub_token or get_token()):
                 raise ValueError("push_to_hub needs a token: hf auth login, or HF_TOKEN")
+        elif self.hub_model_id is not None:
+            raise ValueError("hub_model_id has no effect without push_to_hub")
+        if self.bf16 and not (self.use_cpu or torch.cuda.is_available()):
+            raise ValueError("bf16 without a GPU needs use_cpu: add --use_cpu true")
         if self.fp16 and (self.use_cpu or not torch.cuda.is_available()):
             raise ValueError("fp16 needs a GPU: on a CPU use bf16, or neither")
         if self.deepspeed or parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
@@ -155,26 +164,22 @@ class LayerLockTrainingArguments(TrainingArguments):
             raise ValueError("save_only_model is not supported: a run could not go on from such checkpoints")
         if self.enable_jit_checkpoint:
             raise ValueError("enable_jit_checkpoint is not needed: SIGTERM always saves a checkpoint")
-        if self.ddp_timeout < 1:
-            raise ValueError(f"ddp_timeout must be at least 1 second, got {self.ddp_timeout}")
         start_processes(self.use_cpu, self.ddp_backend, self.ddp_timeout)
         super().__post_init__()
-        if self.max_steps <= 0:
-            raise ValueError("max_steps must be set: freeze schedules are measured in optimizer steps")
-        if self.switch_warmup_steps < 0:
-            raise ValueError(f"switch_warmup_steps must not be negative, got {self.switch_warmup_steps}")
+        if self.max_steps < 1:
+            raise ValueError(
+                f"max_steps must be set to at least 1, got {self.max_steps}: freeze schedules are measured in "
+                "optimizer steps"
+            )
         self.switch_warmup_steps = whole_steps("switch_warmup_steps", self.switch_warmup_steps, self.max_steps)
-        for name in ("teacher_momentum", "teacher_momentum_end"):
-            if getattr(self, name) is not None and not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must lie between 0 and 1, got {getattr(self, name)}")
-        if self.schedule_stretch < 1:
-            raise ValueError(f"schedule_stretch must be at least 1, got {self.schedule_stretch}")
+        try:  # what an optimizer needs may not be installed
+            Trainer.get_optimizer_cls_and_kwargs(self)
+        except (ImportError, ValueError) as error:
+            raise ValueError(f"optim={self.optim}: {error}") from error
         if self.learning_rate_decay not in LEARNING_RATE_DECAYS:
             raise ValueError(
                 f"learning_rate_decay must be one of {', '.join(LEARNING_RATE_DECAYS)}, got {self.learning_rate_decay}"
             )
-        if self.diagnostics_steps < 0:
-            raise ValueError(f"diagnostics_steps must not be negative, got {self.diagnostics_steps}")
         if self.frozen_dtype not in (None, "bfloat16"):
             raise ValueError(f"frozen_dtype must be bfloat16 or not be set, got {self.frozen_dtype}")
         if self.frozen_dtype and not self.bf16:

@@ -131,7 +131,7 @@ class Settings:
         names = (field.name for field in fields(StageArguments) if field.name != "method")
         self._set = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
         for name in [name for name in self._set if name in STEP_SETTINGS]:
-            self._set[name] = whole_steps(name, self._set[name], max_steps)
+            self._set[name] = whole_steps(name, self._set[name], max_steps, least=1)
         self._read = set()
 
     def given(self, **names: str) -> dict:
@@ -185,6 +185,17 @@ METHODS = {
 }
 
 
+class _OnceLoader(yaml.SafeLoader):
+    """Refuses a setting that is given twice, of which YAML would take the last."""
+
+    def construct_mapping(self, node, deep=False):
+        names = [self.construct_object(key) for key, _ in node.value]
+        twice = [name for name in names if names.count(name) > 1]
+        if twice:
+            raise yaml.YAMLError(f"{twice[0]} is given {names.count(twice[0])} times")
+        return super().construct_mapping(node, deep)
+
+
 def load_recipe(path: str | Path) -> dict:
     """The settings of a recipe file.
 
@@ -195,9 +206,9 @@ def load_recipe(path: str | Path) -> dict:
     if not path.is_file():
         raise ValueError(f"config: there is no recipe {path}")
     try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+        settings = yaml.load(path.read_text(encoding="utf-8"), _OnceLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"config: {path} is not valid YAML in UTF-8: {error}") from error
-    if not isinstance(settings, dict):
+        raise ValueError(f"config: {path} is not valid YAML in UTF-8: {' '.join(str(error).split())}") from error
+    if not isinstance(settings, dict) or not all(isinstance(name, str) for name in settings):
         raise ValueError(f"config: {path} must hold settings, one `name: value` a line")
     return settings

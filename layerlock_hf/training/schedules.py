@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 MIN_HEAD_STEPS = 50
 
 
-def whole_steps(name: str, value: float, max_steps: int | None) -> int:
-    """A setting that is a number of steps, or, below 1, a share of the run.
+def whole_steps(name: str, value: float, max_steps: int | None, least: int = 0) -> int:
+    """A setting that is a number of steps, at least so many, or, below 1, a share of the run.
 
     Raises:
         ValueError: naming the setting, if it is neither.
@@ -25,7 +25,9 @@ def whole_steps(name: str, value: float, max_steps: int | None) -> int:
         if max_steps is None:
             raise ValueError(f"{name}={value} is a share of the run: say of how many steps (max_steps)")
         return max(1, round(value * max_steps))
-    if value != int(value):
+    if math.isfinite(value) and value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value:g}")
+    if not math.isfinite(value) or value != int(value):
         raise ValueError(f"{name} must be a whole number of steps, or a share of the run below 1, got {value}")
     return int(value)
 
@@ -111,6 +113,11 @@ def check_schedule(stages: list[Stage], args: "LayerLockTrainingArguments") -> l
         doubts.append(
             f"max_steps={args.max_steps} ends the run before {len(late)} of its {len(stages)} stages, the first of "
             f"which starts at step {late[0]}{frozen}"
+        )
+    if args.get_warmup_steps(args.max_steps) >= args.max_steps:
+        doubts.append(
+            f"warmup_steps={args.warmup_steps:g} is not less than max_steps={args.max_steps}: the run ends before the "
+            "learning rate has risen"
         )
     rise = 0 if args.schedule_restarts else args.switch_warmup_steps
     short = []

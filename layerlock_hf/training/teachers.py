@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
@@ -158,7 +159,7 @@ def load_teacher(path: str) -> tuple[nn.Module, int, int]:
         model, loading = AutoModel.from_pretrained(
             path, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
         )
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, ValueError, SafetensorError) as error:
         raise ValueError(f"teacher: cannot load {path}: {' '.join(str(error).split())}") from error
     except pickle.UnpicklingError as error:  # whose message explains how to run the code
         raise ValueError(f"teacher: cannot load {path}: its weights hold more than arrays; do not trust it") from error

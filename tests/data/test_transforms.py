@@ -270,8 +270,8 @@ def test_a_third_of_a_turn_makes_red_green():
     "options, culprit",
     [
         ({"image_size": 0}, "image_size is 0"),
-        ({"resize_factor": 0.9}, "resize_factor is 0.9"),
-        ({"resize_factor": float("nan")}, "resize_factor is nan"),
+        ({"resize_factor": 0.9}, "resize_factor must be from 1, .* got 0.9"),
+        ({"resize_factor": float("nan")}, "resize_factor must be from 1, .* got nan"),
         ({"resize_factor": 1.15, "crop_scale": (0.3, 1.0)}, "resize_factor is 1.15 and crop_scale"),
         ({"crop_scale": (0.0, 1.0)}, "crop_scale"),
         ({"crop_scale": (0.8, 0.3)}, "crop_scale"),

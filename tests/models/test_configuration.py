@@ -26,7 +26,7 @@ def test_one_pixel_mean_is_that_of_all_channels(tmp_path):
     assert config.pixel_mean == [0.6, 0.6] and config.pixel_std == [0.2, 0.3]
     config.save_pretrained(tmp_path)
     assert LayerLockViTConfig.from_pretrained(tmp_path).pixel_mean == [0.6, 0.6]
-    assert not LayerLockViTConfig().normalizes_pixels and LayerLockViTConfig(pixel_std=(2.0,)).normalizes_pixels
+    assert not LayerLockViTConfig().normalizes_pixels and LayerLockViTConfig(pixel_std=(0.5,)).normalizes_pixels
 
 
 @pytest.mark.parametrize("preset, is_imagenet", [("vjepa-l", True), ("deit-tiny", True), ("4ds-g", False)])
