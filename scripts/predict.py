@@ -316,18 +316,19 @@ def main(arguments: list[str] | None = None) -> int:
         )
     with programs.errors_told("MODEL: "):
         args.model = check_checkpoint(args.model)
+    with programs.errors_told():
         task = settle_task(args)
         processor = load_processor(args.model)
-    with programs.errors_told():
         check_output(args.out, (), "OUT")
         videos = list_all(args.videos)
         names = file_names(videos) if task.suffixes else []
         check_output(args.out, (name + suffix for name in names for suffix in task.suffixes), "OUT")
-    with programs.errors_told("MODEL: "):
         model = load_model(args.model, task)
-    with programs.errors_told():
-        predictions = task.predict(model.to(args.device), processor, videos, args)
+    predictions = task.predict(model.to(args.device), processor, videos, args)
+    try:
         kinds, told = write_predictions(predictions, videos, args.out)
+    except OSError as error:  # of a disk that is full, say; errors of any other kind would be ours
+        raise SystemExit(f"error: OUT: cannot write to {args.out}: {error.strerror}") from error
     num_read = len(videos) - len(told)
     if num_read:
         print(f"{num_read} of {len(videos)} videos are in {args.out / PREDICTIONS}")

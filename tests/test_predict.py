@@ -178,6 +178,16 @@ def test_a_video_that_fails_half_way_leaves_no_file(save, videos, tmp_path, monk
     ]
 
 
+def test_a_full_disk_is_told_in_a_line(save, videos, tmp_path, monkeypatch):
+    def fsync(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(predict.os, "fsync", fsync)
+    said = refused(save(LayerLockViTForVideoClassification), videos, tmp_path / "out")
+    assert said == f"error: OUT: cannot write to {tmp_path / 'out'}: No space left on device"
+    assert not (tmp_path / "out" / "predictions.jsonl").exists()
+
+
 def refused(*arguments) -> str:
     """The line that a mistake ends with."""
     with pytest.raises(SystemExit) as error:
@@ -318,9 +328,12 @@ def test_workers_change_nothing(save, videos, tmp_path, monkeypatch):
 
     for dataset in (predict.ClassifiedClips, predict_depth.Windows):
         monkeypatch.setattr(dataset, "__getitem__", noting(dataset.__getitem__))
-    for model_class, num_files in ((LayerLockViTForVideoClassification, 1), (LayerLockViTForDepthEstimation, 7)):
+    for model_class, num_files, options in (
+        (LayerLockViTForVideoClassification, 1, []),
+        (LayerLockViTForDepthEstimation, 7, ["--npz"]),
+    ):
         model, outs = save(model_class), [tmp_path / model_class.__name__ / num for num in "02"]
-        settings = ["--npz", "--batch_size", 2]
+        settings = [*options, "--batch_size", 2]
         assert run(model, videos, outs[0], *settings) == 0
         assert set(readers.read_text().split()) == {str(os.getpid())}
         readers.unlink()

@@ -272,6 +272,15 @@ def test_a_torn_journal(tmp_path):
         assert (tmp_path / "journal").read_bytes() == content
 
 
+def test_a_journal_of_nothing_is_in_the_way_of_no_job(tmp_path):
+    Journal(tmp_path / "journal", {"seed": 0}).close()
+    journal = Journal(tmp_path / "journal", {"seed": 1})
+    journal.add_video(0, {})
+    journal.close()
+    with pytest.raises(ValueError, match="whose seed was 1 and is now 0"):
+        Journal(tmp_path / "journal", {"seed": 0})
+
+
 def test_a_finished_run_is_left_alone(source, tmp_path):
     prepare(str(source), tmp_path, ARGUMENTS)
     before = sums(tmp_path)
