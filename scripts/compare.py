@@ -8,6 +8,7 @@ Encoders have clips of their own size, and readouts, single frames and seeds may
 Numbers that the LayerLock paper prints for a dataset (Table 1) stand beside it as references.
 """
 
+import programs  # isort: skip  # before what takes long to import
 import argparse
 import re
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import matplotlib
 
 from layerlock_hf.evaluation.metrics import MEASURES
 from layerlock_hf.evaluation.results import FIXED_DEPTH_FRACTION, read_results
+from outputs import check_output
 from readout_plots import BEST_COLOUR, PROBES, SHOWN
 
 
@@ -346,15 +348,14 @@ def read_all(paths: list[Path]) -> list[tuple[Path, dict]]:
 
 def main(arguments: list[str] | None = None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=Path, nargs="+", metavar="RESULTS", help="results.json, or its folder")
-    parser.add_argument("--output", type=Path, required=True, help="folder for results.md and results.png")
+    parser.add_argument(
+        "results", type=programs.folder, nargs="+", metavar="RESULTS", help="results.json, or its folder"
+    )
+    parser.add_argument("--output", type=programs.folder, required=True, help="folder for results.md and results.png")
     args = parser.parse_args(arguments)
-    try:
-        results = [path / "results.json" if path.is_dir() else path for path in args.results]
-        sections = sections_of(read_all(results))
-        args.output.mkdir(parents=True, exist_ok=True)
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from None
+    with programs.errors_told():
+        sections = sections_of(read_all([path / "results.json" if path.is_dir() else path for path in args.results]))
+        check_output(args.output, ("results.md", "results.png"), "output")
     page = markdown(sections)
     (args.output / "results.md").write_text(page, encoding="utf-8")
     plot(sections, args.output / "results.png")

@@ -7,7 +7,10 @@ Sizes, heads, frames and task are deduced from the arrays. Load the result with 
 at random, and Transformers says so.
 """
 
+import programs  # isort: skip  # before what takes long to import
 import argparse
+import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +19,7 @@ from huggingface_hub.errors import StrictDataclassError
 
 from layerlock_hf import LayerLockVideoProcessor
 from layerlock_hf.models.conversion_4ds import convert_4ds
+from outputs import check_output
 
 
 def to_tensor(name: str, array: np.ndarray) -> torch.Tensor:
@@ -27,30 +31,75 @@ def to_tensor(name: str, array: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(array)
 
 
+def read_archive(path: Path) -> dict[str, torch.Tensor]:
+    """The arrays of a checkpoint by their names.
+
+    Raises:
+        ValueError: if it is no archive of arrays of numbers.
+        OSError: if it cannot be read.
+    """
+    arrays = {}
+    with path.open("rb") as file:
+        try:
+            archive = np.lib.npyio.NpzFile(file)  # `np.load` would take what is no archive for a pickle
+        except zipfile.BadZipFile as error:
+            raise ValueError("must be a NumPy archive (.npz) as released, got another or half a file") from error
+        for name in archive.files:
+            try:
+                array = archive[name]
+            except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+                # NumPy's own message may advise to unpickle, which runs what the file says
+                raise ValueError(f"{name} is damaged, or no array of numbers: download it anew") from error
+            if not isinstance(array, np.ndarray):
+                raise ValueError(f"{name} is no array: give a NumPy archive (.npz) as released")
+            arrays[name] = to_tensor(name, array)
+    return arrays
+
+
+def local_file(text: str) -> Path:
+    """An argument that is a file of this machine: `Path` would make "https:/" of "https://"."""
+    if "://" in text:
+        raise argparse.ArgumentTypeError(f"must be a file of this machine, got {text!r}: download it first")
+    return programs.folder(text)
+
+
+def fraction(text: str) -> float:
+    """An argument that is a share of the layers."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"must be a number above 0 and at most 1, got {text!r}")
+    return value
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", type=Path, required=True, help="NumPy archive (.npz) as released.")
-    parser.add_argument("--output_dir", type=Path, required=True, help="Folder for the converted model.")
+    parser.add_argument("--checkpoint", type=local_file, required=True, help="NumPy archive (.npz) as released.")
+    parser.add_argument("--output_dir", type=programs.folder, required=True, help="Folder for the converted model.")
     parser.add_argument(
         "--readout_depth_fraction",
-        type=float,
+        type=fraction,
         default=0.95,
         help="The readout_depth that the original code was given; checkpoints do not record it.",
     )
     parser.add_argument(
         "--decoding_patch_size",
-        type=int,
+        type=programs.whole(1),
         nargs=3,
         metavar=("FRAMES", "ROWS", "COLUMNS"),
         help="Box of pixels that a query of a depth readout predicts, where the arrays leave it open.",
     )
     args = parser.parse_args()
-    try:
-        with np.load(args.checkpoint) as archive:
-            arrays = {name: to_tensor(name, archive[name]) for name in archive.files}
-        model = convert_4ds(arrays, args.readout_depth_fraction, args.decoding_patch_size)
-    except (OSError, ValueError, StrictDataclassError) as error:
-        raise SystemExit(f"error: {error}") from None
+    with programs.errors_told():
+        check_output(args.output_dir, ("config.json", "model.safetensors"))
+    with programs.errors_told(f"{args.checkpoint}: "):
+        arrays = read_archive(args.checkpoint)
+        try:
+            model = convert_4ds(arrays, args.readout_depth_fraction, args.decoding_patch_size)
+        except StrictDataclassError as error:
+            raise ValueError(str(error)) from error
     model.save_pretrained(args.output_dir, max_shard_size="5GB")
     config = model.config
     # 1.15: what the shortest side is resized to before the crop (LayerLock, Table 8)

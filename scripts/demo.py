@@ -5,9 +5,9 @@ python scripts/demo.py --output_dir runs/demo
 It takes nine and a half minutes on two idle CPU cores. `--max_steps 40 --num_videos 32` is a quick test of the whole.
 """
 
+import programs  # isort: skip  # before what takes long to import
 import argparse
 import json
-import signal
 import subprocess
 import sys
 import time
@@ -17,6 +17,7 @@ from cores import count_cores
 from demo_plots import plot_losses, plot_reconstruction
 from layerlock_hf.data import MaskArguments
 from layerlock_hf.training import load_recipe
+from outputs import check_output
 from runs import (
     SCRIPTS,
     Run,
@@ -34,6 +35,7 @@ from runs import (
 
 RECIPES = {"layerlock": SCRIPTS / "recipes" / "demo.yaml", "mae": SCRIPTS / "recipes" / "demo-mae.yaml"}
 TITLES = {"layerlock": "LayerLock", "mae": "plain MAE"}
+REPORTS = ("probes.png", "loss.png", "reconstruction.png", "summary.json")
 
 
 def heading(number: int, text: str):
@@ -54,13 +56,24 @@ def print_stages(stages: list[dict]):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output_dir", type=Path, default=Path("runs/demo"), help="Where everything goes.")
-    parser.add_argument("--max_steps", type=int, help="Steps of each run (default: those of the recipe).")
-    parser.add_argument("--seed", type=int, default=0, help="Of weights, clips and masks; the videos stay the same.")
-    parser.add_argument("--num_videos", type=int, default=1500, help="Videos to pretrain on.")
+    parser.add_argument("--output_dir", type=programs.folder, default=Path("runs/demo"), help="Where everything goes.")
+    parser.add_argument(
+        "--max_steps", type=programs.whole(1), help="Steps of each run (default: those of the recipe)."
+    )
+    parser.add_argument(
+        "--seed",
+        type=programs.whole(0, 2**32 - 1),  # what NumPy takes
+        default=0,
+        help="Of weights, clips and masks; the videos stay the same.",
+    )
+    parser.add_argument("--num_videos", type=programs.whole(1), default=1500, help="Videos to pretrain on.")
     args = parser.parse_args()
-    exit_when_terminated()
     output, data = args.output_dir, args.output_dir / "data"
+    with programs.errors_told():
+        check_output(output, ("probes.json", *REPORTS))
+        for folder in (data, *(output / name for name in RECIPES)):
+            check_output(folder, ())
+    exit_when_terminated()
     recipes = {name: load_recipe(path) for name, path in RECIPES.items()}
     max_steps = args.max_steps or recipes["layerlock"]["max_steps"]
     began = time.perf_counter()
@@ -111,14 +124,11 @@ def main():
     summary = {"stages": stages, "probes": json.loads((output / "probes.json").read_text()), "seconds": seconds}
     (output / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     print(f"\nDone in {seconds:.0f} s. Look at:")
-    for name in ("probes.png", "loss.png", "reconstruction.png", "summary.json"):
+    for name in REPORTS:
         print(f"  {output / name}")
     for name in RECIPES:
         print(f"  {output / name}: AutoModel.from_pretrained('{output / name}')")
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        raise SystemExit(128 + signal.SIGINT) from None
+    main()

@@ -20,6 +20,7 @@ def check_output(folder: Path, reports: Iterable[str], setting: str = "output_di
     Raises:
         ValueError: if they cannot.
     """
+    path = folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
@@ -27,7 +28,7 @@ def check_output(folder: Path, reports: Iterable[str], setting: str = "output_di
             if path.exists():
                 path.open("a").close()
     except OSError as error:
-        raise ValueError(f"{setting}: cannot write to {folder}: {error}") from error
+        raise ValueError(f"{setting}: cannot write to {path}: {error.strerror}; choose another folder") from error
 
 
 def read_lines(path: Path) -> list[dict]:

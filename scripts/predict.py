@@ -9,8 +9,8 @@ OUT/predictions.jsonl has one line per video, in the order of the list:
     {"path": ..., "labels": [{"label": ..., "score": ...}, ...]}                        of a model for classification
     {"path": ..., "depth": "NAME.mp4", "num_frames": ..., "metres": {"min", "median", "max"}}      of one for depth
     {"path": ..., "error": ..., "kind": ...}                              of a video that cannot be read, and why
-A video that is read in part only has a "note". Scores of several clips of a video (--num_clips, from its beginning to
-its end) are averaged.
+If no video at all can be read, these lines are OUT/errors.jsonl. A video that is read in part only has a "note".
+Scores of several clips of a video (--num_clips, from its beginning to its end) are averaged.
 
 A depth video shows the input, its depth in colours, and the metres of the colours, from 0 to --max_depth. It is grey
 where the model does not look: a readout sees the square in the middle that it was trained on. Where the frame rate of
@@ -22,17 +22,22 @@ Videos are decoded in child processes, which a bad file may crash or hang. Files
 Exits with status 1 if the model cannot be loaded or no video can be read.
 """
 
+import programs  # isort: skip  # before what takes long to import
 import argparse
 import functools
 import json
+import math
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForDepthEstimation, AutoModelForVideoClassification
 from transformers.models.auto.video_processing_auto import AutoVideoProcessor
@@ -44,10 +49,12 @@ from layerlock_hf.data import DECODE_TIMEOUT, DecodingError, Isolated, fetch, lo
 from layerlock_hf.data.indexing import VIDEO_SUFFIXES
 from layerlock_hf.evaluation.adapters.base import list_videos
 from layerlock_hf.models.depth_windows import check_processor
-from predict_depth import predict_depth
+from layerlock_hf.utils.hub_names import check_checkpoint
+from outputs import check_output
+from predict_depth import file_names, predict_depth
 
 
-PREDICTIONS = "predictions.jsonl"
+PREDICTIONS, ERRORS = "predictions.jsonl", "errors.jsonl"
 NUM_TOLD = 10  # bad videos that are printed, of all that are in the file
 
 
@@ -131,39 +138,98 @@ def best_labels(model, videos: list[torch.Tensor], args) -> list[list[dict]]:
     ]
 
 
-# By the end of the name of the model's class: how it is loaded, and what makes its predictions
+@dataclass(frozen=True)
+class Task:
+    """What a kind of model is for.
+
+    Args:
+        model_class: loads it.
+        predict: makes its predictions.
+        options: that it alone has, with their defaults.
+        suffixes: of the files that each video may get.
+    """
+
+    model_class: type
+    predict: Callable
+    options: dict
+    suffixes: tuple[str, ...] = ()
+
+
+# By the end of the name of the model's class
 TASKS = {
-    "ForVideoClassification": (AutoModelForVideoClassification, classify),
-    "ForDepthEstimation": (AutoModelForDepthEstimation, predict_depth),
+    "ForVideoClassification": Task(AutoModelForVideoClassification, classify, {"top_k": 5, "num_clips": 1}),
+    "ForDepthEstimation": Task(
+        AutoModelForDepthEstimation, predict_depth, {"max_depth": 10.0, "npz": False}, (".mp4", ".npz")
+    ),
 }
 
 
-def load(name: str):
-    """The model, its processor, and what makes its predictions.
+def settle_task(args: argparse.Namespace) -> Task:
+    """What the model is for, by its configuration alone; its options are filled into the arguments.
 
     Raises:
-        ValueError: if it is none of the models that predict, or lacks trained weights or our processor.
+        ValueError: if it is none of the models that predict, or an option was given that it has not.
         OSError: if it cannot be found.
     """
-    config = AutoConfig.from_pretrained(name)
-    architecture = (config.architectures or ["model of unknown class"])[0]
-    tasks = [task for ending, task in TASKS.items() if architecture.endswith(ending)]
-    if not tasks:
-        raise ValueError(f"{name} is a {architecture}; give a readout for classification or depth")
+    architecture = (AutoConfig.from_pretrained(args.model).architectures or ["model of unknown class"])[0]
+    task = next((task for ending, task in TASKS.items() if architecture.endswith(ending)), None)
+    if task is None:
+        raise ValueError(f"{args.model} is a {architecture}; give a readout for classification or depth")
+    for other in TASKS.values():
+        for name in other.options:
+            if name in args and name not in task.options:
+                raise ValueError(f"--{name} has no effect on a {architecture}, which {args.model} is: leave it out")
+    vars(args).update(task.options | vars(args))
+    return task
+
+
+def load_processor(name: str):
+    """
+    Raises:
+        ValueError: unless there is one of ours.
+    """
     try:
         processor = AutoVideoProcessor.from_pretrained(name)
     except (OSError, ValueError, ImportError):  # there is none, or another, which may need what is not installed
         processor = None
     check_processor(processor)
-    model_class, predict = tasks[0]
-    model, info = model_class.from_pretrained(name, output_loading_info=True)
+    return processor
+
+
+def load_model(name: str, task: Task):
+    """
+    Raises:
+        ValueError: if it lacks trained weights, or they are damaged or of another model.
+        OSError: if there are none.
+    """
+    try:
+        model, info = task.model_class.from_pretrained(name, output_loading_info=True, ignore_mismatched_sizes=True)
+    except SafetensorError as error:
+        raise ValueError(f"the weights of {name} are damaged ({error}): copy them anew") from error
+    except StrictDataclassError as error:
+        raise ValueError(f"the config.json of {name} is damaged: {error}") from error
     if info["missing_keys"]:
         raise ValueError(f"{name} lacks weights, such as {sorted(info['missing_keys'])[0]}; give a trained readout")
-    return model.eval(), processor, predict
+    for weight, found, wanted in sorted(info["mismatched_keys"]):
+        raise ValueError(
+            f"{name} has a config.json of another model: {weight} must be {tuple(wanted)} by it, got {tuple(found)}; "
+            "copy both anew from where it was trained"
+        )
+    return model.eval()
+
+
+def list_all(source: str):
+    """The videos of a source, which may be a single one."""
+    if os.path.isfile(source) and Path(source).suffix.lower() in VIDEO_SUFFIXES:
+        return list_videos([source], [0], [""]).videos
+    return load_videos(source)
 
 
 def write_predictions(predictions, videos, folder: Path) -> tuple[Counter, list[str]]:
-    """Write the lines, with a progress bar; count the errors by kind, and tell of each."""
+    """Write the lines, with a progress bar; count the errors by kind, and tell of each.
+
+    Where there are only errors, no predictions are left that would be in the way of another try.
+    """
     kinds, told = Counter(), []
     part = folder / f"{PREDICTIONS}.part"
     with part.open("w", encoding="utf-8") as file, tqdm(total=len(videos), unit="video") as progress:
@@ -177,15 +243,34 @@ def write_predictions(predictions, videos, folder: Path) -> tuple[Counter, list[
             progress.update()
         file.flush()
         os.fsync(file.fileno())
-    part.replace(folder / PREDICTIONS)
+    if len(told) == len(videos):
+        part.replace(folder / ERRORS)
+    else:
+        part.replace(folder / PREDICTIONS)
+        (folder / ERRORS).unlink(missing_ok=True)  # of an earlier try
     return kinds, told
 
 
-def count(text: str) -> int:
-    """An argument that is a number of things, at least one."""
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"is {text}; give at least 1")
-    return int(text)
+def device(text: str) -> torch.device:
+    """An argument that is a device of this machine."""
+    try:
+        found = torch.device(text)
+        torch.zeros(1, device=found).item()  # PyTorch knows many that are not there, and "meta", which has no values
+    except (RuntimeError, AssertionError, ImportError) as error:
+        known = "cpu or cuda" if torch.cuda.is_available() else "cpu, for PyTorch finds no GPU here"
+        raise argparse.ArgumentTypeError(f"must be a device of this machine ({known}), got {text!r}") from error
+    return found
+
+
+def metres(text: str) -> float:
+    """An argument that is a distance."""
+    try:
+        distance = float(text)
+    except ValueError:
+        distance = math.nan
+    if not 0 < distance < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number of metres above 0, got {text!r}")
+    return distance
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -194,41 +279,65 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("model", metavar="MODEL", help="Folder or id on the Hub.")
     parser.add_argument("videos", metavar="VIDEOS", help="Video, folder, list or tar.")
-    parser.add_argument("out", metavar="OUT", type=Path, help="Folder without predictions so far.")
+    parser.add_argument(
+        "out", metavar="OUT", type=programs.folder, help="Folder without predictions so far, outside of VIDEOS."
+    )
+    count = programs.whole(1)
     parser.add_argument("--batch_size", type=count, default=8, help="Clips per pass through the model (default 8).")
     parser.add_argument(
-        "--num_workers", type=int, default=min(4, count_cores()), help="Processes that decode; 0 is this one."
+        "--num_workers",
+        type=programs.whole(0),
+        default=min(4, count_cores()),
+        help="Processes that decode; 0 is this one.",
     )
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="As PyTorch has it.")
+    parser.add_argument(
+        "--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu", help="As PyTorch has it."
+    )
     parser.add_argument("--bf16", action="store_true", help="Compute in bfloat16.")
-    parser.add_argument("--top_k", type=count, default=5, help="Labels per video (default 5).")
-    parser.add_argument("--num_clips", type=count, default=1, help="Clips per video that is classified (default 1).")
-    parser.add_argument("--max_depth", type=float, default=10.0, help="Metres of the last colour (default 10).")
-    parser.add_argument("--npz", action="store_true", help="Write the metres of depth, too.")
+    # Those of one task are only there if they are given
+    absent = argparse.SUPPRESS
+    classes = parser.add_argument_group("of models for classification")
+    classes.add_argument("--top_k", type=count, default=absent, help="Labels per video (default 5).")
+    classes.add_argument("--num_clips", type=count, default=absent, help="Clips per video (default 1).")
+    depth = parser.add_argument_group("of models for depth")
+    depth.add_argument("--max_depth", type=metres, default=absent, help="Metres of the last colour (default 10).")
+    depth.add_argument("--npz", action="store_true", default=absent, help="Write the metres of depth, too.")
     return parser
 
 
 def main(arguments: list[str] | None = None) -> int:
     args = build_parser().parse_args(arguments)
     logging.disable_progress_bar()
+    if (args.out / PREDICTIONS).exists():
+        raise SystemExit(f"error: {args.out} holds predictions already; give another folder")
+    if os.path.isdir(args.videos) and args.out.resolve().is_relative_to(Path(args.videos).resolve()):
+        raise SystemExit(
+            f"error: OUT must lie outside of VIDEOS, for it may get videos, got {args.out}: choose another"
+        )
+    with programs.errors_told("MODEL: "):
+        args.model = check_checkpoint(args.model)
+    with programs.errors_told():
+        task = settle_task(args)
+        processor = load_processor(args.model)
+        check_output(args.out, (), "OUT")
+        videos = list_all(args.videos)
+        names = file_names(videos) if task.suffixes else []
+        check_output(args.out, (name + suffix for name in names for suffix in task.suffixes), "OUT")
+        model = load_model(args.model, task)
+    predictions = task.predict(model.to(args.device), processor, videos, args)
     try:
-        if (args.out / PREDICTIONS).exists():
-            raise ValueError(f"{args.out} holds predictions already; give another folder")
-        if args.max_depth <= 0 or args.num_workers < 0:
-            raise ValueError("max_depth must be above 0, and num_workers at least 0")
-        model, processor, predict = load(args.model)
-        is_video = os.path.isfile(args.videos) and Path(args.videos).suffix.lower() in VIDEO_SUFFIXES
-        videos = list_videos([args.videos], [0], [""]).videos if is_video else load_videos(args.videos)
-    except (ValueError, OSError) as error:
-        print(f"predict.py: {error}", file=sys.stderr)
-        return 1
-    args.out.mkdir(parents=True, exist_ok=True)
-    kinds, told = write_predictions(predict(model.to(args.device), processor, videos, args), videos, args.out)
-    print(f"{len(videos) - kinds.total()} of {len(videos)} videos are in {args.out / PREDICTIONS}")
+        kinds, told = write_predictions(predictions, videos, args.out)
+    except OSError as error:  # of a disk that is full, say; errors of any other kind would be ours
+        raise SystemExit(f"error: OUT: cannot write to {args.out}: {error.strerror}") from error
+    num_read = len(videos) - len(told)
+    if num_read:
+        print(f"{num_read} of {len(videos)} videos are in {args.out / PREDICTIONS}")
+    else:
+        print(f"no video can be read: {args.out / ERRORS} says why")
     if told:
         print(f"{kinds.total()} cannot be read: {', '.join(f'{kind} {num}' for kind, num in kinds.most_common())}")
         print("\n".join(f"  {line}" for line in [*told[:NUM_TOLD], *["..."] * (len(told) > NUM_TOLD)]))
-    return 1 if kinds.total() == len(videos) else 0
+    return 0 if num_read else 1
 
 
 if __name__ == "__main__":

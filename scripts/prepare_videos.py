@@ -8,21 +8,23 @@ and at the end `report.md` and `report.png`. The same command goes on where it w
 
 Several machines: give each its --rank of --world_size and the same OUT, which they share. They do not talk to each
 other. In a SLURM array (`sbatch --array=0-31`) both are taken from SLURM_ARRAY_TASK_ID, _MIN and _COUNT.
+
+Exits with status 1 if no video at all is packed, and other settings or VIDEOS may be tried with the same OUT.
 """
 
+import programs  # isort: skip  # before what takes long to import
 import argparse
 import concurrent.futures.process
 import os
 import signal
 import sys
-from pathlib import Path
 
 from transformers import HfArgumentParser
 
 from cores import count_cores
 from layerlock_hf.data.preparing import PrepareArguments, missing_ranks, prepare, read_report
 from layerlock_hf.data.preparing.examining import DISK_FULL
-from prepare_report import write_report
+from prepare_report import reason_rows, write_report
 
 
 def slurm_array() -> tuple[int, int]:
@@ -39,27 +41,61 @@ def parse(arguments: list[str] | None) -> tuple[PrepareArguments, argparse.Names
         PrepareArguments, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("source", metavar="VIDEOS", help="Folder or list of videos.")
-    parser.add_argument("output", metavar="OUT", type=Path, help="Folder to write, outside of VIDEOS.")
+    parser.add_argument("output", metavar="OUT", type=programs.folder, help="Folder to write, outside of VIDEOS.")
     parser.add_argument(
-        "--num_workers", type=int, default=count_cores(), help="Processes; by default the cores available."
+        "--num_workers",
+        type=programs.whole(1),
+        default=count_cores(),
+        help="Processes; by default the cores available.",
     )
-    parser.add_argument("--rank", type=int, default=rank, help="Which share to do; by default that of a SLURM array.")
-    parser.add_argument("--world_size", type=int, default=world_size, help="Number of shares; by default as --rank.")
+    parser.add_argument(
+        "--rank", type=programs.whole(0), default=rank, help="Which share to do; by default that of a SLURM array."
+    )
+    parser.add_argument(
+        "--world_size", type=programs.whole(1), default=world_size, help="Number of shares; by default as --rank."
+    )
     settings, where, unknown = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
     if unknown:
         raise ValueError(f"{unknown[0]}: unknown setting; --help lists them")
     return settings, where
 
 
+def run(settings: PrepareArguments, where: argparse.Namespace):
+    """Do this rank's share, and report on all if it is the last.
+
+    Raises:
+        ValueError: if no video at all is packed, and as of `prepare`.
+        OSError: as of `prepare`.
+    """
+    is_new = prepare(where.source, where.output, settings, where.rank, where.world_size, where.num_workers)
+    rank = f"rank {where.rank} of {where.world_size}"
+    print(f"{rank} is complete" if is_new else f"{rank} was complete already: nothing is done")
+    missing = missing_ranks(where.output, where.world_size)
+    if missing:
+        print(
+            f"without a report yet: {len(missing)} of {where.world_size} ranks are missing, among them {missing[:8]}"
+        )
+        return
+    videos = read_report(where.output)
+    print(write_report(videos, where.output))
+    if not any(video["is_packed"] for video in videos):
+        kind, number, example = reason_rows(videos)[0]
+        raise ValueError(
+            f"no video is packed: {number} of {len(videos)} are left out as {kind!r}, such as {example}; change "
+            "VIDEOS or the settings, and give the same OUT"
+        )
+
+
 def main(arguments: list[str] | None = None):
     try:
         settings, where = parse(arguments)
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-        is_new = prepare(where.source, where.output, settings, where.rank, where.world_size, where.num_workers)
+        run(settings, where)
     except ValueError as error:
         raise SystemExit(f"error: {error}") from error
     except KeyboardInterrupt:
-        raise SystemExit("interrupted; the same command goes on") from None
+        print("interrupted; the same command goes on", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGINT) from None
     except concurrent.futures.process.BrokenProcessPool as error:
         raise SystemExit(
             "error: a process was killed, perhaps for want of memory; the same command goes on"
@@ -71,15 +107,6 @@ def main(arguments: list[str] | None = None):
         raise SystemExit(
             f"error: {reason}: {error.filename or where.output}; VIDEOS must be readable and OUT a folder to write in"
         ) from error
-    rank = f"rank {where.rank} of {where.world_size}"
-    print(f"{rank} is complete" if is_new else f"{rank} was complete already: nothing is done")
-    missing = missing_ranks(where.output, where.world_size)
-    if missing:
-        print(
-            f"without a report yet: {len(missing)} of {where.world_size} ranks are missing, among them {missing[:8]}"
-        )
-        return
-    print(write_report(read_report(where.output), where.output))
 
 
 if __name__ == "__main__":

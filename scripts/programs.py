@@ -2,10 +2,11 @@
 answered then, too.
 """
 
+import argparse
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 
@@ -44,8 +45,24 @@ class PatientOutput:
 def folder(text: str) -> Path:
     """An argument that names a folder or a file; not "", of a variable that is unset, which is the current folder."""
     if not text.strip():
-        raise ValueError("is empty")
+        raise argparse.ArgumentTypeError(f"must be a path, got {text!r}: is a variable unset?")
     return Path(text).expanduser()
+
+
+def whole(least: int, most: int | None = None) -> Callable[[str], int]:
+    """The type of an argument that is a whole number within these bounds."""
+    bounds = f"of at least {least}" if most is None else f"from {least} to {most}"
+
+    def number(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = None
+        if value is None or value < least or most is not None and value > most:
+            raise argparse.ArgumentTypeError(f"must be a whole number {bounds}, got {text!r}")
+        return value
+
+    return number
 
 
 @contextlib.contextmanager

@@ -185,3 +185,17 @@ def test_all_bad_files_are_named(tmp_path, write):
     assert message.startswith("error: ") and "bad.json holds no results: dataset is missing" in message
     assert "absent.json cannot be read: No such file" in message
     assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_cannot_be_written_is_named(tmp_path, write, capsys):
+    results = str(write("org/a", 6))
+    (tmp_path / "file").touch()
+    (tmp_path / "taken" / "results.md").mkdir(parents=True)
+    for output, culprit in {"file": "file", "file/below": "file/below", "taken": "taken/results.md"}.items():
+        with pytest.raises(
+            SystemExit, match=f"error: output: cannot write to {tmp_path / culprit}: .*; choose another"
+        ):
+            compare.main([results, "--output", str(tmp_path / output)])
+    with pytest.raises(SystemExit, match="2"):
+        compare.main([results, "--output", ""])
+    assert "argument --output: must be a path, got ''" in capsys.readouterr().err

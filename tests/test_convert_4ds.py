@@ -3,6 +3,7 @@
 import json
 import runpy
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -297,3 +298,90 @@ def test_what_cannot_be_converted_is_refused():
     assert convert_4ds(depth, decoding_patch_size=[4, 2, 2]).config.decoding_patch_size == [4, 2, 2]
     with pytest.raises(ValueError, match=r"decoding_patch_size=\[2, 8, 8\] does not"):
         convert_4ds(depth, decoding_patch_size=[2, 8, 8])
+
+
+@pytest.fixture
+def main(monkeypatch):
+    """Runs the program; the line that it ends with."""
+
+    def main(*options) -> str:
+        monkeypatch.setattr(sys, "argv", ["convert_4ds.py", *map(str, options)])
+        with pytest.raises(SystemExit) as error:
+            runpy.run_path(str(ROOT / "scripts" / "convert_4ds.py"), run_name="__main__")
+        assert "\n" not in str(error.value)
+        return str(error.value)
+
+    return main
+
+
+def test_files_that_are_no_checkpoints_are_named(main, tmp_path):
+    arrays = {name: array.numpy() for name, array in checkpoint(layers=1).items()}
+    np.savez(tmp_path / "whole.npz", **arrays)
+    whole = (tmp_path / "whole.npz").read_bytes()
+    (tmp_path / "empty.npz").touch()
+    (tmp_path / "half.npz").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "rotten.npz").write_bytes(whole[:400] + bytes(200) + whole[600:])
+    (tmp_path / "text.npz").write_text("no checkpoint")
+    np.save(tmp_path / "one.npy", np.zeros(3))
+    np.savez(tmp_path / "pickled.npz", a=np.array([{}]))
+    np.savez(tmp_path / "strings.npz", a=np.array(["b"]))
+    with zipfile.ZipFile(tmp_path / "texts.npz", "w") as archive:
+        archive.writestr("a.txt", "text")
+    with zipfile.ZipFile(tmp_path / "nothing.npz", "w"):
+        pass
+    for name, message in {
+        "none.npz": "No such file",
+        "empty.npz": "must be a NumPy archive",
+        "half.npz": "must be a NumPy archive",
+        "rotten.npz": "is damaged",
+        "text.npz": "must be a NumPy archive",
+        "one.npy": "must be a NumPy archive",
+        "pickled.npz": "a is damaged, or no array of numbers",
+        "strings.npz": "a is of type <U1, not of numbers",
+        "texts.npz": "a.txt is no array",
+        "nothing.npz": "no array of a 4DS encoder",
+    }.items():
+        said = main("--checkpoint", tmp_path / name, "--output_dir", tmp_path / "out")
+        assert said.startswith(f"error: {tmp_path / name}: ") and message in said and "pickle=" not in said
+    assert not any((tmp_path / "out").iterdir())
+
+
+def test_places_that_cannot_be_written_are_named_before_the_checkpoint_is_read(main, tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "out" / "config.json").mkdir(parents=True)
+    for place, culprit in {"file": "file", "file/below": "file/below", "out": "out/config.json"}.items():
+        said = main("--checkpoint", tmp_path / "none.npz", "--output_dir", tmp_path / place)
+        assert f"error: output_dir: cannot write to {tmp_path / culprit}: " in said
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["--readout_depth_fraction", "inf"],
+            "--readout_depth_fraction: must be a number above 0 and at most 1, got 'inf'",
+        ),
+        (["--readout_depth_fraction", "nan"], "at most 1, got 'nan'"),
+        (
+            ["--decoding_patch_size", "0", "7", "7"],
+            "--decoding_patch_size: must be a whole number of at least 1, got '0'",
+        ),
+        (["--output_dir", ""], "--output_dir: must be a path, got ''"),
+        (["--checkpoint", "https://host/a.npz"], "got 'https://host/a.npz': download it first"),
+    ],
+)
+def test_arguments_are_checked_as_they_are_read(main, tmp_path, capsys, options, message):
+    assert main("--checkpoint", "none.npz", "--output_dir", tmp_path / "out", *options) == "2"
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_box_of_depth_for_a_classifier_is_refused():
+    with pytest.raises(ValueError, match=r"decoding_patch_size must be left out, got \[3, 6, 6\]"):
+        convert_4ds(checkpoint(), decoding_patch_size=[3, 6, 6])
+
+
+@pytest.mark.parametrize("fraction", [float("nan"), float("inf"), 0, -1, 1.5])
+def test_fractions_that_name_no_depth_are_refused(fraction):
+    with pytest.raises(ValueError, match=f"the fraction {fraction} of 3 layers"):
+        convert_4ds(checkpoint(), readout_depth_fraction=fraction)

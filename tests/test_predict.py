@@ -3,6 +3,7 @@
 import filecmp
 import json
 import os
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -153,7 +154,7 @@ def test_colours_tell_metres(save, videos, tmp_path, monkeypatch):
     assert legend[8][2] > legend[8][0] + 50
 
 
-def test_a_video_that_fails_half_way_leaves_no_file(save, videos, tmp_path, monkeypatch):
+def test_a_video_that_fails_half_way_leaves_no_file(save, videos, tmp_path, monkeypatch, capsys):
     read = predict_depth.Windows._window
 
     def window(self, index):
@@ -162,47 +163,132 @@ def test_a_video_that_fails_half_way_leaves_no_file(save, videos, tmp_path, monk
         return read(self, index)
 
     monkeypatch.setattr(predict_depth.Windows, "_window", window)
-    assert run(save(LayerLockViTForDepthEstimation), videos, tmp_path / "out") == 1
-    assert [row["kind"] for row in lines(tmp_path / "out")] == ["timeout", "text", "timeout"]
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["predictions.jsonl"]
+    model = save(LayerLockViTForDepthEstimation)
+    assert run(model, videos, tmp_path / "out") == 1
+    assert "no video can be read" in capsys.readouterr().out
+    errors = (tmp_path / "out" / "errors.jsonl").read_text().splitlines()
+    assert [json.loads(line)["kind"] for line in errors] == ["timeout", "text", "timeout"]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["errors.jsonl"]
+    monkeypatch.undo()
+    assert run(model, videos, tmp_path / "out") == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "000000.mp4",
+        "000002.mp4",
+        "predictions.jsonl",
+    ]
 
 
-def test_what_cannot_be_done_is_named(save, videos, tmp_path, capsys):
+def test_a_full_disk_is_told_in_a_line(save, videos, tmp_path, monkeypatch):
+    def fsync(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(predict.os, "fsync", fsync)
+    said = refused(save(LayerLockViTForVideoClassification), videos, tmp_path / "out")
+    assert said == f"error: OUT: cannot write to {tmp_path / 'out'}: No space left on device"
+    assert not (tmp_path / "out" / "predictions.jsonl").exists()
+
+
+def refused(*arguments) -> str:
+    """The line that a mistake ends with."""
+    with pytest.raises(SystemExit) as error:
+        run(*arguments)
+    assert str(error.value).startswith("error: ") and "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_what_cannot_be_done_is_named(save, videos, tmp_path):
     model, out = save(LayerLockViTForVideoClassification), tmp_path / "out"
-    pretraining = save(LayerLockViTForPretraining)
+    depth, pretraining = save(LayerLockViTForDepthEstimation), save(LayerLockViTForPretraining)
+    (tmp_path / "file").touch()
     for arguments, message in [
         ((pretraining, videos, out), "is a LayerLockViTForPretraining; give a readout"),
-        ((tmp_path / "none", videos, out), "none"),
+        ((tmp_path / "none", videos, out), f"MODEL: there is no folder {tmp_path / 'none'}"),
+        (("", videos, out), "MODEL: the name is empty"),
         ((model, tmp_path / "none.csv", out), "none.csv"),
-        ((model, videos, out, "--max_depth", 0), "max_depth must be above 0"),
+        ((model, "", out), "the name of a source is empty"),
+        ((model, videos, tmp_path / "file"), f"OUT: cannot write to {tmp_path / 'file'}: File exists; choose another"),
+        ((model, videos, tmp_path / "file" / "below"), "OUT: cannot write to .*: Not a directory; choose another"),
+        ((model, videos, videos / "out"), "OUT must lie outside of VIDEOS"),
+        ((model, videos, out, "--max_depth", 5), "--max_depth has no effect on a LayerLockViTForVideoClassification"),
+        ((model, videos, out, "--npz"), "--npz has no effect"),
+        ((depth, videos, out, "--top_k", 5), "--top_k has no effect on a LayerLockViTForDepthEstimation"),
+        ((depth, videos, out, "--num_clips", 1), "--num_clips has no effect"),
     ]:
-        assert run(*arguments) == 1
-        assert message in capsys.readouterr().err
-    assert not out.exists()
+        assert re.search(message, refused(*arguments))
+    assert not (videos / "out").exists() and not any(out.iterdir())
     assert run(model, videos, out) == 0
-    assert run(model, videos, out) == 1
-    assert "holds predictions already" in capsys.readouterr().err
+    assert "holds predictions already" in refused(model, videos, out)
+    (tmp_path / "films" / "000002.mp4").mkdir(parents=True)
+    assert "000002.mp4: Is a directory; choose another" in refused(depth, videos, tmp_path / "films")
 
 
-def test_readouts_without_weights_are_refused(save, tiny_config, videos, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--device", "gpu"], r"--device: must be a device of this machine \(.*\), got 'gpu'"),
+        (["--device", "cuda:77"], "must be a device of this machine"),
+        (["--device", "meta"], "must be a device of this machine"),
+        (["--device", ""], "must be a device of this machine .* got ''"),
+        (["--max_depth", "0"], "--max_depth: must be a number of metres above 0, got '0'"),
+        (["--max_depth", "nan"], "above 0, got 'nan'"),
+        (["--max_depth", "inf"], "above 0, got 'inf'"),
+        (["--num_workers", "-1"], "--num_workers: must be a whole number of at least 0, got '-1'"),
+        (["--batch_size", "x"], "--batch_size: must be a whole number of at least 1, got 'x'"),
+    ],
+)
+def test_arguments_are_checked_before_anything_is_loaded(tmp_path, capsys, options, message):
+    with pytest.raises(SystemExit, match="2"):
+        predict.main(["model", "videos", str(tmp_path / "out"), *options])
+    assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_empty_name_is_not_the_current_folder(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        predict.main(["model", "videos", ""])
+    assert "argument OUT: must be a path, got ''" in capsys.readouterr().err
+
+
+def test_readouts_without_weights_are_refused(save, videos, tmp_path):
     model = save(LayerLockViTForPretraining)
     config = json.loads((tmp_path / "LayerLockViTForPretraining" / "config.json").read_text())
     config["architectures"] = ["LayerLockViTForVideoClassification"]
     (tmp_path / "LayerLockViTForPretraining" / "config.json").write_text(json.dumps(config))
-    assert run(model, videos, tmp_path / "out") == 1
-    assert "lacks weights, such as classification_readout" in capsys.readouterr().err
+    assert "lacks weights, such as classification_readout" in refused(model, videos, tmp_path / "out")
 
 
-def test_models_without_our_processor_are_refused(save, videos, tmp_path, capsys):
+def test_damaged_models_are_named(save, videos, tmp_path):
+    model = Path(save(LayerLockViTForVideoClassification))
+    weights, config = model / "model.safetensors", json.loads((model / "config.json").read_text())
+    whole = weights.read_bytes()
+    (model / "config.json").write_text(json.dumps(config | {"id2label": {"0": "a"}, "label2id": {"a": 0}}))
+    message = refused(model, videos, tmp_path / "out")
+    assert re.search(
+        r"has a config.json of another model: classification_readout.* must be \(1.*\) .* got \(7", message
+    )
+    (model / "config.json").write_text(json.dumps(config))
+    for damaged in (whole[: len(whole) // 2], b"random", b"\xff" * 1000):
+        weights.write_bytes(damaged)
+        assert f"the weights of {model} are damaged" in refused(model, videos, tmp_path / "out")
+    weights.unlink()
+    assert "model.safetensors" in refused(model, videos, tmp_path / "out")
+    weights.write_bytes(whole)
+    (model / "config.json").write_text(json.dumps(config | {"hidden_size": 33}))
+    assert "hidden_size" in refused(model, videos, tmp_path / "out")
+    (model / "config.json").write_text("{")
+    assert "config" in refused(model, videos, tmp_path / "out")
+    (model / "config.json").write_text(json.dumps(config))
+    assert run(model, videos, tmp_path / "out") == 0
+
+
+def test_models_without_our_processor_are_refused(save, videos, tmp_path):
     for model_class in (LayerLockViTForVideoClassification, LayerLockViTForDepthEstimation):
         model = save(model_class)
         (file,) = Path(model).glob("*preprocessor_config.json")
         file.write_text('{"video_processor_type": "VideoMAEVideoProcessor"}')
-        assert run(model, videos, tmp_path / "out") == 1
-        assert "needs a LayerLockVideoProcessor, there is " in capsys.readouterr().err
+        assert "needs a LayerLockVideoProcessor, there is " in refused(model, videos, tmp_path / "out")
         file.unlink()
-        assert run(model, videos, tmp_path / "out") == 1
-        assert "save the one of its training beside it" in capsys.readouterr().err
+        assert "save the one of its training beside it" in refused(model, videos, tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -242,9 +328,12 @@ def test_workers_change_nothing(save, videos, tmp_path, monkeypatch):
 
     for dataset in (predict.ClassifiedClips, predict_depth.Windows):
         monkeypatch.setattr(dataset, "__getitem__", noting(dataset.__getitem__))
-    for model_class, num_files in ((LayerLockViTForVideoClassification, 1), (LayerLockViTForDepthEstimation, 7)):
+    for model_class, num_files, options in (
+        (LayerLockViTForVideoClassification, 1, []),
+        (LayerLockViTForDepthEstimation, 7, ["--npz"]),
+    ):
         model, outs = save(model_class), [tmp_path / model_class.__name__ / num for num in "02"]
-        settings = ["--npz", "--batch_size", 2]
+        settings = [*options, "--batch_size", 2]
         assert run(model, videos, outs[0], *settings) == 0
         assert set(readers.read_text().split()) == {str(os.getpid())}
         readers.unlink()

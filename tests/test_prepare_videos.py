@@ -78,8 +78,18 @@ def test_ranks_of_a_slurm_array(main, videos, tmp_path, capsys, monkeypatch):
 def test_nothing_but_bad_files(main, tmp_path, capsys):
     (tmp_path / "videos").mkdir()
     (tmp_path / "videos" / "empty.mp4").touch()
-    main([str(tmp_path / "videos"), str(tmp_path / "out"), "--num_workers", "1"])
-    assert "0 of 1 videos are packed" in capsys.readouterr().out
+    for _ in range(2):
+        with pytest.raises(SystemExit, match="error: no video is packed: 1 of 1 are left out as 'empty', such as"):
+            main([str(tmp_path / "videos"), str(tmp_path / "out"), "--num_workers", "1"])
+        assert "0 of 1 videos are packed" in capsys.readouterr().out
+
+
+def test_settings_that_leave_all_out_are_corrected_in_place(main, videos, tmp_path, capsys):
+    command = [str(videos), str(tmp_path / "out"), "--num_workers", "1"]
+    with pytest.raises(SystemExit, match="4 of 5 are left out as 'too short', such as .*: 8 frames; change VIDEOS or"):
+        main([*command, "--min_frames", "9"])
+    main([*command, "--min_frames", "8"])
+    assert "4 of 5 videos are packed" in capsys.readouterr().out
 
 
 def test_mistakes_end_with_a_message(main, tmp_path):
@@ -87,6 +97,31 @@ def test_mistakes_end_with_a_message(main, tmp_path):
         main([str(tmp_path / "nowhere"), str(tmp_path / "out")])
     with pytest.raises(SystemExit, match="error: --short_sid: unknown setting"):
         main([str(tmp_path), str(tmp_path / "out"), "--short_sid", "64"])
+    with pytest.raises(SystemExit, match="error: the name of the source is empty"):
+        main(["", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["videos", ""], "argument OUT: must be a path, got ''"),
+        (["videos", "out", "--world_size", "0"], "--world_size: must be a whole number of at least 1, got '0'"),
+        (["videos", "out", "--num_workers", "x"], "--num_workers: must be a whole number of at least 1, got 'x'"),
+    ],
+)
+def test_arguments_are_checked_as_they_are_read(main, capsys, options, message):
+    with pytest.raises(SystemExit, match="2"):
+        main(options)
+    assert message in capsys.readouterr().err
+
+
+def test_another_folder_of_the_same_names(main, videos, tmp_path):
+    write_procedural_dataset(tmp_path, 4, seed=1, num_frames=8, image_size=32, progress=False)
+    (tmp_path / "videos" / "empty.mp4").touch()
+    main([str(videos), str(tmp_path / "out"), "--num_workers", "1"])
+    with pytest.raises(SystemExit, match="error: .*parquet is of other videos: .*; choose another folder"):
+        main([str(tmp_path / "videos"), str(tmp_path / "out"), "--num_workers", "1"])
 
 
 @pytest.mark.parametrize("below", ["", "sub"])
@@ -147,6 +182,6 @@ def test_a_signal_ends_all_processes(many_videos, tmp_path, number):
     children = wait_for_work(process)
     for member in [process, *children]:  # as a terminal and a scheduler send it
         member.send_signal(number)
-    assert process.wait(20) in (1, 128 + signal.SIGTERM)
+    assert process.wait(20) == 128 + number
     assert not psutil.wait_procs(children, timeout=10)[1]
     assert not (tmp_path / "out" / MANIFEST).exists()

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from transformers import AutoModel
 
 import cores
 import pretrain_arguments
+import runs
 from layerlock_hf import LayerLockViTConfig, LayerLockViTModel
 from layerlock_hf.data.procedural import write_procedural_dataset
 from layerlock_hf.training import load_recipe
@@ -507,6 +509,52 @@ def test_demo(tmp_path):
     assert len(summary["stages"]) == 5
     assert set(summary["probes"]) >= {"layerlock", "mae"}
     assert (tmp_path / "loss.png").is_file() and (tmp_path / "reconstruction.png").is_file()
+
+
+@pytest.fixture
+def demo(monkeypatch):
+    """Runs demo.py up to its first video; the line that it ends with."""
+
+    def demo(*flags) -> str:
+        monkeypatch.setattr(sys, "argv", ["demo.py", *map(str, flags)])
+        monkeypatch.setattr(runs, "write_data", lambda *_: pytest.fail("it renders"))
+        with pytest.raises(SystemExit) as error:
+            runpy.run_path(str(SCRIPTS / "demo.py"), run_name="__main__")
+        return str(error.value)
+
+    return demo
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--max_steps", "0"], "--max_steps: must be a whole number of at least 1, got '0'"),
+        (["--num_videos", "-3"], "--num_videos: must be a whole number of at least 1, got '-3'"),
+        (["--seed", "-1"], "--seed: must be a whole number from 0 to 4294967295, got '-1'"),
+        (["--seed", "99999999999999"], "--seed: must be a whole number from 0 to 4294967295"),
+        (["--output_dir", ""], "--output_dir: must be a path, got ''"),
+    ],
+)
+def test_the_demo_checks_its_arguments_first(demo, tmp_path, capsys, flags, message):
+    assert demo("--output_dir", tmp_path / "out", *flags) == "2"
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_demo_checks_its_folders_first(demo, tmp_path):
+    for name in ("file", "a/data", "b/layerlock"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "c" / "loss.png").mkdir(parents=True)
+    for output, culprit in {
+        "file": "file",
+        "file/below": "file/below",
+        "a": "a/data",
+        "b": "b/layerlock",
+        "c": "c/loss.png",
+    }.items():
+        said = demo("--output_dir", tmp_path / output)
+        assert said.startswith(f"error: output_dir: cannot write to {tmp_path / culprit}: ")
 
 
 # ---- folders and checkpoints of other runs

@@ -107,7 +107,6 @@ def readout_depth_from_fraction(num_layers: int, fraction: float) -> int:
     Raises:
         ValueError: if the fraction picks no entry.
     """
-    entry = int((num_layers + 1) * fraction) - 1
-    if not 0 <= entry <= num_layers:
+    if not (fraction <= 1 <= (num_layers + 1) * fraction):  # nor is NaN
         raise ValueError(f"the fraction {fraction} of {num_layers} layers names no depth; it must lie in (0, 1]")
-    return max(entry - 1, 0)
+    return max(int((num_layers + 1) * fraction) - 2, 0)

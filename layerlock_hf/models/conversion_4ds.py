@@ -34,7 +34,8 @@ def convert_4ds(
             square box with as many frames as the encoder's.
 
     Raises:
-        ValueError: naming the arrays that are missing, surplus or of another shape than the others demand.
+        ValueError: naming the arrays that are missing, surplus or of another shape than the others demand, or a
+            `decoding_patch_size` that is given with a readout for classes.
     """
     encoder, num_layers = find_encoder(arrays)
     readout = find_readout(arrays)
@@ -50,6 +51,10 @@ def convert_4ds(
         num_queries = shape_of(arrays, f"{readout}query", 3)[0]
         num_outputs = shape_of(arrays, f"{readout}Dense_1/kernel", 2)[1]
         if num_queries == 1:
+            if decoding_patch_size is not None:
+                raise ValueError(
+                    f"decoding_patch_size must be left out, got {decoding_patch_size}: the readout is one for classes"
+                )
             model_class, ours = LayerLockViTForVideoClassification, "classification_readout."
             fields["num_labels"] = num_outputs
         else:

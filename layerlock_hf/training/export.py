@@ -6,6 +6,7 @@ from pathlib import Path
 from huggingface_hub.errors import StrictDataclassError
 from torch.distributed.checkpoint import load
 from torch.distributed.checkpoint.api import CheckpointException
+from transformers.utils import CONFIG_NAME
 
 from ..models.configuration_layerlock import LayerLockViTConfig
 from ..models.modeling_layerlock_pretraining import LayerLockViTForPretraining
@@ -32,10 +33,28 @@ def load_sharded(checkpoint: str | Path) -> LayerLockViTForPretraining:
         raise CheckpointRefused(f"{checkpoint} is not complete: {reason}")
     check_metadata(weights)
     try:
-        model = LayerLockViTForPretraining(LayerLockViTConfig.from_pretrained(checkpoint))
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "torch.distributed is disabled")  # as it is meant
+            model = LayerLockViTForPretraining(_read_config(Path(checkpoint)))
             load({"model": model.state_dict()}, checkpoint_id=weights, no_dist=True)  # into the model's own tensors
-    except (OSError, ValueError, StrictDataclassError, CheckpointException) as error:
+    except CheckpointException as error:
+        reason = next(iter(error.failures.values()))[0]  # the text of the error itself is a traceback
+        raise CheckpointRefused(f"{checkpoint} cannot be loaded: {reason}") from error
+    except (OSError, ValueError, StrictDataclassError) as error:
         raise CheckpointRefused(f"{checkpoint} cannot be loaded: {error}") from error
     return model
+
+
+def _read_config(checkpoint: Path) -> LayerLockViTConfig:
+    """
+    Raises:
+        ValueError: if there is none, or it is that of another model.
+    """
+    if not (checkpoint / CONFIG_NAME).is_file():
+        raise ValueError(f"it has no {CONFIG_NAME}: copy that of its run there")
+    fields, _ = LayerLockViTConfig.get_config_dict(checkpoint)
+    if fields.get("model_type") != LayerLockViTConfig.model_type:
+        raise ValueError(
+            f"model_type in its {CONFIG_NAME} must be {LayerLockViTConfig.model_type}, got {fields.get('model_type')}"
+        )
+    return LayerLockViTConfig.from_dict(fields)

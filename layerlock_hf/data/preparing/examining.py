@@ -72,6 +72,10 @@ class PrepareArguments:
                 raise ValueError(f"{name} is {getattr(self, name)}; give at least {least}")
         if not 0 <= self.crf <= 51:
             raise ValueError(f"crf is {self.crf}; give 0 to 51")
+        if self.crf != PrepareArguments.crf and self.short_side is None and self.gop is None:
+            raise ValueError(
+                f"crf is {self.crf}, but nothing is re-encoded; give short_side or gop too, or leave it out"
+            )
         if not 0.1 <= self.timeout <= 1e6:
             raise ValueError(f"timeout is {self.timeout}; give seconds from 0.1 on")
 

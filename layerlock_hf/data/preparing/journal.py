@@ -33,13 +33,14 @@ class Journal:
             self._file.close()
             raise ValueError(f"another process works on {path}; wait for its end, or stop it") from error
         lines = self._read()
-        if lines:
+        if len(lines) > 1:
             try:
                 check_identity(str(path), lines[0], identity)
             except ValueError:
                 self._file.close()
                 raise
-        else:
+        else:  # nothing is done yet, so that another job may begin
+            self._file.truncate(0)
             self._write(identity)
         for line in lines[1:]:
             if "shard" in line:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import tempfile
 from collections import Counter
 from dataclasses import asdict, fields
 from functools import cached_property
@@ -24,6 +25,7 @@ from .probing import VideoFacts
 from .shards import SHARDS, place
 
 
+OUTPUTS = ("data", "report.md", "report.png")  # beside the files of ranks
 COLUMN_TYPES = {int: pa.int64(), float: pa.float64(), str: pa.string(), bool: pa.bool_()}
 
 
@@ -33,6 +35,8 @@ class Job:
     def __init__(self, source: str, output: Path, arguments: PrepareArguments, rank: int, world_size: int):
         self.output, self.arguments = output, arguments
         self.rank, self.world_size = rank, world_size
+        if not source.strip():
+            raise ValueError("the name of the source is empty; give a folder of videos, or a list of them")
         if is_url(source):
             raise ValueError(f"{source!r} is an address; only local files can be prepared: download them first")
         self.root = Path(source).expanduser().absolute()
@@ -40,6 +44,7 @@ class Job:
             raise ValueError(f"{source!r} does not exist; give a folder of videos, or a list of them")
         if self.root.is_dir() and output.absolute().is_relative_to(self.root):
             raise ValueError(f"{str(output)!r} lies within {source!r}, and would be taken for videos; choose another")
+        claim(output)  # before the videos are listed, which may take long
         videos = load_videos(str(self.root))
         self.label = videos.features.get(LABEL_COLUMN)
         self.labels = list(videos[LABEL_COLUMN]) if self.label is not None else None
@@ -91,6 +96,21 @@ class Job:
     def transcoded(self, index: int) -> Path:
         """Where a re-encoded video waits for its turn."""
         return self.work / f"{index:09d}.mp4"
+
+
+def claim(output: Path):
+    """Make the folder that is written.
+
+    Raises:
+        ValueError: if it is somebody else's: what it holds would be overwritten, or be taken for what is written.
+        OSError: if it cannot be written.
+    """
+    is_ours = any(output.glob("manifest-*-of-*")) or any(output.glob("journal-*-of-*"))
+    strange = [] if is_ours else [name for name in ("config.json", *OUTPUTS) if (output / name).exists()]
+    if strange:
+        raise ValueError(f"{output} holds a {strange[0]!r} of something else; choose a new folder")
+    output.mkdir(parents=True, exist_ok=True)
+    tempfile.TemporaryFile(dir=output).close()
 
 
 class Packing:

@@ -42,10 +42,13 @@ def prepare(
         Whether there was anything to do.
 
     Raises:
-        ValueError: for settings or files that do not fit what is in `output`.
+        ValueError: for settings or files that do not fit what is in `output`. If that is a share of which no video
+            was packed, it is done anew instead.
         OSError: if the disk is full, say; what is done is kept.
     """
     arguments = arguments or PrepareArguments()
+    if world_size < 1:
+        raise ValueError(f"world_size is {world_size}; give at least 1")
     if not 0 <= rank < world_size:
         raise ValueError(f"rank is {rank} of world_size {world_size}; give 0 to {world_size - 1}")
     if num_workers < 1:
@@ -56,7 +59,6 @@ def prepare(
     _check_manifests(job)
     is_new = not job.manifest.exists()
     if is_new:
-        output.mkdir(parents=True, exist_ok=True)
         job.work.mkdir(exist_ok=True)
         _run(job, num_workers)
     # Also what was left when this rank was killed after its last file was written
@@ -72,11 +74,12 @@ def missing_ranks(output: str | Path, world_size: int) -> list[int]:
 
 def read_report(output: str | Path) -> list[dict]:
     """What became of every video: name, status, kind and reason of a failure, facts, and whether it is packed."""
-    lines = []
-    for path in sorted(Path(output).glob("report-*.jsonl")):
-        with open(path, encoding="utf-8") as file:
-            lines += map(json.loads, file)
-    return lines
+    return [line for path in sorted(Path(output).glob("report-*.jsonl")) for line in _read_lines(path)]
+
+
+def _read_lines(report: Path) -> list[dict]:
+    with open(report, encoding="utf-8") as file:
+        return list(map(json.loads, file))
 
 
 def _check_world_size(output: Path, world_size: int):
@@ -86,10 +89,35 @@ def _check_world_size(output: Path, world_size: int):
 
 
 def _check_manifests(job: Job):
-    for manifest in {job.manifest, *list(job.output.glob("manifest-*"))[:1]}:  # all ranks do the same
-        if manifest.exists():
-            found = json.loads(pq.read_schema(manifest).metadata[b"layerlock_hf"])
-            check_identity(str(manifest), found, job.identity)
+    """Refuse what this rank, or another that is complete, made of other videos or by other settings: all do the same.
+
+    Where none was packed, there is nothing to lose or to mix: this rank's manifest goes, and it does its share anew.
+    """
+    packed = (path for path in job.output.glob("manifest-*") if pq.read_metadata(path).num_rows)
+    for manifest in {job.manifest, next(packed, job.manifest)}:
+        if not manifest.exists():
+            continue
+        try:
+            _check_manifest(job, manifest)
+        except ValueError:
+            if pq.read_metadata(manifest).num_rows:
+                raise
+            manifest.unlink()
+
+
+def _check_manifest(job: Job, manifest: Path):
+    found = json.loads(pq.read_schema(manifest).metadata[b"layerlock_hf"])
+    check_identity(str(manifest), found, job.identity)
+    # Another folder may hold the same names, such as 000000.mp4, but hardly files of the same sizes, which all reports
+    # have. Its path does not tell, as folders are moved and mounted elsewhere, nor do times, which copies do not keep
+    paths = dict(zip(job.names, job.paths, strict=True))
+    for line in _read_lines(manifest.with_name(manifest.name.replace("manifest", "report")).with_suffix(".jsonl")):
+        size = (stamp(paths[line["name"]]) or [None])[0]
+        if size != line["size"]:
+            raise ValueError(
+                f"{manifest} is of other videos: {line['name']!r} had {line['size']} bytes and has {size} now; choose "
+                "another folder, or remove this one"
+            )
 
 
 def _run(job: Job, num_workers: int):

@@ -3,6 +3,7 @@ import hashlib
 import itertools
 import json
 import os
+import shutil
 import signal
 import tarfile
 from pathlib import Path
@@ -271,6 +272,15 @@ def test_a_torn_journal(tmp_path):
         assert (tmp_path / "journal").read_bytes() == content
 
 
+def test_a_journal_of_nothing_is_in_the_way_of_no_job(tmp_path):
+    Journal(tmp_path / "journal", {"seed": 0}).close()
+    journal = Journal(tmp_path / "journal", {"seed": 1})
+    journal.add_video(0, {})
+    journal.close()
+    with pytest.raises(ValueError, match="whose seed was 1 and is now 0"):
+        Journal(tmp_path / "journal", {"seed": 0})
+
+
 def test_a_finished_run_is_left_alone(source, tmp_path):
     prepare(str(source), tmp_path, ARGUMENTS)
     before = sums(tmp_path)
@@ -289,14 +299,59 @@ def test_changed_sources_and_settings_are_refused(tmp_path, make_video, monkeypa
         patch.setattr(ranks, "write_report", lambda *_: (_ for _ in ()).throw(Stopped()))
         with pytest.raises(Stopped):
             prepare(str(folder), output)
-    with pytest.raises(ValueError, match="whose crf was 23 and is now 30"):
-        prepare(str(folder), output, PrepareArguments(crf=30))
+    with pytest.raises(ValueError, match="whose gop was None and is now 30"):
+        prepare(str(folder), output, PrepareArguments(gop=30))
     make_video(folder / "1.mp4", times=range(6))
     with pytest.raises(ValueError, match="'1.mp4' has changed since it was looked at"):
         prepare(str(folder), output)
     make_video(folder / "3.mp4", times=range(6))
     with pytest.raises(ValueError, match="whose num_videos was 3 and is now 4"):
         prepare(str(folder), output)
+
+
+def test_other_videos_of_the_same_names_are_refused(tmp_path, make_video):
+    first, second, output = tmp_path / "first", tmp_path / "second", tmp_path / "out"
+    for folder, num_frames in ((first, 5), (second, 9)):
+        folder.mkdir()
+        for index in range(2):
+            make_video(folder / f"{index}.mp4", times=range(num_frames))
+    prepare(str(first), output)
+    with pytest.raises(
+        ValueError, match=r"is of other videos: '\d.mp4' had \d+ bytes and has \d+ now; choose another"
+    ):
+        prepare(str(second), output)
+    shutil.copytree(first, tmp_path / "moved", copy_function=shutil.copy)  # of other times
+    assert not prepare(str(tmp_path / "moved"), output)
+
+
+def test_ranks_do_not_mix_folders(tmp_path, make_video):
+    first, second, output = tmp_path / "first", tmp_path / "second", tmp_path / "out"
+    for folder, num_frames in ((first, 5), (second, 9)):
+        folder.mkdir()
+        for index in range(2):
+            make_video(folder / f"{index}.mp4", times=range(num_frames))
+    prepare(str(first), output, rank=0, world_size=2)
+    with pytest.raises(ValueError, match="00000-of-00002.parquet is of other videos"):
+        prepare(str(second), output, rank=1, world_size=2)
+    assert missing_ranks(output, 2) == [1]
+
+
+def test_a_share_of_which_nothing_was_packed_is_done_anew(source, tmp_path):
+    output, strict = tmp_path / "out", PrepareArguments(**FAST, min_frames=100)
+    assert prepare(str(source), output, strict) and not manifest_of(output)
+    assert not prepare(str(source), output, strict)
+    assert prepare(str(source), output, PrepareArguments(**FAST)) and manifest_of(output)
+    with pytest.raises(ValueError, match="whose min_frames was 1 and is now 100"):
+        prepare(str(source), output, strict)
+
+
+@pytest.mark.parametrize("name", ["config.json", "data", "report.md"])
+def test_folders_of_something_else_are_left_alone(source, tmp_path, name):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).touch()
+    with pytest.raises(ValueError, match=f"out holds a '{name}' of something else; choose a new folder"):
+        prepare(str(source), tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [name]
 
 
 def test_a_full_disk_keeps_what_is_done(source, tmp_path, monkeypatch, finished):
@@ -320,6 +375,7 @@ def test_a_full_disk_keeps_what_is_done(source, tmp_path, monkeypatch, finished)
         ({"min_frames": 0}, "give at least 1"),
         ({"gop": 0}, "give at least 1"),
         ({"crf": 60}, "give 0 to 51"),
+        ({"crf": 30}, "crf is 30, but nothing is re-encoded; give short_side or gop too"),
         ({"timeout": 0}, "from 0.1 on"),
     ],
 )
@@ -345,3 +401,7 @@ def test_sources_are_checked(source, tmp_path, write_tar):
         prepare(str(tmp_path / "tars"), tmp_path / "out")
     with pytest.raises(ValueError, match="rank is 2 of world_size 2"):
         prepare(str(source), tmp_path / "out", rank=2, world_size=2)
+    with pytest.raises(ValueError, match="world_size is 0; give at least 1"):
+        prepare(str(source), tmp_path / "out", world_size=0)
+    with pytest.raises(ValueError, match="the name of the source is empty"):
+        prepare("", tmp_path / "out")
