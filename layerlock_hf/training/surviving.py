@@ -10,13 +10,16 @@ import torch
 from accelerate.utils import broadcast_object_list
 from torch.distributed.checkpoint.api import CheckpointException
 from transformers import Trainer
+from transformers.trainer import SCHEDULER_NAME
 from transformers.utils import logging
 
 from ..utils.handing_over import HandOver, received
 from .callbacks import PreemptionCallback
 from .checkpoints import ASIDE, CheckpointNotWritten, fault, keep_newest, newest_complete, publish, take_the_place_of
+from .foreign import check_weight_names
 from .processes import check_shared_folder, init_worker, shielded
 from .run_file import CheckpointRefused
+from .sharding import check_weights, load_whole_weights, save_whole_optimizer, saves_shards, saves_whole
 
 
 logger = logging.get_logger(__name__)
@@ -131,7 +134,26 @@ class SurvivingTrainer(Trainer):
         Args:
             is_final: whether it is to be used, and not a part of a checkpoint.
         """
-        super().save_model(folder, _internal_call=True)
+        if is_final and saves_shards(self.accelerator):  # the Trainer would write none; checkpoints hold its parts
+            self._save(folder, self.accelerator.get_state_dict(self.model))
+        else:
+            super().save_model(folder, _internal_call=True)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str):
+        if saves_whole(self.accelerator):  # where the Trainer would write the model once more
+            save_whole_optimizer(self.optimizer, self.model, self.accelerator, output_dir)
+            if self.args.should_save:
+                torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+        else:
+            super()._save_optimizer_and_scheduler(output_dir)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None):
+        check_weight_names(resume_from_checkpoint)
+        check_weights(resume_from_checkpoint, self.accelerator)
+        if saves_whole(self.accelerator):
+            load_whole_weights(self.model if model is None else model, resume_from_checkpoint)
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None):
         with self._failure_noted():

@@ -4,7 +4,6 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from accelerate.utils import DynamoBackend, TorchDynamoPlugin
@@ -12,7 +11,6 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers import BaseVideoProcessor, TrainerCallback
-from transformers.trainer import SCHEDULER_NAME
 from transformers.utils import logging
 
 from ..models.modeling_layerlock_pretraining import LayerLockViTForPretraining, pair_masks
@@ -24,22 +22,12 @@ from .compiling import compile_layers
 from .diagnostics import feature_statistics
 from .fitting import DoesNotFit, check_fits
 from .flops import step_flops
-from .foreign import check_weight_names
 from .memory import peak_memory_gib
 from .processes import raise_together
 from .run_file import CheckpointRefused, check_run_file, describe, read_run_file, target_label, write_run_file
 from .running_means import RunningMeans
 from .schedules import check_schedule, cosine, linear, scheduled_factor
-from .sharding import (
-    check_weights,
-    let_means_be_taken,
-    load_whole_weights,
-    save_whole_optimizer,
-    saves_shards,
-    saves_whole,
-    set_up_sharding,
-    shard_teacher,
-)
+from .sharding import let_means_be_taken, set_up_sharding, shard_teacher
 from .stages import check_stages, stage_at
 from .surviving import SurvivingTrainer
 from .switching import discard_a_backward, freeze, rebuild_optimizer, rewrap
@@ -361,14 +349,10 @@ class LayerLockTrainer(SurvivingTrainer):
     # ---- checkpoints
 
     def write_model(self, folder: str, is_final: bool):
-        """As in `Trainer`, which however writes no model at all where checkpoints hold a part per process."""
         if self._teacher_moves:  # to which every process comes
             with self._failure_noted():
                 save_teacher(self.teacher, folder, self.args.should_save)
-        if is_final and saves_shards(self.accelerator):  # in checkpoints they come with the optimizer's
-            self._save(folder, self.accelerator.get_state_dict(self.model))
-        else:
-            super().write_model(folder, is_final)
+        super().write_model(folder, is_final)
         if self.args.should_save:
             model = self._core()
             learning = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
@@ -377,14 +361,6 @@ class LayerLockTrainer(SurvivingTrainer):
                 if self.processing_class is not None:
                     self.processing_class.save_pretrained(folder)
                 write_run_file(folder, self.stages, learning, self._identity())
-
-    def _save_optimizer_and_scheduler(self, output_dir: str):
-        if saves_whole(self.accelerator):  # where the Trainer would write the model once more
-            save_whole_optimizer(self.optimizer, self.model, self.accelerator, output_dir)
-            if self.args.should_save:
-                torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
-        else:
-            super()._save_optimizer_and_scheduler(output_dir)
 
     def _identity(self) -> dict:
         """What, besides stages and model, a resumed run must share with the one that wrote the checkpoint."""
@@ -405,12 +381,7 @@ class LayerLockTrainer(SurvivingTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         check_run_file(resume_from_checkpoint, self.stages, self._core(model).config, self._identity())
-        check_weight_names(resume_from_checkpoint)
-        check_weights(resume_from_checkpoint, self.accelerator)
-        if saves_whole(self.accelerator):
-            load_whole_weights(self.model if model is None else model, resume_from_checkpoint)
-        else:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self._teacher_moves:
             restore_teacher(self.teacher, resume_from_checkpoint)
 
