@@ -162,6 +162,27 @@ def test_flags_win_over_the_recipe(run, tmp_path):
         ([], {"num_frozen_layers": 2}, "num_frozen_layers: unknown setting"),
         ([], {"mask_ratio": 2}, "mask_ratio in recipes) is 2"),
         ([], {"max_bad_fraction": 2}, "max_bad_fraction is 2"),
+        ([], {"image_size": 80000}, "tokens of a clip: give a clip of"),
+        ([], {"pixel_mean": [124, 116, 104]}, "pixel_mean must be from 0 to 1, as pixels are"),
+        ([], {"num_channels": 1}, "num_channels must be 3, as videos are decoded to RGB, got 1"),
+        ([], {"initializer_range": -1}, "initializer_range must be at least 0, or None, got -1"),
+        (
+            [],
+            {"resize_factor": 115},
+            "resize_factor must be from 1, as a crop cannot exceed the frame, to 10, got 115",
+        ),
+        ([], {"freeze_start": -1}, "freeze_start must be at least 1, got -1"),
+        ([], {"freeze_start": "nan"}, "freeze_start must be a whole number of steps, or a share of the run"),
+        ([], {"freeze_start": "inf"}, "freeze_start must be a whole number of steps, or a share of the run"),
+        ([], {"adam_beta1": 1.5}, "adam_beta1 must be from 0 to 1, got 1.5"),
+        ([], {"dataloader_num_workers": -1}, "dataloader_num_workers must be at least 0, got -1"),
+        ([], {"schedule_stretch": "nan"}, "schedule_stretch must be at least 1, got nan"),
+        ([], {"seed": -1}, "seed must be from 0 to"),
+        ([], {"max_steps": 0}, "max_steps must be set to at least 1, got 0"),
+        ([], {"max_steps": [1, 2]}, "must be one value, got [1, 2]"),
+        ([], {"optim": "adamw_bnb_8bit"}, "optim=adamw_bnb_8bit: "),
+        ([], {"hub_model_id": "me/model"}, "hub_model_id has no effect without push_to_hub"),
+        ([], {"train_data": ""}, "train_data: the name of a source is empty"),
         ([], {"image_size": 18}, "image_size must be a multiple of patch_size"),
         ([], {"hidden_size": 33}, "hidden_size must be a multiple of num_attention_heads"),
         ([], {"num_freezes": 4}, "lower num_freezes or layers_per_freeze"),
@@ -193,6 +214,14 @@ def test_user_errors_name_the_field_and_lose_nothing(run, finished, flags, chang
     assert str(error.value).startswith("error: ") and message in str(error.value)
     assert "\n" not in str(error.value)
     assert contents(finished) == before
+
+
+def test_a_list_of_files_that_are_not_there(run, tmp_path):
+    (tmp_path / "list.csv").write_text("path\n" + "".join(f"{number}.mp4\n" for number in range(100)))
+    with pytest.raises(
+        SystemExit, match="train_data: .*0.mp4 does not exist, nor do the 24 others that were looked at"
+    ):
+        run(tmp_path / "out", train_data=str(tmp_path / "list.csv"))
 
 
 def test_reading_out_changes_nothing_else(run, finished, videos, tmp_path):

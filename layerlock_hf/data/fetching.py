@@ -1,6 +1,7 @@
 """From a row of a list of videos to the path or the bytes of its video."""
 
 import itertools
+import os
 
 from . import files
 from .clips import DecodingError, one_line
@@ -42,6 +43,13 @@ def is_remote(row: dict) -> bool:
     """Whether `fetch` needs the network for a row."""
     video = row["video"] or NO_VIDEO
     return video["bytes"] is None and video["path"] is not None and files.is_url(video["path"])
+
+
+def is_missing(row: dict) -> bool:
+    """Whether a row names a file of this machine that is not there."""
+    video = row["video"] or NO_VIDEO
+    path = video["path"]
+    return video["bytes"] is None and path is not None and not files.is_url(path) and not os.path.exists(path)
 
 
 def name_of(row: dict, index: int) -> str:

@@ -175,7 +175,7 @@ class LayerLockTrainingArguments(TrainingArguments):
         try:  # what an optimizer needs may not be installed
             Trainer.get_optimizer_cls_and_kwargs(self)
         except (ImportError, ValueError) as error:
-            raise ValueError(f"optim={self.optim}: {error}") from error
+            raise ValueError(f"optim={self.optim.value}: {error}") from error
         if self.learning_rate_decay not in LEARNING_RATE_DECAYS:
             raise ValueError(
                 f"learning_rate_decay must be one of {', '.join(LEARNING_RATE_DECAYS)}, got {self.learning_rate_decay}"
