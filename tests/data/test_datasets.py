@@ -107,6 +107,18 @@ def test_short_videos_repeat_their_last_frame(tmp_path, folder):
     assert clips(mixed(tmp_path, str(folder / "v0.mp4")))[0]["is_padded"] is False
 
 
+def test_a_stride_that_leaves_most_of_a_clip_to_its_last_frame(tmp_path, folder):
+    """Which is told, as it may be a mistake; a clip that lacks a frame or two is not."""
+    report = tmp_path / "bad.jsonl"
+    for stride, told in ((8, False), (1000, True)):
+        bad_videos = BadVideos(str(report), 1)
+        clips(mixed(tmp_path, str(folder / "v0.mp4")), frame_stride=stride, bad_videos=bad_videos)[0]
+        assert report.is_file() == told
+    entry = entries(report)["v0.mp4"]
+    assert (entry["kind"], entry["used"]) == ("too short", True)
+    assert "of which a clip shows 1 at frame_stride=1000, and repeats the last" in entry["reason"]
+
+
 def test_bad_videos_are_replaced_and_reported_once(tmp_path, folder, broken, truncated):
     videos = mixed(tmp_path, broken, truncated, str(folder / "v0.mp4"), str(folder / "v2.mp4"))
     report = tmp_path / "bad.jsonl"

@@ -437,9 +437,10 @@ def test_freezings_as_shares_of_the_run(tiny_config):
 def test_load_recipe_refuses(tmp_path):
     with pytest.raises(ValueError, match="no recipe"):
         load_recipe(tmp_path / "none.yaml")
-    for name, text in (("broken", "a: [1"), ("list", "- a\n- b"), ("empty", "")):
+    broken = {"broken": "a: [1", "list": "- a\n- b", "empty": "", "numbers": "1: 2", "twice": "a: 1\na: 2"}
+    for name, text in broken.items():
         (tmp_path / name).write_text(text)
-        with pytest.raises(ValueError, match=f"config: .*{name}"):
+        with pytest.raises(ValueError, match=f"^config: .*{name}.*$"):  # in one line
             load_recipe(tmp_path / name)
 
 
