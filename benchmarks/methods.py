@@ -78,11 +78,11 @@ METHODS = {
 RANDOM = "random"
 TITLES = {name: entry.title for name, entry in METHODS.items()} | {RANDOM: "random weights"}
 COLOURS = dict(zip(TITLES, plt.get_cmap("tab20").colors, strict=False))
-NUM_DIAGNOSES = 40  # per run
+NUM_DIAGNOSES = 40
 PROGRAM = Path(__file__).with_name("pretrain_decoded.py")
 
 
-def plan(method: str, max_steps: int, seed: int) -> list[tuple[str, dict]]:
+def plan(method: str, max_steps: int, seed: int, num_diagnoses: int = NUM_DIAGNOSES) -> list[tuple[str, dict]]:
     """The recipes of a method with the settings that make it `max_steps` in all: (recipe, all its settings)."""
     names = METHODS[method].recipes
     recipes = [comparing.load_checked(name) for name in names]
@@ -91,15 +91,16 @@ def plan(method: str, max_steps: int, seed: int) -> list[tuple[str, dict]]:
         is_last = name == names[-1]
         steps = max_steps - taken if is_last else round(max_steps * recipe["max_steps"] / total)
         taken += steps
-        every = max(1, steps // NUM_DIAGNOSES)
+        every = max(1, steps // num_diagnoses) if num_diagnoses else 0
         changes = {"seed": seed, "diagnostics_steps": every, "dataloader_num_workers": 0} | METHODS[method].settings
         parts.append((name, recipe | shortened(recipe, steps) | changes))
     return parts
 
 
 class Benchmark:
-    def __init__(self, output: Path, max_steps: int, num_videos: int, settings: dict):
-        self.output, self.max_steps, self.num_videos, self.settings = output, max_steps, num_videos, settings
+    def __init__(self, output: Path, max_steps: int, num_videos: int, num_diagnoses: int, settings: dict):
+        self.output, self.max_steps, self.num_videos = output, max_steps, num_videos
+        self.num_diagnoses, self.settings = num_diagnoses, settings
         self.reference = load_recipe(comparing.recipe_path(comparing.REFERENCE))
         self.config = comparing.model_config(self.reference)
         self.depths = probe_depths(self.config.num_hidden_layers)
@@ -131,7 +132,7 @@ class Benchmark:
 
     def _job(self, method: str, seed: int) -> Generator[Run, None, None]:
         folder = self.output / method / f"seed_{seed}"
-        parts = [] if method == RANDOM else plan(method, self.max_steps, seed)
+        parts = [] if method == RANDOM else plan(method, self.max_steps, seed, self.num_diagnoses)
         parts = [(name, part | self.settings) for name, part in parts]
         settings = [part for _, part in parts] + [{"num_videos": self.num_videos, "seed": seed}]
         result = read_record(folder / "result.json", settings)
@@ -312,17 +313,25 @@ def main():
     parser.add_argument("--max_steps", type=int, help="Steps of each method (default: those of demo.yaml).")
     parser.add_argument("--learning_rate", type=float, help="Of all methods (default: that of each recipe).")
     parser.add_argument("--num_videos", type=int, default=1500, help="Videos to pretrain on.")
+    parser.add_argument(
+        "--num_diagnoses",
+        type=int,
+        default=NUM_DIAGNOSES,
+        help="Measurements of the rank in a run, which take time; 0 to time the training alone.",
+    )
     parser.add_argument("--at_once", type=int, default=2, help="Runs at the same time, of one thread each.")
     args = parser.parse_args()
     for name in ("seeds", "max_steps", "num_videos", "at_once"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             parser.error(f"--{name} must be at least 1")
+    if args.num_diagnoses < 0:
+        parser.error("--num_diagnoses must be at least 0")
     exit_when_terminated()
     logging.disable_progress_bar()
     torch.set_num_threads(1)
     max_steps = args.max_steps or load_recipe(comparing.recipe_path(comparing.REFERENCE))["max_steps"]
     settings = {} if args.learning_rate is None else {"learning_rate": args.learning_rate}
-    benchmark = Benchmark(args.output_dir, max_steps, args.num_videos, settings)
+    benchmark = Benchmark(args.output_dir, max_steps, args.num_videos, args.num_diagnoses, settings)
     try:
         comparing.write_data_once(args.output_dir, args.num_videos)
     except ValueError as error:
