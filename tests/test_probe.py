@@ -101,15 +101,9 @@ def test_files_that_no_probe_could_read(tmp_path, tiny_config, folder):
 @pytest.mark.parametrize(
     "table, message",
     [
-        (
-            lambda folder: (folder / "videos.csv").write_text("path,label\n"),
-            "must have the columns depth, label, path",
-        ),
-        (
-            lambda folder: (folder / "videos.csv").write_text("path,label,depth\na.mp4,x,\n"),
-            "label must be one of 0, 1",
-        ),
-        (lambda folder: (folder / "videos.csv").write_text("path,label,depth\na.mp4,1,\n"), "a.mp4 cannot be read"),
+        ("path,label\n", "must have the columns depth, label, path"),
+        ("path,label,depth\na.mp4,x,\n", "label must be one of 0, 1"),
+        ("path,label,depth\na.mp4,1,\n", "a.mp4 cannot be read"),
     ],
 )
 @pytest.mark.parametrize("num_workers", [0, 1])
