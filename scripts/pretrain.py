@@ -33,7 +33,7 @@ from layerlock_hf.data import (
     ClipTransform,
     PretrainingClips,
     PretrainingCollator,
-    is_missing,
+    check_present,
     load_videos,
 )
 from layerlock_hf.training import LayerLockTrainer, LayerLockTrainingArguments, load_teacher
@@ -60,7 +60,6 @@ AFTERWARDS = """
 {out} holds the model and its video processor (AutoModel.from_pretrained), the log (metrics.jsonl), what was frozen and
 predicted when (stages.json), and the names of bad videos (bad_videos.jsonl). What the encoder knows is read by
   python scripts/train_readout.py --model {out} --task classification --data LABELLED --output_dir {out}/readout"""
-MAX_LOOKS = 32  # at the files of a list, before anything is read
 STAGES, METRICS, BAD_VIDEOS = REPORTS = ("stages.json", "metrics.jsonl", "bad_videos.jsonl")
 
 
@@ -157,14 +156,9 @@ def build_clips(
             data_args.video_root,
             streaming=data_args.streaming,
         )
+        check_present(videos, ", ".join(data_args.train_data))
     except ValueError as error:
         raise ValueError(f"train_data: {error}") from error
-    looked_at = [videos[index] for index in range(0, len(videos), -(-len(videos) // MAX_LOOKS))]
-    if all(map(is_missing, looked_at)):
-        raise ValueError(
-            f"train_data: {looked_at[0]['video']['path']} does not exist, nor do the {len(looked_at) - 1} others that "
-            "were looked at; paths in a list are relative to its folder"
-        )
     bad_videos = BadVideos(str(report), len(videos), data_args.max_bad_fraction)
     transform = ClipTransform(
         config.image_size,

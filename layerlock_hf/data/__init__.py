@@ -5,7 +5,7 @@ from .clips import Clip, Crop, DecodingError
 from .collating import PretrainingCollator
 from .datasets import DECODE_TIMEOUT, MAX_ATTEMPTS, PretrainingClips, check_window, isolated
 from .decoding import read_clip
-from .fetching import fetch, is_missing, is_remote, name_of
+from .fetching import check_present, fetch, is_any_there, is_remote, name_of
 from .isolation import DecoderLost, Isolated
 from .masking import MASKS, FutureMask, MaskArguments, MultiBlockMasks, RandomMask, TubeMask
 from .reports import BadData, BadVideos
@@ -36,10 +36,11 @@ __all__ = [
     "RandomMask",
     "TubeMask",
     "center_crop",
+    "check_present",
     "check_window",
     "fetch",
     "generator_for",
-    "is_missing",
+    "is_any_there",
     "is_remote",
     "isolated",
     "load_videos",

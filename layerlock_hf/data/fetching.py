@@ -2,6 +2,11 @@
 
 import itertools
 import os
+from collections.abc import Sequence
+
+import datasets
+import pyarrow
+import pyarrow.compute
 
 from . import files
 from .clips import DecodingError, one_line
@@ -45,11 +50,29 @@ def is_remote(row: dict) -> bool:
     return video["bytes"] is None and video["path"] is not None and files.is_url(video["path"])
 
 
-def is_missing(row: dict) -> bool:
-    """Whether a row names a file of this machine that is not there."""
-    video = row["video"] or NO_VIDEO
-    path = video["path"]
-    return video["bytes"] is None and path is not None and not files.is_url(path) and not os.path.exists(path)
+def is_any_there(paths: Sequence[str]) -> bool:
+    """Whether any of some local paths exists."""
+    # Names are looked for only in folders that exist: a list may have 200,000, and its folder half a dozen places
+    is_folder = {folder: os.path.isdir(folder) for folder in {os.path.dirname(path) for path in paths}}
+    return any(is_folder[os.path.dirname(path)] and os.path.exists(path) for path in paths)
+
+
+def check_present(videos: datasets.Dataset, source: str):
+    """Raise a `ValueError` if all videos are files of this machine, and not one of them is there.
+
+    Args:
+        videos: of `load_videos`.
+        source: what names them, in the message.
+    """
+    column = videos.data.column("video")
+    if pyarrow.compute.struct_field(column, "bytes").null_count < len(column):
+        return
+    paths = pyarrow.compute.struct_field(column, "path").drop_null().to_pylist()
+    if paths and not any(map(files.is_url, paths)) and not is_any_there(paths):
+        raise ValueError(
+            f"none of the videos that {source!r} names is there, such as {paths[0]!r}; paths are relative to the "
+            "folder of the list"
+        )
 
 
 def name_of(row: dict, index: int) -> str:

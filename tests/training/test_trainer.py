@@ -465,6 +465,10 @@ def test_a_new_stage_is_announced(tiny_config, tmp_path, caplog):
         ({"report_to": ["tensorboard", "nope"]}, "report_to: nope is not installed; pip install it, or choose among"),
         ({"dataloader_prefetch_factor": 0}, "dataloader_prefetch_factor must be at least 1, got 0"),
         ({"output_dir": None}, "output_dir must be set"),
+        (
+            {"push_to_hub": True},
+            "push_to_hub: for the repository the Hub would be asked, but HF_HUB_OFFLINE says not to",
+        ),
     ],
 )
 def test_settings_without_effect_are_refused(tmp_path, settings, message):

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ import datasets
 import pyarrow
 from torch import Tensor
 
+from ...data import is_any_there
 from ...data.addresses import address_table
 from ...data.sources import SOURCE_COLUMN
 
@@ -142,13 +142,6 @@ def path_in(folder: Path, name: str) -> str:
     if path.anchor or ".." in path.parts or "\0" in name:
         raise ValueError(f"{name!r} is listed, which leads out of {str(folder)!r}; only what lies in there is read")
     return str(folder / path)
-
-
-def is_any_there(paths: Sequence[str]) -> bool:
-    """Whether any of some local paths exists."""
-    # Names are looked for only in folders that exist: a list may have 200,000, and its folder half a dozen places
-    is_folder = {folder: os.path.isdir(folder) for folder in {os.path.dirname(path) for path in paths}}
-    return any(is_folder[os.path.dirname(path)] and os.path.exists(path) for path in paths)
 
 
 def list_videos(

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from ...data import files
+from ...data import files, is_any_there
 from ...data.indexing import VIDEO_SUFFIXES
-from .base import LabelledVideos, Origin, is_any_there, list_videos, path_in, read_csv, unknown_label
+from .base import LabelledVideos, Origin, list_videos, path_in, read_csv, unknown_label
 
 
 ORIGIN = Origin(

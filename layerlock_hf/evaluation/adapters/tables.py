@@ -9,11 +9,11 @@ import datasets
 import pyarrow.parquet
 from transformers.utils import logging
 
-from ...data import files, load_videos
+from ...data import check_present, files, load_videos
 from ...data.addresses import check_classes, clean_label
 from ...data.indexing import video_column as find_video_column
 from ...data.lists import READERS, read_rows
-from .base import ALL, LabelledVideos, NoSplit, is_any_there, unknown_label
+from .base import ALL, LabelledVideos, NoSplit, unknown_label
 
 
 logger = logging.get_logger(__name__)
@@ -123,7 +123,7 @@ def read_table(
     for number, label in zip(chosen.numbers, chosen.labels, strict=True):
         if label not in order:
             raise unknown_label(chosen.path, f"row {number}", label, f"the training rows of {train.path.name}")
-    _check_present(chosen)
+    check_present(chosen.videos, str(chosen.path))
     if split == "test" and part is None:
         _warn_of_shared(train, chosen)
     return LabelledVideos(chosen.videos, [order[label] for label in chosen.labels], class_names, chosen.groups)
@@ -213,7 +213,10 @@ def _only_list(root: Path, split: str) -> Path | None:
 def _read_list(path: Path, filters: dict[str, str], video_column: str | None, label_column: str | None) -> _Rows:
     if path.suffix.lower() == ".parquet":
         # Not the videos themselves
-        schema = pyarrow.parquet.read_schema(path)
+        try:
+            schema = pyarrow.parquet.read_schema(path)
+        except pyarrow.ArrowInvalid as error:
+            raise ValueError(f"{str(path)!r} is no parquet file, or a damaged one: {error}") from error
         names = [field.name for field in schema if not pyarrow.types.is_nested(field.type)]
         names = [name for name in names if not pyarrow.types.is_binary(schema.field(name).type)]
         columns = pyarrow.parquet.read_table(path, columns=names).to_pydict()
@@ -261,16 +264,6 @@ def _in_order(labels: list[str]) -> list[str]:
     unique = set(labels)
     is_numbered = all(label.isascii() and label.removeprefix("-").isdecimal() for label in unique)
     return sorted(unique, key=int if is_numbered else None)
-
-
-def _check_present(rows: _Rows):
-    """Raise a `ValueError` if not one of the videos that are files of their own on disk is there."""
-    paths = [video["path"] for video in rows.videos["video"]]
-    if not any(map(files.is_url, paths)) and not is_any_there(paths):
-        raise ValueError(
-            f"none of the videos that {str(rows.path)!r} names is there, such as {paths[0]!r}; paths are relative to "
-            "the folder of the list"
-        )
 
 
 def _warn_of_shared(train: _Rows, test: _Rows):

@@ -1,7 +1,7 @@
 import pytest
 
-from layerlock_hf.data import DecodingError, fetch, load_videos, read_clip
-from layerlock_hf.evaluation.adapters.base import Origin, is_any_there, list_videos, path_in, read_csv
+from layerlock_hf.data import DecodingError, fetch, is_any_there, load_videos, read_clip
+from layerlock_hf.evaluation.adapters.base import Origin, list_videos, path_in, read_csv
 
 
 ORIGIN = Origin("Things", "https://things", "free", "a.txt\nb.txt")
