@@ -24,7 +24,13 @@ runpy.run_path(sys.argv[1], run_name="__main__")
 """
 
 
-@pytest.mark.parametrize("name", ["predict", "convert_4ds", "export", "compare", "prepare_videos", "demo"])
+PROGRAMS = (
+    *("pretrain", "probe", "train_readout", "inspect_data", "predict", "convert_4ds", "export", "compare"),
+    *("prepare_videos", "demo"),
+)
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
 def test_imports_end_without_a_traceback(name):
     command = [sys.executable, "-c", INTERRUPTED, str(SCRIPTS / f"{name}.py")]
     environment = {**os.environ, "PYTHONPATH": str(SCRIPTS)}
