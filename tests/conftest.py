@@ -5,6 +5,7 @@ import http.server
 import io
 import os
 import re
+import signal
 import tarfile
 import threading
 import time
@@ -13,6 +14,8 @@ from pathlib import Path
 
 # Read when huggingface_hub is imported, hence before the imports below. Subprocesses inherit it.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Where tests run in the background, shells let them ignore Ctrl-C, and the programs that they start would, too
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
