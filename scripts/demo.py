@@ -17,6 +17,7 @@ from cores import count_cores
 from demo_plots import plot_losses, plot_reconstruction
 from layerlock_hf.data import MaskArguments
 from layerlock_hf.training import load_recipe
+from layerlock_hf.utils.bounds import MAX_SEED
 from outputs import check_output
 from runs import (
     SCRIPTS,
@@ -62,7 +63,7 @@ def main():
     )
     parser.add_argument(
         "--seed",
-        type=programs.whole(0, 2**32 - 1),  # what NumPy takes
+        type=programs.whole(0, MAX_SEED),
         default=0,
         help="Of weights, clips and masks; the videos stay the same.",
     )

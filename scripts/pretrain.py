@@ -285,6 +285,9 @@ def main(arguments: list[str]):
             rows = trainer.rehearse()
         else:
             trainer.train(resume_from_checkpoint=checkpoint)
+            if not trainer.was_preempted:
+                trainer.save_model()
+                trainer.save_state()
     except (CheckpointRefused, CheckpointNotWritten, DoesNotFit) as error:
         raise SystemExit(f"error: {error}") from None
     except NoDataCame as error:
@@ -302,12 +305,6 @@ def main(arguments: list[str]):
         if trainer.is_world_process_zero():
             print(f"saved checkpoint-{trainer.state.global_step}; the same command with --resume auto goes on")
         raise SystemExit(128 + trainer.stop_signal)
-    if not rehearse:
-        try:
-            trainer.save_model()
-        except CheckpointNotWritten as error:
-            raise SystemExit(f"error: {error}") from None
-        trainer.save_state()
     if trainer.is_world_process_zero():
         if rehearse:
             print(f"the run would take {sum(row.pop('hours') for row in rows):.3g} hours at the pace of these steps:")

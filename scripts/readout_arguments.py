@@ -8,7 +8,6 @@ from transformers import HfArgumentParser
 from cores import count_cores
 from layerlock_hf.data import DECODE_TIMEOUT, ClipTransform
 from layerlock_hf.data.files import is_url
-from layerlock_hf.data.transforms import MAX_RESIZE_FACTOR, MAX_STRENGTH
 from layerlock_hf.evaluation import SweepArguments
 from layerlock_hf.evaluation.adapters import DEPTH, LABELLED
 from layerlock_hf.evaluation.adapters.roots import parse_root
@@ -33,10 +32,8 @@ ONE_TASK = {
 
 CLIP_BOUNDS = {
     **dict.fromkeys(("frame_stride", "num_test_clips", "max_test_clips"), (1, math.inf)),
-    **dict.fromkeys(("flip_probability", "jitter_probability", "gray_probability", "max_bad_fraction"), (0, 1)),
+    "max_bad_fraction": (0, 1),
     "frame_rate": (0.001, 1000),
-    "resize_factor": (1, MAX_RESIZE_FACTOR),
-    "jitter_strength": (0, MAX_STRENGTH),
     "decode_timeout": (0, 1e6),
 }
 
@@ -132,6 +129,7 @@ class ClipArguments:
             if is_set and self.task != task:
                 raise ValueError(f"{name} is not for {self.task}")
         check_bounds(self, CLIP_BOUNDS)
+        self.transform(image_size=1)  # which checks its own, before an encoder tells the size
 
     def check_paths(self):
         """Raise a `ValueError` if there is nothing where the data set shall lie: before an encoder is loaded."""

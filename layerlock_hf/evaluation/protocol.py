@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 
 from ..models import readout_depth_from_fraction
-from ..utils.bounds import check_bounds
+from ..utils.bounds import MAX_SEED, check_bounds
 
 
 BOUNDS = {
@@ -12,7 +12,7 @@ BOUNDS = {
     **dict.fromkeys(("logging_steps", "eval_steps", "save_steps"), (1, math.inf)),
     **dict.fromkeys(("learning_rates", "final_learning_rate", "weight_decay", "num_workers"), (0, math.inf)),
     "depth_fractions": (0, 1),
-    "seed": (0, 2**32 - 1),  # of NumPy
+    "seed": (0, MAX_SEED),
 }
 
 

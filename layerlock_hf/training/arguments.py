@@ -9,7 +9,7 @@ from huggingface_hub import get_token
 from transformers import Trainer, TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 
-from ..utils.bounds import check_bounds
+from ..utils.bounds import MAX_SEED, check_bounds
 from ..utils.hub_names import check_hub
 from .processes import start_processes
 from .schedules import LEARNING_RATE_DECAYS, whole_steps
@@ -41,7 +41,7 @@ BOUNDS = {
     **dict.fromkeys(("dataloader_num_workers", "diagnostics_steps", "switch_warmup_steps"), (0, math.inf)),
     "warmup_steps": (0, math.inf),
     **dict.fromkeys(("adam_beta1", "adam_beta2", "teacher_momentum", "teacher_momentum_end"), (0, 1)),
-    "seed": (0, 2**32 - 1),  # of NumPy
+    "seed": (0, MAX_SEED),
 }
 
 

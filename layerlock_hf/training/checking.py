@@ -2,15 +2,14 @@
 
 from ..models.modeling_layerlock_pretraining import LayerLockViTForPretraining
 from ..models.video_processing_layerlock import MARGIN
-from .processes import raise_together
+from .processes import raised_together
 
 
 def check_batches(
     model: LayerLockViTForPretraining, batches: list[dict], grid_size: tuple[int, int, int] | None = None
 ):
     """Raise a `ValueError` on all processes if one has clips that are no pixels in [0, 1], or masks of other clips."""
-    error = None
-    try:
+    with raised_together():
         for batch in batches:
             video = batch["pixel_values_videos"]
             low, high = (bound.item() for bound in video.aminmax())
@@ -20,6 +19,3 @@ def check_batches(
                     f"{high:g}: neither normalise nor scale them, the encoder does what it needs"
                 )
             model.check_masks(video, batch["context_ids"], batch.get("target_ids"), grid_size)
-    except ValueError as caught:
-        error = caught
-    raise_together(error)

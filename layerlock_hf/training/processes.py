@@ -1,6 +1,7 @@
 """The processes of a run: how they find each other, how long they wait, and how they part."""
 
 import atexit
+import contextlib
 import copy
 import multiprocessing
 import os
@@ -9,7 +10,7 @@ import sys
 import threading
 import traceback
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from multiprocessing.context import BaseContext
 from pathlib import Path
@@ -114,11 +115,21 @@ def check_shared_folder(folder: str | Path):
         )
 
 
-def raise_together(error: ValueError | None):
-    """Raise on all processes the first error that one of them has: the others would wait for it for ever."""
+@contextlib.contextmanager
+def raised_together(kind: type[ValueError] = ValueError) -> Iterator[None]:
+    """A `ValueError` that one process raises within is raised by all: the others would wait for it for ever.
+
+    Args:
+        kind: as what it is raised.
+    """
+    error = None
+    try:
+        yield
+    except ValueError as caught:
+        error = caught
     messages = [message for message in gather_object([None if error is None else str(error)]) if message is not None]
     if messages:
-        raise ValueError(messages[0]) from error
+        raise kind(messages[0]) from error
 
 
 class _Shielded:

@@ -23,7 +23,7 @@ from .diagnostics import feature_statistics
 from .fitting import DoesNotFit, check_fits
 from .flops import step_flops
 from .memory import peak_memory_gib
-from .processes import raise_together
+from .processes import raised_together
 from .run_file import CheckpointRefused, check_run_file, describe, read_run_file, target_label, write_run_file
 from .running_means import RunningMeans
 from .schedules import check_schedule, cosine, linear, scheduled_factor
@@ -136,17 +136,10 @@ class LayerLockTrainer(SurvivingTrainer):
         """Of a collator of ours, which tells the masks before the first batch is made."""
         config = self._core().config
         masks = getattr(self.data_collator, "masks", None)
-        error = None
-        if masks is not None and self.data_collator.grid_size == config.grid_size:
-            try:
+        with raised_together(DoesNotFit):
+            if masks is not None and self.data_collator.grid_size == config.grid_size:
                 pairs = masks(config.grid_size, [0], self.args.seed)
                 check_fits(config, self.stages, pairs, self.args, self.accelerator, bool(self.optimizer.state))
-            except ValueError as caught:
-                error = caught
-        try:
-            raise_together(error)
-        except ValueError as caught:
-            raise DoesNotFit(str(caught)) from caught
 
     def begin_step(self, step: int):
         """Bring everything to the state of this optimizer step, a function of the step and of its clips alone."""

@@ -3,6 +3,9 @@
 import math
 
 
+MAX_SEED = 2**32 - 1  # of NumPy
+
+
 def check_bounds(settings: object, bounds: dict[str, tuple[float, float]]):
     """Raise a `ValueError` unless settings are numbers within their bounds, both included; None is not set.
 

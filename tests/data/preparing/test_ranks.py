@@ -309,12 +309,19 @@ def test_changed_sources_and_settings_are_refused(tmp_path, make_video, monkeypa
         prepare(str(folder), output)
 
 
-def test_other_videos_of_the_same_names_are_refused(tmp_path, make_video):
-    first, second, output = tmp_path / "first", tmp_path / "second", tmp_path / "out"
-    for folder, num_frames in ((first, 5), (second, 9)):
+@pytest.fixture
+def namesakes(tmp_path, make_video):
+    """Two folders of other videos of the same names."""
+    folders = tmp_path / "first", tmp_path / "second"
+    for folder, num_frames in zip(folders, (5, 9), strict=True):
         folder.mkdir()
         for index in range(2):
             make_video(folder / f"{index}.mp4", times=range(num_frames))
+    return folders
+
+
+def test_other_videos_of_the_same_names_are_refused(tmp_path, namesakes):
+    (first, second), output = namesakes, tmp_path / "out"
     prepare(str(first), output)
     with pytest.raises(
         ValueError, match=r"is of other videos: '\d.mp4' had \d+ bytes and has \d+ now; choose another"
@@ -324,12 +331,8 @@ def test_other_videos_of_the_same_names_are_refused(tmp_path, make_video):
     assert not prepare(str(tmp_path / "moved"), output)
 
 
-def test_ranks_do_not_mix_folders(tmp_path, make_video):
-    first, second, output = tmp_path / "first", tmp_path / "second", tmp_path / "out"
-    for folder, num_frames in ((first, 5), (second, 9)):
-        folder.mkdir()
-        for index in range(2):
-            make_video(folder / f"{index}.mp4", times=range(num_frames))
+def test_ranks_do_not_mix_folders(tmp_path, namesakes):
+    (first, second), output = namesakes, tmp_path / "out"
     prepare(str(first), output, rank=0, world_size=2)
     with pytest.raises(ValueError, match="00000-of-00002.parquet is of other videos"):
         prepare(str(second), output, rank=1, world_size=2)
