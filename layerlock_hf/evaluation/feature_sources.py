@@ -8,10 +8,10 @@ import torch
 from accelerate import PartialState
 from torch import nn
 
-from layerlock_hf.evaluation.features import EncodedFeatures, FeatureStore, FixedClips, StoredFeatures, pooled_features
-from layerlock_hf.evaluation.probes import probe_accuracies
-from readout_arguments import ClipArguments
-from readout_sets import report_of_bad_videos
+from .features import EncodedFeatures, FeatureStore, FixedClips, StoredFeatures, pooled_features
+from .probes import probe_accuracies
+from .arguments import ClipArguments
+from .splits import report_of_bad_videos
 
 
 # What features of clips without augmentation depend on, and those of the test besides

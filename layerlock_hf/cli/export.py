@@ -6,14 +6,13 @@ Needed for checkpoints that were written under FSDP with SHARDED_STATE_DICT alon
 complete in any case. The processor that `pretrain.py` put into OUT comes along.
 """
 
-import programs  # isort: skip  # before what takes long to import
 import argparse
 import shutil
 
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME, VIDEO_PROCESSOR_NAME
 
-from layerlock_hf.training.export import load_sharded
-from outputs import check_output
+from ..training.export import load_sharded
+from ..utils.outputs import check_output
 
 
 def main():

@@ -11,13 +11,13 @@ from dataclasses import dataclass, field, make_dataclass
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.integrations import is_tensorboard_available
 
-from cores import count_cores
-from layerlock_hf.data import DECODE_TIMEOUT, MaskArguments, load_videos
-from layerlock_hf.evaluation import OnlineReadout, center_clips, labelled_videos
-from layerlock_hf.models import LayerLockReadoutConfig, LayerLockViTConfig
-from layerlock_hf.models.configuration_layerlock import architecture_fields
-from layerlock_hf.training import LayerLockTrainer, LayerLockTrainingArguments, StageArguments
-from recipe_flags import parse_with_recipe
+from ..utils.cores import count_cores
+from ..data import DECODE_TIMEOUT, MaskArguments, load_videos
+from ..evaluation import OnlineReadout, center_clips, labelled_videos
+from ..models import LayerLockReadoutConfig, LayerLockViTConfig
+from ..models.configuration_layerlock import architecture_fields
+from ..training import LayerLockTrainer, LayerLockTrainingArguments, StageArguments
+from ..recipes.settings import parse_with_recipe
 
 
 # By default: each holds two batches that are ready, and decodes in a process of its own

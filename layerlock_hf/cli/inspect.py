@@ -7,7 +7,6 @@ with their masks, video and time) and `times.png`; the times, the clips per seco
 the bad videos among those met are printed. Nothing is trained, and no file of a run in OUT is changed.
 """
 
-import programs  # noqa: F401  # isort: skip
 import argparse
 import math
 import os
@@ -19,19 +18,19 @@ from pathlib import Path
 import numpy as np
 from huggingface_hub.errors import StrictDataclassError
 
-from cores import count_cores
-from inspect_data_advice import Measured, advice
-from inspect_data_plots import plot_clips, plot_times
-from inspect_data_steps import clips_per_second, look_at_clips, time_batches
-from layerlock_hf.data import (
+from ..utils.cores import count_cores
+from ..data.inspection.advice import Measured, advice
+from ..data.inspection.plots import plot_clips, plot_times
+from ..data.inspection.steps import clips_per_second, look_at_clips, time_batches
+from ..data import (
     BadData,
     BatchAugmentation,
     ClipTransform,
     PretrainingCollator,
 )
-from outputs import check_output, message_of, print_table, read_lines
-from pretrain import REPORTS, build_clips, model_config
-from pretrain_arguments import parse
+from ..utils.outputs import check_output, message_of, print_table, read_lines
+from ..pretraining.building import REPORTS, build_clips, model_config
+from ..pretraining.arguments import parse
 
 
 CLIPS, TIMES = "clips.png", "times.png"

@@ -14,7 +14,6 @@ the models seeing the middle frame of every clip alone (`NAME_one_frame`), diffe
 Writes the scores with 95% intervals over videos, and a picture of them beside.
 """
 
-import programs  # isort: skip
 import argparse
 import json
 import time
@@ -25,17 +24,17 @@ import torch
 from transformers import set_seed
 from transformers.utils import logging
 
-from cores import count_cores
-from layerlock_hf.evaluation import RUNGS, ProbeClips, climb, load_clips, load_encoder, probe_depths
-from layerlock_hf.evaluation.controls import (
+from ..utils.cores import count_cores
+from ..evaluation import RUNGS, ProbeClips, climb, load_clips, load_encoder, probe_depths
+from .controls import (
     FrameDifferences,
     OneFrame,
     constant_scores,
     labelled_scores,
     train_with_labels,
 )
-from outputs import check_output
-from probe_plots import CONTROLS, ONE_FRAME, is_control, plot_probes, print_probes
+from ..utils.outputs import check_output
+from .probe_plots import CONTROLS, ONE_FRAME, is_control, plot_probes, print_probes
 
 
 MAX_AT_ONCE = 2  # encoders that are read at the same time: the tokens of each take about a gigabyte

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from transformers import HfArgumentParser
 
-from layerlock_hf.training import load_recipe
+from ..training import load_recipe
 
 
 RECIPES = Path(__file__).resolve().parent / "recipes"

@@ -7,7 +7,6 @@ Sizes, heads, frames and task are deduced from the arrays. Load the result with 
 at random, and Transformers says so.
 """
 
-import programs  # isort: skip  # before what takes long to import
 import argparse
 import zipfile
 import zlib
@@ -17,9 +16,9 @@ import numpy as np
 import torch
 from huggingface_hub.errors import StrictDataclassError
 
-from layerlock_hf import LayerLockVideoProcessor
-from layerlock_hf.models.conversion_4ds import convert_4ds
-from outputs import check_output
+from ..models import LayerLockVideoProcessor
+from ..models.conversion_4ds import convert_4ds
+from ..utils.outputs import check_output
 
 
 def to_tensor(name: str, array: np.ndarray) -> torch.Tensor:

@@ -8,7 +8,6 @@ Encoders have clips of their own size, and readouts, single frames and seeds may
 Numbers that the LayerLock paper prints for a dataset (Table 1) stand beside it as references.
 """
 
-import programs  # isort: skip  # before what takes long to import
 import argparse
 import re
 from dataclasses import dataclass
@@ -16,10 +15,10 @@ from pathlib import Path
 
 import matplotlib
 
-from layerlock_hf.evaluation.metrics import MEASURES
-from layerlock_hf.evaluation.results import FIXED_DEPTH_FRACTION, read_results
-from outputs import check_output
-from readout_plots import BEST_COLOUR, PROBES, SHOWN
+from .metrics import MEASURES
+from .results import FIXED_DEPTH_FRACTION, read_results
+from ..utils.outputs import check_output
+from .plots import BEST_COLOUR, PROBES, SHOWN
 
 
 matplotlib.use("Agg")

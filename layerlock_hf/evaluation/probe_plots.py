@@ -8,8 +8,8 @@ import matplotlib
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from layerlock_hf.evaluation import RUNGS, Rung
-from layerlock_hf.evaluation.ladder import ATTENTION
+from ..evaluation import RUNGS, Rung
+from .ladder import ATTENTION
 
 
 matplotlib.use("Agg")

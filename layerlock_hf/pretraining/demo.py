@@ -5,7 +5,6 @@ python scripts/demo.py --output_dir runs/demo
 It takes nine and a half minutes on two idle CPU cores. `--max_steps 40 --num_videos 32` is a quick test of the whole.
 """
 
-import programs  # isort: skip  # before what takes long to import
 import argparse
 import json
 import subprocess
@@ -13,13 +12,13 @@ import sys
 import time
 from pathlib import Path
 
-from cores import count_cores
-from demo_plots import plot_losses, plot_reconstruction
-from layerlock_hf.data import MaskArguments
-from layerlock_hf.training import load_recipe
-from layerlock_hf.utils.bounds import MAX_SEED
-from outputs import check_output
-from runs import (
+from ..utils.cores import count_cores
+from .demo_plots import plot_losses, plot_reconstruction
+from ..data import MaskArguments
+from ..training import load_recipe
+from ..utils.bounds import MAX_SEED
+from ..utils.outputs import check_output
+from .jobs import (
     SCRIPTS,
     Run,
     RunFailed,

@@ -12,7 +12,6 @@ other. In a SLURM array (`sbatch --array=0-31`) both are taken from SLURM_ARRAY_
 Exits with status 1 if no video at all is packed, and other settings or VIDEOS may be tried with the same OUT.
 """
 
-import programs  # isort: skip  # before what takes long to import
 import argparse
 import concurrent.futures.process
 import os
@@ -21,10 +20,10 @@ import sys
 
 from transformers import HfArgumentParser
 
-from cores import count_cores
-from layerlock_hf.data.preparing import PrepareArguments, missing_ranks, prepare, read_report
-from layerlock_hf.data.preparing.examining import DISK_FULL
-from prepare_report import reason_rows, write_report
+from ..utils.cores import count_cores
+from ..data.preparing import PrepareArguments, missing_ranks, prepare, read_report
+from ..data.preparing.examining import DISK_FULL
+from ..data.preparing.report import reason_rows, write_report
 
 
 def slurm_array() -> tuple[int, int]:

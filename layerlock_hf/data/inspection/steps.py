@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from accelerate.utils import send_to_device
 
-from layerlock_hf.data import (
+from ...data import (
     Augmentation,
     BadVideos,
     Crop,
@@ -25,8 +25,8 @@ from layerlock_hf.data import (
     read_clip,
     repeat_last_frame,
 )
-from layerlock_hf.data.decoding_pyav import open_video
-from layerlock_hf.data.fetching import fetch, is_remote, name_of
+from ..decoding_pyav import open_video
+from ..fetching import fetch, is_remote, name_of
 
 
 # In order: those of a data worker, and those of the process that trains

@@ -7,17 +7,17 @@ import torch
 from torch import nn
 from transformers import AutoModelForDepthEstimation, AutoModelForVideoClassification
 
-from layerlock_hf import LayerLockVideoProcessor
-from layerlock_hf.evaluation import Sweep
-from layerlock_hf.evaluation.features import EncodedFeatures
-from layerlock_hf.evaluation.metrics import MEASURES, MIN_GROUPS
-from layerlock_hf.evaluation.protocol import Member
-from layerlock_hf.evaluation.sweep import METRICS
-from layerlock_hf.models import AttentionReadout
-from layerlock_hf.models.modeling_layerlock_readout import depth_of_boxes
-from outputs import read_lines
-from readout_arguments import ClipArguments
-from readout_plots import SHOWN, DepthClip, plot_confusion, plot_curves, plot_depth, plot_sweep
+from ..models import LayerLockVideoProcessor
+from ..evaluation import Sweep
+from .features import EncodedFeatures
+from .metrics import MEASURES, MIN_GROUPS
+from .protocol import Member
+from .sweep import METRICS
+from ..models import AttentionReadout
+from ..models.modeling_layerlock_readout import depth_of_boxes
+from ..utils.outputs import read_lines
+from .arguments import ClipArguments
+from .plots import SHOWN, DepthClip, plot_confusion, plot_curves, plot_depth, plot_sweep
 
 
 MODEL = "model"

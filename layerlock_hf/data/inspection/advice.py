@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from inspect_data_steps import MAIN_STEPS, MAX_PACKETS, WORKER_STEPS, Look
+from .steps import MAIN_STEPS, MAX_PACKETS, WORKER_STEPS, Look
 
 
 # Frames between keyframes that scripts/prepare_videos.py is advised to write

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 
-from cores import count_cores
-from layerlock_hf.data.procedural import write_procedural_dataset
+from ..utils.cores import count_cores
+from ..data.procedural import write_procedural_dataset
 
 
 SCRIPTS = Path(__file__).resolve().parent

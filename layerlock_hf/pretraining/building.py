@@ -8,7 +8,6 @@ with `AutoModel.from_pretrained`), its video processor, checkpoints, `stages.jso
 `bad_videos.jsonl`.
 """
 
-import programs  # noqa: F401  # isort: skip
 import layerlock_hf  # noqa: F401  # isort: skip  # before what takes long to import, see layerlock_hf.utils.parents
 import atexit
 import json
@@ -25,8 +24,8 @@ from transformers import TrainerCallback, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
-from layerlock_hf import LayerLockVideoProcessor, LayerLockViTConfig, LayerLockViTForPretraining
-from layerlock_hf.data import (
+from ..models import LayerLockVideoProcessor, LayerLockViTConfig, LayerLockViTForPretraining
+from ..data import (
     BadData,
     BadVideos,
     BatchAugmentation,
@@ -36,14 +35,14 @@ from layerlock_hf.data import (
     check_present,
     load_videos,
 )
-from layerlock_hf.training import LayerLockTrainer, LayerLockTrainingArguments, load_teacher
-from layerlock_hf.training.callbacks import NoDataCame
-from layerlock_hf.training.checkpoints import CheckpointNotWritten
-from layerlock_hf.training.fitting import DoesNotFit
-from layerlock_hf.training.processes import run_and_exit
-from layerlock_hf.training.run_file import CheckpointRefused, read_run_file, target_label
-from layerlock_hf.training.trainer import LossNotFinite
-from outputs import (
+from ..training import LayerLockTrainer, LayerLockTrainingArguments, load_teacher
+from ..training.callbacks import NoDataCame
+from ..training.checkpoints import CheckpointNotWritten
+from ..training.fitting import DoesNotFit
+from ..training.processes import run_and_exit
+from ..training.run_file import CheckpointRefused, read_run_file, target_label
+from ..training.trainer import LossNotFinite
+from ..utils.outputs import (
     check_output,
     is_lost_worker,
     message_of,
@@ -51,7 +50,7 @@ from outputs import (
     print_table,
     read_lines,
 )
-from pretrain_arguments import DataArguments, ModelArguments, parse
+from .arguments import DataArguments, ModelArguments, parse
 
 
 logger = logging.get_logger(__name__)

@@ -9,10 +9,10 @@ import matplotlib
 import numpy as np
 import torch
 
-from inspect_data_advice import Measured
-from inspect_data_steps import WORKER_STEPS, Look
-from layerlock_hf import LayerLockViTConfig
-from layerlock_hf.data import PretrainingCollator
+from .advice import Measured
+from .steps import WORKER_STEPS, Look
+from ...models import LayerLockViTConfig
+from ...data import PretrainingCollator
 
 
 matplotlib.use("Agg")

@@ -10,8 +10,8 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
-from layerlock_hf.data import BadVideos, ClipTransform, PretrainingClips, name_of
-from layerlock_hf.evaluation import (
+from ..data import BadVideos, ClipTransform, PretrainingClips, name_of
+from ..evaluation import (
     DepthTestClips,
     DepthTrainingClips,
     SweepArguments,
@@ -19,13 +19,13 @@ from layerlock_hf.evaluation import (
     TrainingClips,
     count_windows,
 )
-from layerlock_hf.evaluation.adapters import read_depth, read_labelled
-from layerlock_hf.evaluation.baselines import TrainingDepth, class_frequencies, frame_shape_probabilities
-from layerlock_hf.evaluation.metrics import Judged, judge_classes, judge_depth
-from layerlock_hf.evaluation.results import TestSet
-from layerlock_hf.evaluation.sweep import Baseline
-from layerlock_hf.evaluation.tasks import Classification, Depth, Task
-from readout_arguments import ClipArguments
+from .adapters import read_depth, read_labelled
+from .baselines import TrainingDepth, class_frequencies, frame_shape_probabilities
+from .metrics import Judged, judge_classes, judge_depth
+from .results import TestSet
+from .sweep import Baseline
+from .tasks import Classification, Depth, Task
+from .arguments import ClipArguments
 
 
 BAD_VIDEOS = "bad_videos.jsonl"

@@ -5,16 +5,16 @@ from dataclasses import dataclass, field
 
 from transformers import HfArgumentParser
 
-from cores import count_cores
-from layerlock_hf.data import DECODE_TIMEOUT, ClipTransform
-from layerlock_hf.data.files import is_url
-from layerlock_hf.evaluation import SweepArguments
-from layerlock_hf.evaluation.adapters import DEPTH, LABELLED
-from layerlock_hf.evaluation.adapters.roots import parse_root
-from layerlock_hf.evaluation.readouts import READOUTS
-from layerlock_hf.evaluation.tasks import TASK_CLASSES
-from layerlock_hf.utils.bounds import check_bounds
-from recipe_flags import parse_with_recipe
+from ..utils.cores import count_cores
+from ..data import DECODE_TIMEOUT, ClipTransform
+from ..data.files import is_url
+from ..evaluation import SweepArguments
+from .adapters import DEPTH, LABELLED
+from .adapters.roots import parse_root
+from .readouts import READOUTS
+from .tasks import TASK_CLASSES
+from ..utils.bounds import check_bounds
+from ..recipes.settings import parse_with_recipe
 
 
 # Readouts with a size of their own

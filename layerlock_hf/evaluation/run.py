@@ -12,7 +12,6 @@ encoder with the best of them, which `AutoModelForVideoClassification` or `AutoM
 attention readouts, the default of `--readout`).
 """
 
-import programs  # noqa: F401  # isort: skip
 import copy
 import os
 import platform
@@ -30,17 +29,17 @@ from torch import nn
 from transformers import set_seed
 
 import layerlock_hf
-from layerlock_hf.data import BadData
-from layerlock_hf.evaluation import Sweep, load_encoder, sweep_members
-from layerlock_hf.evaluation.readouts import READOUTS
-from layerlock_hf.evaluation.results import build_results, write_results
-from layerlock_hf.evaluation.sweep import METRICS
-from layerlock_hf.training.processes import check_shared_folder, run_and_exit, start_processes
-from outputs import check_output, is_lost_worker, message_of, message_of_lost_worker
-from readout_arguments import SIZED, ClipArguments, EncoderArguments, parse
-from readout_features import features_and_clips, fill, probe, sources_of
-from readout_report import draw, save_model, summarize
-from readout_sets import BAD_VIDEOS, SETS
+from ..data import BadData
+from ..evaluation import Sweep, load_encoder, sweep_members
+from .readouts import READOUTS
+from .results import build_results, write_results
+from .sweep import METRICS
+from ..training.processes import check_shared_folder, run_and_exit, start_processes
+from ..utils.outputs import check_output, is_lost_worker, message_of, message_of_lost_worker
+from .arguments import SIZED, ClipArguments, EncoderArguments, parse
+from .feature_sources import features_and_clips, fill, probe, sources_of
+from .report import draw, save_model, summarize
+from .splits import BAD_VIDEOS, SETS
 
 
 RESULTS = "results.json"

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from depth_videos import DepthVideo, scaled_box, shown
-from layerlock_hf.data import DECODE_TIMEOUT, DecodingError, Isolated, fetch, name_of, read_clip
-from layerlock_hf.evaluation.files import written_aside
-from layerlock_hf.models.depth_windows import Window, estimate_windows, window_of
+from .depth_videos import DepthVideo, scaled_box, shown
+from ..data import DECODE_TIMEOUT, DecodingError, Isolated, fetch, name_of, read_clip
+from .files import written_aside
+from ..models.depth_windows import Window, estimate_windows, window_of
 
 
 MAX_NAME = 60  # characters, of up to 4 bytes each; file systems allow 255 bytes

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from transformers.utils import logging
 
-from layerlock_hf.data import BadData
-from layerlock_hf.training.trainer import LossNotFinite
+from ..data import BadData
+from ..training.trainer import LossNotFinite
 
 
 logger = logging.get_logger(__name__)

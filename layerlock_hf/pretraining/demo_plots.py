@@ -7,10 +7,10 @@ import matplotlib
 import torch
 from transformers import AutoModelForPreTraining
 
-from layerlock_hf import LayerLockViTConfig
-from layerlock_hf.data import center_crop, read_clip
-from layerlock_hf.data.masking import MaskStrategy
-from layerlock_hf.models import patchify, unpatchify
+from ..models import LayerLockViTConfig
+from ..data import center_crop, read_clip
+from ..data.masking import MaskStrategy
+from ..models import patchify, unpatchify
 
 
 matplotlib.use("Agg")
