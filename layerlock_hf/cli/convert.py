@@ -1,6 +1,6 @@
 """Convert released 4DS weights ("Scaling 4D Representations") to a folder that the Auto classes load.
 
-python scripts/convert_4ds.py --checkpoint scaling4d_dist_b_depth.npz --output_dir 4ds-b-depth
+layerlock convert --checkpoint scaling4d_dist_b_depth.npz --output_dir 4ds-b-depth
 
 Sizes, heads, frames and task are deduced from the arrays. Load the result with `AutoModel` (the encoder alone),
 `AutoModelForDepthEstimation` or `AutoModelForVideoClassification`; a readout that the checkpoint does not hold starts
@@ -8,51 +8,12 @@ at random, and Transformers says so.
 """
 
 import argparse
-import zipfile
-import zlib
+import sys
 from pathlib import Path
 
-import numpy as np
-import torch
-from huggingface_hub.errors import StrictDataclassError
-
-from ..models import LayerLockVideoProcessor
-from ..models.conversion_4ds import convert_4ds
+from ..hub.converting import convert_archive
 from ..utils.outputs import check_output
-
-
-def to_tensor(name: str, array: np.ndarray) -> torch.Tensor:
-    """An array of the checkpoint. NumPy has no bfloat16 and reads its bytes as they are."""
-    if array.dtype == np.dtype("V2"):
-        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-    if array.dtype.kind not in "fiub":
-        raise ValueError(f"{name} is of type {array.dtype}, not of numbers")
-    return torch.from_numpy(array)
-
-
-def read_archive(path: Path) -> dict[str, torch.Tensor]:
-    """The arrays of a checkpoint by their names.
-
-    Raises:
-        ValueError: if it is no archive of arrays of numbers.
-        OSError: if it cannot be read.
-    """
-    arrays = {}
-    with path.open("rb") as file:
-        try:
-            archive = np.lib.npyio.NpzFile(file)  # `np.load` would take what is no archive for a pickle
-        except zipfile.BadZipFile as error:
-            raise ValueError("must be a NumPy archive (.npz) as released, got another or half a file") from error
-        for name in archive.files:
-            try:
-                array = archive[name]
-            except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-                # NumPy's own message may advise to unpickle, which runs what the file says
-                raise ValueError(f"{name} is damaged, or no array of numbers: download it anew") from error
-            if not isinstance(array, np.ndarray):
-                raise ValueError(f"{name} is no array: give a NumPy archive (.npz) as released")
-            arrays[name] = to_tensor(name, array)
-    return arrays
+from . import programs
 
 
 def local_file(text: str) -> Path:
@@ -73,7 +34,7 @@ def fraction(text: str) -> float:
     return value
 
 
-def main():
+def main(arguments: list[str]):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=local_file, required=True, help="NumPy archive (.npz) as released.")
     parser.add_argument("--output_dir", type=programs.folder, required=True, help="Folder for the converted model.")
@@ -90,20 +51,14 @@ def main():
         metavar=("FRAMES", "ROWS", "COLUMNS"),
         help="Box of pixels that a query of a depth readout predicts, where the arrays leave it open.",
     )
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     with programs.errors_told():
         check_output(args.output_dir, ("config.json", "model.safetensors"))
     with programs.errors_told(f"{args.checkpoint}: "):
-        arrays = read_archive(args.checkpoint)
-        try:
-            model = convert_4ds(arrays, args.readout_depth_fraction, args.decoding_patch_size)
-        except StrictDataclassError as error:
-            raise ValueError(str(error)) from error
-    model.save_pretrained(args.output_dir, max_shard_size="5GB")
+        model = convert_archive(
+            args.checkpoint, args.output_dir, args.readout_depth_fraction, args.decoding_patch_size
+        )
     config = model.config
-    # 1.15: what the shortest side is resized to before the crop (LayerLock, Table 8)
-    processor = LayerLockVideoProcessor.from_config(config, size=1.15 * config.image_size, frame_stride=2)
-    processor.save_pretrained(args.output_dir)
     print(
         f"{args.output_dir}: {type(model).__name__}, {model.num_parameters() / 1e6:.1f} M parameters, "
         f"{config.num_hidden_layers} layers of width {config.hidden_size}, read after {config.readout_depth}, "
@@ -113,4 +68,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -1,8 +1,8 @@
 """Look at every file of a tree of videos, and pack the good ones into shards.
 
-python scripts/prepare_videos.py VIDEOS OUT --short_side 320 --gop 16
+layerlock prepare VIDEOS OUT --short_side 320 --gop 16
 
-VIDEOS is a folder, or a list as pretrain.py reads (.csv, .json, .jsonl). OUT receives shards in `data/`, one
+VIDEOS is a folder, or a list as `layerlock pretrain` reads (.csv, .json, .jsonl). OUT receives shards in `data/`, one
 manifest per rank with the place and the facts of every packed video, one report per rank with the fate of every file,
 and at the end `report.md` and `report.png`. The same command goes on where it was killed.
 
@@ -24,6 +24,7 @@ from ..utils.cores import count_cores
 from ..data.preparing import PrepareArguments, missing_ranks, prepare, read_report
 from ..data.preparing.examining import DISK_FULL
 from ..data.preparing.report import reason_rows, write_report
+from . import programs
 
 
 def slurm_array() -> tuple[int, int]:
@@ -34,7 +35,7 @@ def slurm_array() -> tuple[int, int]:
     return int(os.environ["SLURM_ARRAY_TASK_ID"]) - first, int(os.environ["SLURM_ARRAY_TASK_COUNT"])
 
 
-def parse(arguments: list[str] | None) -> tuple[PrepareArguments, argparse.Namespace]:
+def parse(arguments: list[str]) -> tuple[PrepareArguments, argparse.Namespace]:
     rank, world_size = slurm_array()
     parser = HfArgumentParser(
         PrepareArguments, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
@@ -85,7 +86,7 @@ def run(settings: PrepareArguments, where: argparse.Namespace):
         )
 
 
-def main(arguments: list[str] | None = None):
+def main(arguments: list[str]):
     try:
         settings, where = parse(arguments)
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
@@ -109,4 +110,4 @@ def main(arguments: list[str] | None = None):
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -1,9 +1,8 @@
-"""The settings of train_readout.py, from recipes and flags."""
+"""The settings of a sweep of readouts, from recipes and flags."""
 
 import math
 from dataclasses import dataclass, field
-
-from transformers import HfArgumentParser
+from typing import NamedTuple
 
 from ..utils.cores import count_cores
 from ..data import DECODE_TIMEOUT, ClipTransform
@@ -14,7 +13,7 @@ from .adapters.roots import parse_root
 from .readouts import READOUTS
 from .tasks import TASK_CLASSES
 from ..utils.bounds import check_bounds
-from ..recipes.settings import parse_with_recipe
+from ..recipes.settings import SettingsParser, parse_with_recipe
 
 
 # Readouts with a size of their own
@@ -151,17 +150,25 @@ class ClipArguments:
         )
 
 
-def parse(arguments: list[str]) -> tuple[EncoderArguments, ClipArguments, SweepArguments]:
+class ReadoutSettings(NamedTuple):
+    """All settings of a sweep of readouts."""
+
+    encoder: EncoderArguments
+    clips: ClipArguments
+    sweep: SweepArguments
+
+
+def parse(arguments: list[str]) -> ReadoutSettings:
     """The settings of the recipe, if there is one, overridden by flags.
 
     Raises:
         ValueError: naming what is unknown or out of its bounds.
     """
-    parser = HfArgumentParser(
+    parser = SettingsParser(
         (EncoderArguments, ClipArguments, SweepArguments),
         allow_abbrev=False,
         usage="%(prog)s --model MODEL --task TASK --data DATA --output_dir OUT [--config RECIPE] [--SETTING VALUE]",
     )
-    parser.add_argument("--config", help="Recipe (YAML).")
+    parser.add_argument("--config", help="Recipe: a name that `layerlock recipes` lists, or a YAML file.")
     parser.set_defaults(num_workers=max(1, count_cores() - 1))
-    return parse_with_recipe(parser, arguments)[:3]
+    return ReadoutSettings(*parse_with_recipe(parser, arguments)[:3])

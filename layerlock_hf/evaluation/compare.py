@@ -1,14 +1,6 @@
-"""Several results.json of train_readout.py as one table and one picture.
+"""Several results.json of readouts as one table and one picture, in sections by data set."""
 
-python scripts/compare.py RUN_A RUN_B --output FOLDER
 
-Writes results.md and results.png. Every dataset has a section. The first file of a section is what the others are
-compared with: where another test set, other steps or other settings make the numbers not comparable, a note says so.
-Encoders have clips of their own size, and readouts, single frames and seeds may be what is compared: rows tell these.
-Numbers that the LayerLock paper prints for a dataset (Table 1) stand beside it as references.
-"""
-
-import argparse
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -345,21 +337,18 @@ def read_all(paths: list[Path]) -> list[tuple[Path, dict]]:
     return files
 
 
-def main(arguments: list[str] | None = None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "results", type=programs.folder, nargs="+", metavar="RESULTS", help="results.json, or its folder"
-    )
-    parser.add_argument("--output", type=programs.folder, required=True, help="folder for results.md and results.png")
-    args = parser.parse_args(arguments)
-    with programs.errors_told():
-        sections = sections_of(read_all([path / "results.json" if path.is_dir() else path for path in args.results]))
-        check_output(args.output, ("results.md", "results.png"), "output")
+def compare(paths: list[Path], output: Path) -> str:
+    """Write `results.md` and `results.png` about several runs into a folder; returns the page.
+
+    Args:
+        paths: of `results.json`, or of the folders that hold them.
+
+    Raises:
+        ValueError: naming every file that cannot be read, or what cannot be written.
+    """
+    sections = sections_of(read_all([path / "results.json" if path.is_dir() else path for path in paths]))
+    check_output(output, ("results.md", "results.png"), "output")
     page = markdown(sections)
-    (args.output / "results.md").write_text(page, encoding="utf-8")
-    plot(sections, args.output / "results.png")
-    print(page)
-
-
-if __name__ == "__main__":
-    main()
+    (output / "results.md").write_text(page, encoding="utf-8")
+    plot(sections, output / "results.png")
+    return page

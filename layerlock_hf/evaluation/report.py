@@ -1,4 +1,4 @@
-"""What train_readout.py leaves when it is done: pictures, the encoder with the best readout, and a summary."""
+"""What a sweep leaves when it is done: pictures, and the encoder with the best readout."""
 
 import copy
 from pathlib import Path
@@ -81,37 +81,3 @@ def save_model(results: dict, sweep: Sweep, encoder: nn.Module, config, sets, ar
         config, size=size, frame_stride=args.frame_stride, frame_rate=args.frame_rate
     )
     processor.save_pretrained(folder)
-
-
-def summarize(results: dict):
-    """Print the best, the one at a fixed depth, and what they must beat."""
-    measure = MEASURES[results["task"]]
-    metric = measure.main_metric
-    shown = SHOWN[metric]
-    for name, entry in (("best", results["best"]), ("at depth 0.95", results["fixed_depth"])):
-        value = None if entry is None else entry["metrics"][metric]
-        if value is not None and value["value"] is not None:
-            low, high = shown.text(value["low"]), shown.text(value["high"])
-            print(
-                f"{name:14} {shown.name} {shown.text(value['value'])} [{low}, {high}]  "
-                f"depth {entry['depth']}, learning rate {entry['learning_rate']:g}"
-            )
-    for name, metrics in results["baselines"].items():
-        print(f"{name:14} {shown.name} {shown.text(metrics[metric]['value'])}")
-    sign = 1 if measure.is_higher_better else -1
-    best = sign * results["best"]["metrics"][metric]["value"]
-    unbeaten = [name for name, row in results["baselines"].items() if best <= sign * row[metric]["value"]]
-    if unbeaten:
-        print(f"The best does not beat {' nor '.join(unbeaten)}, which see no features: it has shown nothing.")
-    drawn = results["intervals"]
-    if drawn["units"] == "groups" and drawn["num_units"] < MIN_GROUPS:
-        print(
-            f"The test items are of {drawn['num_units']} groups only: intervals over so few are wide, and rest on "
-            "Student's t"
-        )
-    for name in ("knn_top1", "ridge_top1"):
-        if "probes" in results:
-            row = max(results["probes"], key=lambda row: row[name])
-            print(f"{name:14} {shown.name} {shown.text(row[name])}  depth {row['depth']}")
-    if results["failed"]:
-        print(f"{len(results['failed'])} test items could not be read: results.json lists them as failed")

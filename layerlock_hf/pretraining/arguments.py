@@ -1,4 +1,4 @@
-"""The settings of pretrain.py: their names, defaults and help, and how recipe and flags are read."""
+"""The settings of a run of pretraining: their names, defaults and help, and how recipe and flags are read."""
 
 import argparse
 import os
@@ -8,7 +8,7 @@ import typing
 from collections.abc import Iterable
 from dataclasses import dataclass, field, make_dataclass
 
-from transformers import HfArgumentParser, TrainingArguments
+from transformers import TrainingArguments
 from transformers.integrations import is_tensorboard_available
 
 from ..utils.cores import count_cores
@@ -17,7 +17,7 @@ from ..evaluation import OnlineReadout, center_clips, labelled_videos
 from ..models import LayerLockReadoutConfig, LayerLockViTConfig
 from ..models.configuration_layerlock import architecture_fields
 from ..training import LayerLockTrainer, LayerLockTrainingArguments, StageArguments
-from ..recipes.settings import parse_with_recipe
+from ..recipes.settings import SettingsParser, parse_with_recipe
 
 
 # By default: each holds two batches that are ready, and decodes in a process of its own
@@ -148,6 +148,17 @@ def default_data_workers() -> int:
     return max(1, min(per_process - 1, MAX_DATA_WORKERS))
 
 
+class RunSettings(typing.NamedTuple):
+    """All settings of a run."""
+
+    model: ModelArguments
+    stages: StageArguments
+    data: DataArguments
+    masks: MaskArguments
+    readout: ReadoutArguments
+    training: LayerLockTrainingArguments
+
+
 # How --help groups the settings
 GROUPS = {
     ModelArguments: "model",
@@ -178,7 +189,25 @@ class Help(argparse.ArgumentDefaultsHelpFormatter):
         return action.help if is_told else super()._get_help_string(action)
 
 
-def _hide_all_but_ours(parser: HfArgumentParser):
+def make_parser() -> SettingsParser:
+    """Of all settings of a run."""
+    for kind, group in GROUPS.items():
+        kind._argument_group_name = group
+    parser = SettingsParser(
+        tuple(GROUPS),
+        allow_abbrev=False,
+        usage="%(prog)s --config RECIPE --train_data VIDEOS --output_dir OUT [--SETTING VALUE ...]",
+        formatter_class=Help,
+    )
+    parser.add_argument("--config", required=True, help="Recipe: a name that `layerlock recipes` lists, or a YAML file.")
+    parser.add_argument("--help_all", action="help", help="Also show the settings of Transformers that few need.")
+    if is_tensorboard_available():
+        parser.set_defaults(report_to=["tensorboard"])
+    parser.set_defaults(dataloader_num_workers=default_data_workers())
+    return parser
+
+
+def _hide_all_but_ours(parser: SettingsParser):
     """Leave the settings of Transformers that few need to --help_all."""
     ours = {*LayerLockTrainingArguments.__annotations__, *COMMON}
     theirs = TrainingArguments.__dataclass_fields__.keys() - ours
@@ -187,25 +216,16 @@ def _hide_all_but_ours(parser: HfArgumentParser):
             action.help = argparse.SUPPRESS
 
 
-def parse(arguments: list[str], also: Iterable[str] = ()):
+def parse(arguments: list[str], also: Iterable[str] = ()) -> RunSettings:
     """The settings of the recipe, overridden by flags; unknown ones of either are refused by name.
 
     Args:
         also: further settings of the program, to suggest where one is misspelt.
+
+    Raises:
+        ValueError: naming the setting.
     """
-    for kind, group in GROUPS.items():
-        kind._argument_group_name = group
-    parser = HfArgumentParser(
-        tuple(GROUPS),
-        allow_abbrev=False,
-        usage="%(prog)s --config RECIPE --train_data VIDEOS --output_dir OUT [--SETTING VALUE ...]",
-        formatter_class=Help,
-    )
-    parser.add_argument("--config", required=True, help="Recipe (YAML).")
-    parser.add_argument("--help_all", action="help", help="Also show the settings of Transformers that few need.")
+    parser = make_parser()
     if "--help_all" not in arguments:
         _hide_all_but_ours(parser)
-    if is_tensorboard_available():
-        parser.set_defaults(report_to=["tensorboard"])
-    parser.set_defaults(dataloader_num_workers=default_data_workers())
-    return parse_with_recipe(parser, arguments, also)[:6]
+    return RunSettings(*parse_with_recipe(parser, arguments, also)[:6])

@@ -1,32 +1,12 @@
-"""Pretrain a video ViT by a recipe.
+"""A run of pretraining from its settings: the data, the model, and a trainer that is ready to train."""
 
-accelerate launch scripts/pretrain.py --config scripts/recipes/demo.yaml --train_data VIDEOS --output_dir OUT
-
-Every setting of a recipe is also a flag, and a flag wins over the recipe: `--max_steps 100 --mask_ratio 0.9`.
-`--rehearse true` runs one step of every stage, prints what each costs, and exits. OUT receives the model (loadable
-with `AutoModel.from_pretrained`), its video processor, checkpoints, `stages.json`, `metrics.jsonl` and
-`bad_videos.jsonl`.
-"""
-
-import layerlock_hf  # noqa: F401  # isort: skip  # before what takes long to import, see layerlock_hf.utils.parents
-import atexit
-import json
 import multiprocessing
-import os
-import shutil
-import sys
-import tempfile
 from pathlib import Path
 
 from accelerate import PartialState
-from huggingface_hub.errors import StrictDataclassError
-from transformers import TrainerCallback, set_seed
-from transformers.trainer_utils import get_last_checkpoint
-from transformers.utils import logging
+from transformers import set_seed
 
-from ..models import LayerLockVideoProcessor, LayerLockViTConfig, LayerLockViTForPretraining
 from ..data import (
-    BadData,
     BadVideos,
     BatchAugmentation,
     ClipTransform,
@@ -35,67 +15,110 @@ from ..data import (
     check_present,
     load_videos,
 )
+from ..models import LayerLockVideoProcessor, LayerLockViTConfig, LayerLockViTForPretraining
+from ..recipes.settings import flags_of
 from ..training import LayerLockTrainer, LayerLockTrainingArguments, load_teacher
-from ..training.callbacks import NoDataCame
-from ..training.checkpoints import CheckpointNotWritten
-from ..training.fitting import DoesNotFit
-from ..training.processes import run_and_exit
-from ..training.run_file import CheckpointRefused, read_run_file, target_label
-from ..training.trainer import LossNotFinite
-from ..utils.outputs import (
-    check_output,
-    is_lost_worker,
-    message_of,
-    message_of_lost_worker,
-    print_table,
-    read_lines,
-)
-from .arguments import DataArguments, ModelArguments, parse
+from ..training.checking import check_masks
+from ..training.run_file import read_run_file, target_label
+from ..utils.outputs import check_output
+from .arguments import DataArguments, ModelArguments, RunSettings, parse
+from .reports import BAD_VIDEOS, REPORTS, Reports
 
 
-logger = logging.get_logger(__name__)
+def build_trainer(
+    config: str | Path, train_data: str | Path | list[str], output_dir: str | Path, **settings
+) -> LayerLockTrainer:
+    """The trainer of a run as `layerlock pretrain` makes it, ready to train and to add callbacks to.
 
-AFTERWARDS = """
-{out} holds the model and its video processor (AutoModel.from_pretrained), the log (metrics.jsonl), what was frozen and
-predicted when (stages.json), and the names of bad videos (bad_videos.jsonl). What the encoder knows is read by
-  python scripts/train_readout.py --model {out} --task classification --data LABELLED --output_dir {out}/readout"""
-STAGES, METRICS, BAD_VIDEOS = REPORTS = ("stages.json", "metrics.jsonl", "bad_videos.jsonl")
+    >>> trainer = build_trainer("demo", "videos", "runs/mine", max_steps=100)  # doctest: +SKIP
+    >>> trainer.train()  # doctest: +SKIP
 
+    Args:
+        config: a recipe, by its name (`layerlock recipes` lists them) or its path.
+        train_data: folder of videos, CSV/JSONL list, parquet, or a `datasets` Hub id; or several of these.
+        output_dir: folder for checkpoints, logs, reports and the model.
+        settings: what differs from the recipe, by the names of the flags of `layerlock pretrain`.
 
-class Reports(TrainerCallback):
-    """Writes `stages.json`, and every log to `metrics.jsonl` with the number of bad videos so far.
-
-    A fresh run empties what an earlier one left in OUT, but not before training begins: until then the user may have
-    to be told of an error.
+    Raises:
+        ValueError: naming the setting that is unknown, wrong, or contradicts another.
     """
+    return build(read_settings(config, train_data, output_dir, **settings))
 
-    def __init__(self, folder: Path, stages: list[dict], bad_videos: BadVideos):
-        self.folder, self.stages, self.bad_videos = folder, stages, bad_videos
-        self.num_told = 0
 
-    def on_train_begin(self, args, state, control, **kwargs):
-        if state.is_world_process_zero:
-            (self.folder / STAGES).write_text(json.dumps(self.stages, indent=1) + "\n")
-            if state.global_step == 0:
-                for name in (METRICS, BAD_VIDEOS):
-                    (self.folder / name).write_text("")
-            elif (self.folder / METRICS).is_file():
-                # What a run logged after the checkpoint that it resumes from is logged again
-                kept = [line for line in read_lines(self.folder / METRICS) if line["step"] <= state.global_step]
-                aside = self.folder / f"{METRICS}.new"
-                aside.write_text("".join(json.dumps(line) + "\n" for line in kept))
-                os.replace(aside, self.folder / METRICS)
-        # The others read videos from here on: what they report must not be emptied
-        PartialState().wait_for_everyone()
+def read_settings(
+    config: str | Path, train_data: str | Path | list[str], output_dir: str | Path, **settings
+) -> RunSettings:
+    """The settings of a run. The arguments are those of `build_trainer`."""
+    return parse(flags_of({"config": config, "train_data": train_data, "output_dir": output_dir, **settings}))
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        if state.is_world_process_zero:
-            logs["bad_videos"] = self.bad_videos.count()
-            if logs["bad_videos"] > self.num_told:
-                logger.warning(self.bad_videos.summary())
-                self.num_told = logs["bad_videos"]
-            with (self.folder / METRICS).open("a") as file:
-                file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+
+def build(settings: RunSettings) -> LayerLockTrainer:
+    """The trainer of a run with these settings.
+
+    Raises:
+        ValueError: naming what the user has to mend.
+    """
+    readout = settings.readout.load()
+    parts = build_parts(settings)
+    output, clips = Path(settings.training.output_dir), parts["train_dataset"]
+    trainer = LayerLockTrainer(
+        **parts,
+        callbacks=[Reports(output, describe_stages(parts["model"], parts["stages"]), clips.bad_videos)],
+        processing_class=processor_of(parts["model"].config, clips),
+    )
+    if readout is not None:
+        settings.readout.add_to(trainer, *readout)
+    return trainer
+
+
+def build_parts(settings: RunSettings) -> dict:
+    """What `LayerLockTrainer` and `rehearse` need of a run, by the names of their arguments.
+
+    Raises:
+        ValueError: as of `build`.
+    """
+    data_args, training_args = settings.data, settings.training
+    config = model_config(settings.model)
+    teacher, teacher_depth, teacher_width = (None, None, None)
+    if data_args.teacher is not None:
+        teacher, teacher_depth, teacher_width = load_teacher(data_args.teacher)
+        if config.teacher_hidden_size not in (None, teacher_width):
+            raise ValueError(f"teacher_hidden_size={config.teacher_hidden_size}, but the teacher's is {teacher_width}")
+        config.teacher_hidden_size = teacher_width
+    stages = settings.stages.build(config, teacher_depth, training_args.max_steps)
+    collator = PretrainingCollator(config.grid_size, settings.masks.build(), training_args.seed)
+    check_masks(collator, config, training_args)  # which the trainer does, too, but only once the videos are listed
+    check_folders(data_args, training_args)
+    num_samples = training_args.max_steps * clips_per_step(training_args)
+    report = Path(training_args.output_dir) / BAD_VIDEOS
+    clips = build_clips(data_args, training_args, config, num_samples, report)
+    set_seed(training_args.seed)
+    return {
+        "model": LayerLockViTForPretraining(config),
+        "args": training_args,
+        "stages": stages,
+        "train_dataset": clips,
+        "data_collator": collator,
+        "teacher": teacher,
+        "batch_transform": (
+            BatchAugmentation(config.image_size, config.num_frames) if clips.augment_on_device else None
+        ),
+    }
+
+
+def check_folders(data_args: DataArguments, training_args: LayerLockTrainingArguments):
+    """Raise a `ValueError` unless a run can write its folder, and go on from what it shall go on from."""
+    output, checkpoint = Path(training_args.output_dir), training_args.resume_from_checkpoint
+    if checkpoint not in (None, "auto"):
+        if not Path(checkpoint).is_dir():
+            raise ValueError(f"resume_from_checkpoint: there is no checkpoint {checkpoint}")
+        read_run_file(checkpoint)  # before anything is loaded; all of it is checked later
+    for source in map(Path, data_args.train_data):
+        if source.is_dir() and output.resolve().is_relative_to(source.resolve()):
+            raise ValueError(f"output_dir: {output} lies within train_data, whose files are taken for videos")
+    if training_args.process_index == 0:
+        check_output(output, REPORTS)
+    PartialState().wait_for_everyone()
 
 
 def model_config(model_args: ModelArguments) -> LayerLockViTConfig:
@@ -191,129 +214,3 @@ def build_clips(
         # What is forked from a process that uses the GPU cannot use it
         multiprocessing.set_start_method("forkserver", force=True)
     return clips
-
-
-def build(arguments: list[str]):
-    """Everything a run needs. All of the user's errors surface here, as `ValueError`."""
-    model_args, stage_args, data_args, mask_args, readout_args, training_args = parse(arguments)
-    config = model_config(model_args)
-    teacher, teacher_depth, teacher_width = (None, None, None)
-    if data_args.teacher is not None:
-        teacher, teacher_depth, teacher_width = load_teacher(data_args.teacher)
-        if config.teacher_hidden_size not in (None, teacher_width):
-            raise ValueError(f"teacher_hidden_size={config.teacher_hidden_size}, but the teacher's is {teacher_width}")
-        config.teacher_hidden_size = teacher_width
-    stages = stage_args.build(config, teacher_depth, training_args.max_steps)
-    masks = mask_args.build()
-    group_size = getattr(masks, "group_size", training_args.per_device_train_batch_size)
-    if group_size % training_args.per_device_train_batch_size:
-        raise ValueError(
-            f"mask_group_size={group_size} is not a multiple of per_device_train_batch_size="
-            f"{training_args.per_device_train_batch_size}"
-        )
-    num_mask_types = len(masks(config.grid_size, [0], training_args.seed))
-    if config.decoder == "predictor" and num_mask_types != config.num_mask_tokens:
-        raise ValueError(
-            f"num_mask_tokens={config.num_mask_tokens}, but mask_blocks has {num_mask_types} types of mask"
-        )
-
-    output = Path(training_args.output_dir)
-    checkpoint = training_args.resume_from_checkpoint
-    if checkpoint not in (None, "auto"):
-        if not Path(checkpoint).is_dir():
-            raise ValueError(f"resume_from_checkpoint: there is no checkpoint {checkpoint}")
-        read_run_file(checkpoint)  # before anything is loaded; all of it is checked later
-    for source in map(Path, data_args.train_data):
-        if source.is_dir() and output.resolve().is_relative_to(source.resolve()):
-            raise ValueError(f"output_dir: {output} lies within train_data, whose files are taken for videos")
-    if training_args.process_index == 0:
-        check_output(output, REPORTS)
-    PartialState().wait_for_everyone()
-    readout = readout_args.load()
-
-    report = output / BAD_VIDEOS
-    if data_args.rehearse:  # which leaves nothing behind, but whose data workers report to it too
-        report = Path(tempfile.mkdtemp()) / BAD_VIDEOS
-        atexit.register(shutil.rmtree, report.parent)
-    num_samples = training_args.max_steps * clips_per_step(training_args)
-    clips = build_clips(data_args, training_args, config, num_samples, report)
-    batch_transform = BatchAugmentation(config.image_size, config.num_frames) if clips.augment_on_device else None
-    collator = PretrainingCollator(config.grid_size, masks, training_args.seed)
-    # The data set is the whole run in order: shuffled once per epoch by itself
-    training_args.train_sampling_strategy = "sequential"
-
-    set_seed(training_args.seed)
-    model = LayerLockViTForPretraining(config)
-    rows = describe_stages(model, stages)
-    reports = Reports(output, rows, clips.bad_videos)
-    trainer = LayerLockTrainer(
-        model,
-        training_args,
-        stages,
-        clips,
-        collator,
-        [reports],
-        teacher,
-        batch_transform,
-        processor_of(config, clips),
-    )
-    if readout is not None and not data_args.rehearse:
-        readout_args.add_to(trainer, *readout)
-    if checkpoint is None and not data_args.rehearse and output.is_dir() and get_last_checkpoint(output):
-        raise ValueError(
-            f"output_dir: {output} holds checkpoints; go on from the newest by --resume_from_checkpoint auto, "
-            "or choose another folder"
-        )
-    if training_args.process_index == 0:
-        parts = ", ".join(f"{name} {count / 1e6:.2f}M" for name, count in model.parameter_breakdown().items() if count)
-        print(f"{model.num_parameters() / 1e6:.1f}M parameters: {parts}")
-        workers = f"{training_args.dataloader_num_workers} data workers per process"
-        print(f"{len(clips.videos)} videos, decoded by {workers}")
-        print(f"{clips_per_step(training_args)} clips a step")
-        print_table(rows)
-    return trainer, checkpoint, data_args.rehearse
-
-
-def main(arguments: list[str]):
-    try:
-        trainer, checkpoint, rehearse = build(arguments)
-    except (ValueError, StrictDataclassError) as error:
-        raise SystemExit(f"error: {error}") from None
-    try:
-        if rehearse:
-            rows = trainer.rehearse()
-        else:
-            trainer.train(resume_from_checkpoint=checkpoint)
-            if not trainer.was_preempted:
-                trainer.save_model()
-                trainer.save_state()
-    except (CheckpointRefused, CheckpointNotWritten, DoesNotFit) as error:
-        raise SystemExit(f"error: {error}") from None
-    except NoDataCame as error:
-        raise SystemExit(f"error: {error}. Go on with --resume auto") from None
-    except (BadData, LossNotFinite) as error:
-        raise SystemExit(f"error: {message_of(error)}") from None
-    except RuntimeError as error:
-        if not is_lost_worker(error):
-            raise
-        raise SystemExit(
-            f"error: {message_of_lost_worker(error)}: fewer dataloader_num_workers need less. Go on with "
-            "--resume_from_checkpoint auto"
-        ) from None
-    if trainer.was_preempted:
-        if trainer.is_world_process_zero():
-            print(f"saved checkpoint-{trainer.state.global_step}; the same command with --resume auto goes on")
-        raise SystemExit(128 + trainer.stop_signal)
-    if trainer.is_world_process_zero():
-        if rehearse:
-            print(f"the run would take {sum(row.pop('hours') for row in rows):.3g} hours at the pace of these steps:")
-            print_table(rows)
-        else:
-            print(AFTERWARDS.format(out=trainer.args.output_dir))
-        bad_videos = trainer.train_dataset.bad_videos
-        if bad_videos.count():
-            print(bad_videos.summary() + ("" if rehearse else f"; see {bad_videos.path}"))
-
-
-if __name__ == "__main__":
-    run_and_exit(lambda: main(sys.argv[1:]))

@@ -1,39 +1,23 @@
-"""The demonstration: procedural clips, a LayerLock and an MAE run on them, and what the two encoders learned.
+"""The demonstration: procedural clips, a LayerLock and an MAE run on them, and what the two encoders learned."""
 
-python scripts/demo.py --output_dir runs/demo
-
-It takes nine and a half minutes on two idle CPU cores. `--max_steps 40 --num_videos 32` is a quick test of the whole.
-"""
-
-import argparse
 import json
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-from ..utils.cores import count_cores
-from .demo_plots import plot_losses, plot_reconstruction
 from ..data import MaskArguments
-from ..training import load_recipe
-from ..utils.bounds import MAX_SEED
+from ..recipes import load_recipe
+from ..recipes.shortening import shortened
+from ..utils.cores import count_cores
 from ..utils.outputs import check_output
-from .jobs import (
-    SCRIPTS,
-    Run,
-    RunFailed,
-    alone,
-    environment,
-    exit_when_terminated,
-    read_metrics,
-    run_together,
-    shortened,
-    summarise_stages,
-    write_data,
-)
+from .demo_data import write_data
+from .demo_plots import plot_losses, plot_reconstruction
+from .jobs import Run, RunFailed, alone, environment, run_together
+from .logs import read_metrics, summarise_stages
 
 
-RECIPES = {"layerlock": SCRIPTS / "recipes" / "demo.yaml", "mae": SCRIPTS / "recipes" / "demo-mae.yaml"}
+RECIPES = {"layerlock": "demo", "mae": "demo-mae"}
 TITLES = {"layerlock": "LayerLock", "mae": "plain MAE"}
 REPORTS = ("probes.png", "loss.png", "reconstruction.png", "summary.json")
 
@@ -54,34 +38,33 @@ def print_stages(stages: list[dict]):
         )
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output_dir", type=programs.folder, default=Path("runs/demo"), help="Where everything goes.")
-    parser.add_argument(
-        "--max_steps", type=programs.whole(1), help="Steps of each run (default: those of the recipe)."
-    )
-    parser.add_argument(
-        "--seed",
-        type=programs.whole(0, MAX_SEED),
-        default=0,
-        help="Of weights, clips and masks; the videos stay the same.",
-    )
-    parser.add_argument("--num_videos", type=programs.whole(1), default=1500, help="Videos to pretrain on.")
-    args = parser.parse_args()
-    output, data = args.output_dir, args.output_dir / "data"
-    with programs.errors_told():
-        check_output(output, ("probes.json", *REPORTS))
-        for folder in (data, *(output / name for name in RECIPES)):
-            check_output(folder, ())
-    exit_when_terminated()
+def run_demo(output: Path, max_steps: int | None = None, seed: int = 0, num_videos: int = 1500) -> dict:
+    """Everything, with headings, into a folder; returns what `summary.json` holds.
+
+    Args:
+        output: the folder.
+        max_steps: of each run; by default those of the recipe.
+        seed: of weights, clips and masks; the videos stay the same.
+        num_videos: to pretrain on.
+
+    Raises:
+        ValueError: if the folder cannot be written.
+        RunFailed: naming the part that failed.
+    """
+    data = output / "data"
+    check_output(output, ("probes.json", *REPORTS))
+    for folder in (data, *(output / name for name in RECIPES)):
+        check_output(folder, ())
     recipes = {name: load_recipe(path) for name, path in RECIPES.items()}
-    max_steps = args.max_steps or recipes["layerlock"]["max_steps"]
+    settings = {name: shortened(recipe, max_steps) if max_steps else {} for name, recipe in recipes.items()}
+    is_short = max_steps is not None
+    max_steps = max_steps or recipes["layerlock"]["max_steps"]
     began = time.perf_counter()
-    if args.max_steps is None:
+    if not is_short:
         print("This takes nine and a half minutes on two idle CPU cores, more where they are slow or busy.")
 
     heading(1, "Procedural videos")
-    write_data(data, args.num_videos)
+    write_data(data, num_videos)
 
     heading(2, f"Pretraining, {max_steps} steps: {' and '.join(TITLES[name] for name in RECIPES)} side by side")
     runs = [
@@ -89,16 +72,13 @@ def main():
             RECIPES[name],
             data / "train" / "videos",
             output / name,
-            {"seed": args.seed, **(shortened(recipe, args.max_steps) if args.max_steps else {})},
+            {"seed": seed, **settings[name]},
             num_threads=max(1, count_cores() // len(RECIPES)),
             name=name,
         )
-        for name, recipe in recipes.items()
+        for name in RECIPES
     ]
-    try:
-        run_together(map(alone, runs), at_once=len(runs))
-    except RunFailed as error:
-        raise SystemExit(f"error: {error}") from None
+    run_together(map(alone, runs), at_once=len(runs))
     stages = summarise_stages(output / "layerlock", recipes["layerlock"]["global_batch_size"], max_steps)
     print("\nLayerLock, stage by stage:")
     print_stages(stages)
@@ -112,13 +92,13 @@ def main():
     )
 
     heading(3, "What the frozen encoders know, beside controls")
-    command = [sys.executable, str(SCRIPTS / "probe.py"), "--data", str(data / "probe")]
+    command = [sys.executable, "-m", "layerlock_hf.cli.probe", "--data", str(data / "probe")]
     command += ["--models", *(f"{name}={output / name}" for name in RECIPES), "--output", str(output / "probes.json")]
     command += ["--resize_factor", str(recipes["layerlock"]["resize_factor"])]
     try:  # in a process of its own, which gives its memory back
         subprocess.run(command, check=True, env=environment())
     except subprocess.CalledProcessError as error:
-        raise SystemExit(f"error: the probes failed with exit status {error.returncode}, see above") from None
+        raise RunFailed(f"the probes failed with exit status {error.returncode}, see above") from None
 
     seconds = time.perf_counter() - began
     summary = {"stages": stages, "probes": json.loads((output / "probes.json").read_text()), "seconds": seconds}
@@ -128,7 +108,4 @@ def main():
         print(f"  {output / name}")
     for name in RECIPES:
         print(f"  {output / name}: AutoModel.from_pretrained('{output / name}')")
-
-
-if __name__ == "__main__":
-    main()
+    return summary

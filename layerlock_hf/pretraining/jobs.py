@@ -1,126 +1,26 @@
-"""What programs that train on procedural clips share: the data, runs of pretrain.py, and reading their logs."""
+"""Runs of pretraining in processes of their own, one after the other or side by side."""
 
-import json
 import os
 import re
 import signal
-import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Generator, Iterable
-from itertools import pairwise
 from pathlib import Path
 
 import torch
 
-from ..utils.cores import count_cores
-from ..data.procedural import write_procedural_dataset
+from .logs import progress_line, read_metrics
 
 
-SCRIPTS = Path(__file__).resolve().parent
-VIDEO_FRAMES = 24
-VIDEO_SIZE = 64  # pixels
-MIN_SHARED = 64  # videos from which on several processes render a set
-EASY = "easy_"  # how the names of easy sets begin
+PROGRAM = ("--module", "layerlock_hf.cli.pretrain")
 REPORT_INTERVAL = 100  # steps
-FIRST_STEPS, LAST_STEPS = 10, 30  # steps over which a stage's first and last losses are averaged
-RECOVERED = 0.9  # share of its last explained variance at which a stage has recovered from its switch
 POLL_INTERVAL = 0.5  # seconds
-# Settings that are measured in steps, and how many they are at least
-SCHEDULE = {
-    "freeze_start": 1,
-    "freeze_interval": 1,
-    "warmup_steps": 0,
-    "switch_warmup_steps": 0,
-    "steps_per_block": 1,
-    "latent_weight_ramp_steps": 0,
-}
 
 
 class RunFailed(RuntimeError):
     """A run of pretraining came to no good end."""
-
-
-def write_data(folder: Path, num_videos: int, num_workers: int | None = None):
-    """Unlabelled videos to pretrain on, and what `probe.py` reads, in `probe`: labels, depth and tracks of objects.
-
-    No two sets share a scene. Those of `probe/easy_*` have one object before a camera that stands still.
-
-    Args:
-        num_videos: to pretrain on. The probes have as many in all, but no more than 600 to fit and 400 to test, and of
-            easy scenes as many; a third of their clips show the object in the middle.
-        num_workers: processes that render, one per core if None.
-    """
-    num_train, num_test = max(16, min(600, num_videos * 3 // 5)), max(16, min(400, num_videos * 2 // 5))
-    sizes = {
-        "train": num_videos,
-        "probe/train": num_train,
-        "probe/test": num_test,
-        "probe/easy_train": num_train,
-        "probe/easy_test": num_test,
-    }
-    if num_workers is None:
-        num_workers = count_cores()
-    for seed, (name, size) in enumerate(sizes.items()):
-        print(f"{name}: {size} videos of {VIDEO_FRAMES} frames, {VIDEO_SIZE} x {VIDEO_SIZE} pixels", flush=True)
-        is_easy = Path(name).name.startswith(EASY)
-        write_procedural_dataset(
-            folder / name,
-            size,
-            seed=seed,
-            num_frames=VIDEO_FRAMES,
-            image_size=VIDEO_SIZE,
-            with_depth=name != "train",
-            num_objects=1 if is_easy else None,
-            camera_moves=not is_easy,
-            # A core renders a small set before a second process has started
-            num_workers=num_workers if num_workers > 1 and size >= MIN_SHARED else 0,
-        )
-
-
-def shortened(recipe: dict, max_steps: int) -> dict:
-    """The settings that bring a recipe to `max_steps`, its schedules in proportion."""
-    share = max_steps / recipe["max_steps"]
-    # What is below 1 is a share of the run already
-    scaled = {
-        name: max(least, int(recipe[name] * share)) for name, least in SCHEDULE.items() if recipe.get(name, 0) >= 1
-    }
-    return {"max_steps": max_steps} | scaled
-
-
-def read_log(folder: Path) -> list[dict]:
-    """The lines of a run's log so far."""
-    path = folder / "metrics.jsonl"
-    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
-
-
-def read_metrics(folder: Path) -> list[dict]:
-    """The lines of a run's log so far that hold losses."""
-    return [row for row in read_log(folder) if "learning_rate" in row]
-
-
-def summarise_stages(folder: Path, global_batch_size: int, max_steps: int) -> list[dict]:
-    """The stages of a run with their first and last losses and explained variances, as means over a few steps, and the
-    steps until the explained variance has recovered from the switch."""
-    stages = json.loads((folder / "stages.json").read_text())
-    rows = read_metrics(folder)
-    ends = [*(stage["start"] for stage in stages), max_steps]
-    for index, (stage, (start, end)) in enumerate(zip(stages, pairwise(ends), strict=True)):
-        own = [row for row in rows if row["stage"] == index]
-        if not own:
-            continue
-        first = [row for row in own if row["step"] <= start + FIRST_STEPS] or own[:1]
-        last = [row for row in own if row["step"] > end - LAST_STEPS] or own[-1:]
-        for name in ("loss", "explained_variance"):
-            stage[f"first_{name}"] = statistics.fmean(row[f"{stage['target']}/{name}"] for row in first)
-            stage[f"last_{name}"] = statistics.fmean(row[f"{stage['target']}/{name}"] for row in last)
-        enough = RECOVERED * stage["last_explained_variance"]
-        recovered = [row["step"] for row in own if row[f"{stage['target']}/explained_variance"] >= enough]
-        stage["steps_to_recover"] = min(recovered, default=end) - start
-        stage["seconds_per_step"] = global_batch_size / statistics.median(row["clips_per_second"] for row in own)
-    return stages
 
 
 def environment() -> dict[str, str]:
@@ -138,24 +38,24 @@ class Run:
     stopped.
 
     Args:
-        recipe: its settings.
+        recipe: its settings, by name or path.
         videos: what it trains on.
         folder: where it leaves everything.
         settings: what it is told beside the recipe.
         num_threads: threads of its computations; as many as PyTorch takes by itself if None.
         name: what its progress lines begin with.
-        program: what is run; it takes the arguments of pretrain.py.
+        program: what accelerate launches, with the arguments of `layerlock pretrain`.
     """
 
     def __init__(
         self,
-        recipe: Path,
+        recipe: str | Path,
         videos: Path,
         folder: Path,
         settings: dict,
         num_threads: int | None = None,
         name: str = "",
-        program: Path = SCRIPTS / "pretrain.py",
+        program: tuple[str, ...] = PROGRAM,
     ):
         self.recipe, self.videos, self.folder, self.settings = recipe, videos, folder, settings
         self.num_threads, self.name, self.program = num_threads, name, program
@@ -167,14 +67,14 @@ class Run:
 
     def command(self) -> list[str]:
         """What starts it."""
-        command = [str(Path(sys.executable).parent / "accelerate"), "launch"]
+        command = [sys.executable, "-m", "accelerate.commands.launch"]
         command += ["--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
         extra = {"disable_tqdm": True, "save_strategy": "no", "report_to": "none", "resume_from_checkpoint": "auto"}
         extra |= self.settings
         if not torch.cuda.is_available():
             command.append("--cpu")
             extra["dataloader_pin_memory"] = False
-        command += [str(self.program), "--config", str(self.recipe)]
+        command += [*self.program, "--config", str(self.recipe)]
         command += ["--train_data", str(self.videos), "--output_dir", str(self.folder)]
         for name, value in extra.items():
             command += [f"--{name}", str(value)]
@@ -263,11 +163,3 @@ def run_together(jobs: Iterable[Generator[Run, None, None]], at_once: int):
 def alone(run: Run) -> Generator[Run, None, None]:
     """A job of one run."""
     yield run
-
-
-def progress_line(row: dict) -> str:
-    target = next(name.removesuffix("/loss") for name in row if name.endswith("/loss"))
-    return (
-        f"step {row['step']:4}  {row['num_frozen']} layers frozen  predicts {target:8}  loss {row['loss']:8.4f}  "
-        f"explained variance {row[f'{target}/explained_variance']:6.2f}  {row['clips_per_second']:5.0f} clips/s"
-    )

@@ -1,17 +1,13 @@
-"""What programs share that write a folder OUT: checking it, reading reports, and telling errors and tables."""
+"""What programs share that write a folder OUT: checking it, reading logs, and printing tables."""
 
 import json
+import logging
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from transformers.utils import logging
 
-from ..data import BadData
-from ..training.trainer import LossNotFinite
-
-
-logger = logging.get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def check_output(folder: Path, reports: Iterable[str], setting: str = "output_dir"):
@@ -42,21 +38,8 @@ def read_lines(path: Path) -> list[dict]:
     return lines
 
 
-def message_of(error: BadData | LossNotFinite) -> str:
-    """Without the traceback that it comes with from a data worker."""
-    return str(error).splitlines()[-1].removeprefix(f"{BadData.__module__}.{BadData.__name__}: ")
-
-
-def is_lost_worker(error: RuntimeError) -> bool:
-    """Whether PyTorch tells by it that a data worker was killed. It has no class for that."""
-    return str(error).startswith("DataLoader worker")
-
-
-def message_of_lost_worker(error: RuntimeError) -> str:
-    return f"{' '.join(str(error).split()).rstrip('.')}. Systems kill processes when memory runs out"
-
-
 def print_table(rows: list[dict]):
+    """Rows under the names of their columns, numbers to three places."""
     columns = list(rows[0])
     cells = [
         [f"{row[name]:.3f}" if isinstance(row[name], float) else str(row[name]) for name in columns] for row in rows
