@@ -13,11 +13,11 @@ import sys
 import time
 from pathlib import Path
 
-from cores import count_cores
 from demo_plots import plot_losses, plot_reconstruction
 from layerlock_hf.data import MaskArguments
 from layerlock_hf.training import load_recipe
 from layerlock_hf.utils.bounds import MAX_SEED
+from layerlock_hf.utils.cores import count_cores
 from outputs import check_output
 from runs import (
     SCRIPTS,

@@ -19,7 +19,6 @@ from pathlib import Path
 import numpy as np
 from huggingface_hub.errors import StrictDataclassError
 
-from cores import count_cores
 from inspect_data_advice import Measured, advice
 from inspect_data_plots import plot_clips, plot_times
 from inspect_data_steps import clips_per_second, look_at_clips, time_batches
@@ -29,6 +28,7 @@ from layerlock_hf.data import (
     ClipTransform,
     PretrainingCollator,
 )
+from layerlock_hf.utils.cores import count_cores
 from outputs import check_output, message_of, print_table, read_lines
 from pretrain import REPORTS, build_clips, model_config
 from pretrain_arguments import parse

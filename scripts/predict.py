@@ -44,11 +44,11 @@ from transformers.models.auto.video_processing_auto import AutoVideoProcessor
 from transformers.utils import logging
 
 import layerlock_hf  # noqa: F401  (registers the models)
-from cores import count_cores
 from layerlock_hf.data import DECODE_TIMEOUT, DecodingError, Isolated, fetch, load_videos, name_of, read_clip
 from layerlock_hf.data.indexing import VIDEO_SUFFIXES
 from layerlock_hf.evaluation.adapters.base import list_videos
 from layerlock_hf.models.depth_windows import check_processor
+from layerlock_hf.utils.cores import count_cores
 from layerlock_hf.utils.hub_names import check_checkpoint
 from outputs import check_output
 from predict_depth import file_names, predict_depth

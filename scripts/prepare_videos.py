@@ -21,9 +21,9 @@ import sys
 
 from transformers import HfArgumentParser
 
-from cores import count_cores
 from layerlock_hf.data.preparing import PrepareArguments, missing_ranks, prepare, read_report
 from layerlock_hf.data.preparing.examining import DISK_FULL
+from layerlock_hf.utils.cores import count_cores
 from prepare_report import reason_rows, write_report
 
 

@@ -40,9 +40,9 @@ from layerlock_hf.training import LayerLockTrainer, LayerLockTrainingArguments, 
 from layerlock_hf.training.callbacks import NoDataCame
 from layerlock_hf.training.checkpoints import CheckpointNotWritten
 from layerlock_hf.training.fitting import DoesNotFit
-from layerlock_hf.training.processes import run_and_exit
 from layerlock_hf.training.run_file import CheckpointRefused, read_run_file, target_label
 from layerlock_hf.training.trainer import LossNotFinite
+from layerlock_hf.utils.processes import run_and_exit
 from outputs import (
     check_output,
     is_lost_worker,

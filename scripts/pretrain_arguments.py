@@ -11,12 +11,12 @@ from dataclasses import dataclass, field, make_dataclass
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.integrations import is_tensorboard_available
 
-from cores import count_cores
 from layerlock_hf.data import DECODE_TIMEOUT, MaskArguments, load_videos
 from layerlock_hf.evaluation import OnlineReadout, center_clips, labelled_videos
 from layerlock_hf.models import LayerLockReadoutConfig, LayerLockViTConfig
 from layerlock_hf.models.configuration_layerlock import architecture_fields
 from layerlock_hf.training import LayerLockTrainer, LayerLockTrainingArguments, StageArguments
+from layerlock_hf.utils.cores import count_cores
 from recipe_flags import parse_with_recipe
 
 

@@ -25,7 +25,6 @@ import torch
 from transformers import set_seed
 from transformers.utils import logging
 
-from cores import count_cores
 from layerlock_hf.evaluation import RUNGS, ProbeClips, climb, load_clips, load_encoder, probe_depths
 from layerlock_hf.evaluation.controls import (
     FrameDifferences,
@@ -34,6 +33,7 @@ from layerlock_hf.evaluation.controls import (
     labelled_scores,
     train_with_labels,
 )
+from layerlock_hf.utils.cores import count_cores
 from outputs import check_output
 from probe_plots import CONTROLS, ONE_FRAME, is_control, plot_probes, print_probes
 

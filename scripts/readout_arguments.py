@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 
 from transformers import HfArgumentParser
 
-from cores import count_cores
 from layerlock_hf.data import DECODE_TIMEOUT, ClipTransform
 from layerlock_hf.data.files import is_url
 from layerlock_hf.evaluation import SweepArguments
@@ -14,6 +13,7 @@ from layerlock_hf.evaluation.adapters.roots import parse_root
 from layerlock_hf.evaluation.readouts import READOUTS
 from layerlock_hf.evaluation.tasks import TASK_CLASSES
 from layerlock_hf.utils.bounds import check_bounds
+from layerlock_hf.utils.cores import count_cores
 from recipe_flags import parse_with_recipe
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 
-from cores import count_cores
 from layerlock_hf.data.procedural import write_procedural_dataset
+from layerlock_hf.utils.cores import count_cores
 
 
 SCRIPTS = Path(__file__).resolve().parent

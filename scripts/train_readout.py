@@ -35,7 +35,7 @@ from layerlock_hf.evaluation import Sweep, load_encoder, sweep_members
 from layerlock_hf.evaluation.readouts import READOUTS
 from layerlock_hf.evaluation.results import build_results, write_results
 from layerlock_hf.evaluation.sweep import METRICS
-from layerlock_hf.training.processes import check_shared_folder, run_and_exit, start_processes
+from layerlock_hf.utils.processes import check_shared_folder, run_and_exit, start_processes
 from outputs import check_output, is_lost_worker, message_of, message_of_lost_worker
 from readout_arguments import SIZED, ClipArguments, EncoderArguments, parse
 from readout_features import features_and_clips, fill, probe, sources_of

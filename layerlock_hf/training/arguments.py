@@ -11,7 +11,7 @@ from transformers.integrations import get_available_reporting_integrations
 
 from ..utils.bounds import MAX_SEED, check_bounds
 from ..utils.hub_names import check_hub
-from .processes import start_processes
+from ..utils.processes import start_processes
 from .schedules import LEARNING_RATE_DECAYS, whole_steps
 
 

@@ -2,7 +2,7 @@
 
 from ..models.modeling_layerlock_pretraining import LayerLockViTForPretraining
 from ..models.video_processing_layerlock import MARGIN
-from .processes import raised_together
+from ..utils.processes import raised_together
 
 
 def check_batches(
