@@ -49,6 +49,7 @@ from layerlock_hf.data.indexing import VIDEO_SUFFIXES
 from layerlock_hf.evaluation.adapters.base import list_videos
 from layerlock_hf.models.depth_windows import check_processor
 from layerlock_hf.utils.cores import count_cores
+from layerlock_hf.utils.files import put_in_place
 from layerlock_hf.utils.hub_names import check_checkpoint
 from outputs import check_output
 from predict_depth import file_names, predict_depth
@@ -241,12 +242,10 @@ def write_predictions(predictions, videos, folder: Path) -> tuple[Counter, list[
                 told.append(f"{path}: {prediction['error']}")
                 progress.set_postfix(bad=kinds.total())
             progress.update()
-        file.flush()
-        os.fsync(file.fileno())
     if len(told) == len(videos):
-        part.replace(folder / ERRORS)
+        put_in_place(part, folder / ERRORS)
     else:
-        part.replace(folder / PREDICTIONS)
+        put_in_place(part, folder / PREDICTIONS)
         (folder / ERRORS).unlink(missing_ok=True)  # of an earlier try
     return kinds, told
 

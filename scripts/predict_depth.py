@@ -11,8 +11,8 @@ import torch
 
 from depth_videos import DepthVideo, scaled_box, shown
 from layerlock_hf.data import DECODE_TIMEOUT, DecodingError, Isolated, fetch, name_of, read_clip
-from layerlock_hf.evaluation.files import written_aside
 from layerlock_hf.models.depth_windows import Window, estimate_windows, window_of
+from layerlock_hf.utils.files import write_aside
 
 
 MAX_NAME = 60  # characters, of up to 4 bytes each; file systems allow 255 bytes
@@ -110,7 +110,7 @@ def estimate(model, processor, source: str | bytes, stem: Path, args) -> dict:
             num_frames += window.num_frames
     if args.npz:
         arrays = {"depth": torch.cat(kept).numpy(), "box": window.box, "frame_size": window.frame_size}
-        with written_aside(stem.with_name(stem.name + ".npz")) as aside, aside.open("wb") as file:
+        with write_aside(stem.with_name(stem.name + ".npz")) as aside, aside.open("wb") as file:
             np.savez_compressed(file, **arrays)
     line = {"depth": video.path.name, "num_frames": num_frames, "metres": summary(millimetres)}
     return line | ({"note": "; ".join(sorted(notes))} if notes else {})

@@ -13,7 +13,6 @@ import layerlock_hf  # noqa: F401  # isort: skip  # before what takes long to im
 import atexit
 import json
 import multiprocessing
-import os
 import shutil
 import sys
 import tempfile
@@ -42,6 +41,7 @@ from layerlock_hf.training.checkpoints import CheckpointNotWritten
 from layerlock_hf.training.fitting import DoesNotFit
 from layerlock_hf.training.run_file import CheckpointRefused, read_run_file, target_label
 from layerlock_hf.training.trainer import LossNotFinite
+from layerlock_hf.utils.files import write_aside
 from layerlock_hf.utils.processes import run_and_exit
 from outputs import (
     check_output,
@@ -83,9 +83,8 @@ class Reports(TrainerCallback):
             elif (self.folder / METRICS).is_file():
                 # What a run logged after the checkpoint that it resumes from is logged again
                 kept = [line for line in read_lines(self.folder / METRICS) if line["step"] <= state.global_step]
-                aside = self.folder / f"{METRICS}.new"
-                aside.write_text("".join(json.dumps(line) + "\n" for line in kept))
-                os.replace(aside, self.folder / METRICS)
+                with write_aside(self.folder / METRICS) as aside:
+                    aside.write_text("".join(json.dumps(line) + "\n" for line in kept))
         # The others read videos from here on: what they report must not be emptied
         PartialState().wait_for_everyone()
 
