@@ -7,10 +7,12 @@ from pathlib import Path
 
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
+from runs import SCRIPTS, write_data  # noqa: E402
+
 from layerlock_hf import LayerLockViTConfig  # noqa: E402
 from layerlock_hf.models.configuration_layerlock import architecture_fields  # noqa: E402
 from layerlock_hf.training import load_recipe  # noqa: E402
-from runs import SCRIPTS, write_data  # noqa: E402
+from layerlock_hf.utils.files import write_aside  # noqa: E402
 
 
 REFERENCE = "demo"  # the recipe that gives steps and sizes
@@ -62,9 +64,8 @@ def read_record(path: Path, settings) -> dict | None:
 
 def write_record(path: Path, record):
     """Whole or not at all."""
-    aside = path.with_suffix(".tmp")
-    aside.write_text(json.dumps(record, indent=1) + "\n")
-    aside.replace(path)
+    with write_aside(path) as aside:
+        aside.write_text(json.dumps(record, indent=1) + "\n")
 
 
 def write_data_once(output: Path, num_videos: int) -> Path:

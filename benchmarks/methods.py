@@ -26,10 +26,6 @@ from transformers.utils import logging
 
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
-import comparing  # noqa: E402
-from comparing import read_record, write_record  # noqa: E402
-from layerlock_hf.evaluation import climb, load_clips, probe_depths  # noqa: E402
-from layerlock_hf.training import load_recipe  # noqa: E402
 from runs import (  # noqa: E402
     Run,
     RunFailed,
@@ -39,6 +35,11 @@ from runs import (  # noqa: E402
     run_together,
     shortened,
 )
+
+import comparing  # noqa: E402
+from comparing import read_record, write_record  # noqa: E402
+from layerlock_hf.evaluation import climb, load_clips, probe_depths  # noqa: E402
+from layerlock_hf.training import load_recipe  # noqa: E402
 
 
 matplotlib.use("Agg")

@@ -8,7 +8,7 @@ Takes the settings of pretrain.py, does the same steps to the bit, and leaves th
 
 import sys
 
-from layerlock_hf.training.processes import run_and_exit
+from layerlock_hf.utils.processes import run_and_exit
 from timed_runs import DecodedClips, build, decode_all
 
 

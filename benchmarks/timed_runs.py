@@ -15,6 +15,9 @@ from transformers import PrinterCallback, TrainerCallback, VideoMAEConfig, Video
 
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
+from pretrain_arguments import parse  # noqa: E402
+from runs import shortened  # noqa: E402
+
 from comparing import REFERENCE, load_checked, model_config, recipe_path  # noqa: E402
 from layerlock_hf import LayerLockViTConfig  # noqa: E402
 from layerlock_hf.data import PretrainingClips, PretrainingCollator, fetch, load_videos, read_clip  # noqa: E402
@@ -30,8 +33,6 @@ from layerlock_hf.evaluation import (  # noqa: E402
 from layerlock_hf.models import AnyEncoder, AnyEncoderConfig  # noqa: E402
 from layerlock_hf.training.schedules import scheduled_factor  # noqa: E402
 from pretrain import build, build_clips  # noqa: E402
-from pretrain_arguments import parse  # noqa: E402
-from runs import shortened  # noqa: E402
 
 
 TUBE_RATIO = 0.75

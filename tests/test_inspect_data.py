@@ -3,6 +3,9 @@
 import json
 import shutil
 
+import inspect_data_advice
+import inspect_data_plots
+import inspect_data_steps
 import matplotlib.image
 import numpy as np
 import pytest
@@ -10,9 +13,6 @@ import torch
 import yaml
 
 import inspect_data
-import inspect_data_advice
-import inspect_data_plots
-import inspect_data_steps
 from layerlock_hf import LayerLockViTConfig
 from layerlock_hf.data import Augmentation, BadVideos, ClipTransform, PretrainingClips, load_videos
 from layerlock_hf.data.procedural import write_procedural_dataset

@@ -134,7 +134,7 @@ sys.path[:0] = [{root!r}, {scripts!r}]
 import pretrain
 from layerlock_hf.training import LayerLockTrainer, callbacks
 {changes}
-from layerlock_hf.training.processes import run_and_exit
+from layerlock_hf.utils.processes import run_and_exit
 run_and_exit(lambda: pretrain.main(sys.argv[1:]))
 """
 

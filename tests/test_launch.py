@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
+from pretrain_arguments import DataArguments
 from transformers import HfArgumentParser
 
 from layerlock_hf.models import LayerLockViTForPretraining
 from layerlock_hf.training import LayerLockTrainingArguments, StageArguments, load_recipe
-from pretrain_arguments import DataArguments
 
 
 ROOT = Path(__file__).resolve().parents[1]

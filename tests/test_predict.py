@@ -7,14 +7,14 @@ import re
 from pathlib import Path
 from types import SimpleNamespace
 
+import depth_videos
 import numpy as np
+import predict_depth
 import pytest
 import torch
 from transformers import pipeline
 
-import depth_videos
 import predict
-import predict_depth
 from layerlock_hf import (
     LayerLockVideoProcessor,
     LayerLockViTForDepthEstimation,

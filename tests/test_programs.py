@@ -5,9 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 import programs
+import pytest
 
 
 SCRIPTS = Path(programs.__file__).parent

@@ -2,11 +2,10 @@
 
 import numpy as np
 import pytest
+import readout_plots
 import torch
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
-
-import readout_plots
 from readout_plots import UNKNOWN_COLOUR, DepthClip, plot_confusion, plot_curves, plot_depth, plot_sweep
 
 

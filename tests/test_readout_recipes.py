@@ -4,10 +4,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import readout_arguments
 import torch
 
 import compare
-import readout_arguments
 import train_readout
 from layerlock_hf.data.transforms import generator_for
 from layerlock_hf.evaluation.adapters import DEPTH, LABELLED

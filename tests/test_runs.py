@@ -5,7 +5,6 @@ import time
 
 import psutil
 import pytest
-
 import runs
 from runs import Run, RunFailed, alone, run_together
 

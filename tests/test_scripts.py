@@ -9,17 +9,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pretrain_arguments
 import pytest
+import runs
 import torch
 import yaml
 from transformers import AutoModel
 
-import cores
-import pretrain_arguments
-import runs
 from layerlock_hf import LayerLockViTConfig, LayerLockViTModel
 from layerlock_hf.data.procedural import write_procedural_dataset
 from layerlock_hf.training import load_recipe
+from layerlock_hf.utils import cores
 
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"

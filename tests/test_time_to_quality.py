@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from runs import SCRIPTS, read_metrics, write_data
 from safetensors.torch import load_file
 from transformers import VideoMAEForPreTraining
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -16,7 +17,6 @@ import time_to_quality
 import timed_runs
 from layerlock_hf.data import ClipTransform, PretrainingClips, fetch, load_videos, read_clip
 from layerlock_hf.data.procedural import write_procedural_dataset
-from runs import SCRIPTS, read_metrics, write_data
 from time_to_quality import CONTENDERS, Benchmark, seconds_to
 from timed_runs import DecodedClips, Stopwatch, decay_groups, encoder_of, videomae_config
 

@@ -3,6 +3,7 @@
 import shutil
 
 import pytest
+import readout_report
 import torch
 import yaml
 from readout_runs import NUM_TEST, SETTINGS, assert_close, error_of, run, write_inputs
@@ -16,7 +17,6 @@ from transformers import (
     VideoMAEModel,
 )
 
-import readout_report
 import train_readout
 from layerlock_hf import LayerLockVideoProcessor
 from layerlock_hf.data import ClipTransform

@@ -9,11 +9,11 @@ import time
 from pathlib import Path
 
 import pytest
+import readout_features
+import readout_report
 import torch
 from readout_runs import NUM_VIDEOS, assert_close, damage, error_of, flags, run, write_inputs
 
-import readout_features
-import readout_report
 import train_readout
 from layerlock_hf.evaluation.metrics import MEASURES
 from layerlock_hf.evaluation.results import read_results

@@ -2,9 +2,10 @@
 
 layerlock inspect --config RECIPE --train_data VIDEOS --output_dir OUT [--SETTING VALUE ...]
 
-Takes the settings of `layerlock pretrain`, and makes the first clips of that run step by step. OUT receives `clips.png` (clips
-with their masks, video and time) and `times.png`; the times, the clips per second that data workers make, advice and
-the bad videos among those met are printed. Nothing is trained, and no file of a run in OUT is changed.
+Takes the settings of `layerlock pretrain`, and makes the first clips of that run step by step. OUT receives
+`clips.png` (clips with their masks, video and time) and `times.png`; the times, the clips per second that data workers
+make, advice and the bad videos among those met are printed. Nothing is trained, and no file of a run in OUT is
+changed.
 """
 
 import argparse

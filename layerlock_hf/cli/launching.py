@@ -71,7 +71,9 @@ def with_config_file(options: list[str]) -> list[str]:
             continue
         value = value or next(rest, None)
         if value is None:
-            raise ValueError(f"accelerate_config must be the name of a configuration, got nothing: {CONFIG_OPTION} fsdp2")
+            raise ValueError(
+                f"accelerate_config must be the name of a configuration, got nothing: {CONFIG_OPTION} fsdp2"
+            )
         flags += ["--config_file", config_file(value)]
     return flags
 

@@ -1,8 +1,8 @@
 """The command `layerlock`.
 
 This module and `programs` import nothing but the standard library, and are loaded by their paths (see
-`scripts/layerlock`): importing anything of the package runs its `__init__`, which loads PyTorch and registers the models
-with Transformers. Thus `layerlock --help` and `layerlock recipes` answer at once, and so does Ctrl-C.
+`scripts/layerlock`): importing anything of the package runs its `__init__`, which loads PyTorch and registers the
+models with Transformers. Thus `layerlock --help` and `layerlock recipes` answer at once, and so does Ctrl-C.
 """
 
 import difflib
@@ -58,7 +58,9 @@ def print_help():
 def recipes(arguments: list[str]):
     """List the recipes, all or those whose names contain one of the arguments."""
     if arguments and arguments[0] in HELP:
-        print("usage: layerlock recipes [NAME ...]\n\nLists the recipes whose names contain a NAME, or all, for --config.")
+        print("usage: layerlock recipes [NAME ...]
+")
+        print("Lists the recipes for --config: all, or those with a NAME in theirs.")
         return
     summaries = load("recipes").list_recipes()
     shown = [one for one in summaries if not arguments or any(part in one.name for part in arguments)]

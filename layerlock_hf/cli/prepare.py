@@ -20,10 +20,10 @@ import sys
 
 from transformers import HfArgumentParser
 
-from ..utils.cores import count_cores
 from ..data.preparing import PrepareArguments, missing_ranks, prepare, read_report
 from ..data.preparing.examining import DISK_FULL
 from ..data.preparing.report import reason_rows, write_report
+from ..utils.cores import count_cores
 from . import programs
 
 

@@ -77,9 +77,7 @@ def main(arguments: list[str]):
     with programs.errors_told():
         args = parse(arguments)
         logging.disable_progress_bar()
-        scores = probe_models(
-            args.models, args.data, args.resize_factor, args.ceiling, args.ceiling_data, args.bf16
-        )
+        scores = probe_models(args.models, args.data, args.resize_factor, args.ceiling, args.ceiling_data, args.bf16)
     args.output.write_text(json.dumps(scores, indent=1) + "\n")
     plot_probes(scores, args.output.with_suffix(".png"))
     print_probes(scores)

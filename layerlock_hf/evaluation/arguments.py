@@ -4,16 +4,16 @@ import math
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from ..utils.cores import count_cores
 from ..data import DECODE_TIMEOUT, ClipTransform
 from ..data.files import is_url
 from ..evaluation import SweepArguments
+from ..recipes.settings import SettingsParser, parse_with_recipe
+from ..utils.bounds import check_bounds
+from ..utils.cores import count_cores
 from .adapters import DEPTH, LABELLED
 from .adapters.roots import parse_root
 from .readouts import READOUTS
 from .tasks import TASK_CLASSES
-from ..utils.bounds import check_bounds
-from ..recipes.settings import SettingsParser, parse_with_recipe
 
 
 # Readouts with a size of their own

@@ -1,16 +1,15 @@
 """Several results.json of readouts as one table and one picture, in sections by data set."""
 
-
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
 
-from .metrics import MEASURES
-from .results import FIXED_DEPTH_FRACTION, read_results
 from ..utils.outputs import check_output
+from .metrics import MEASURES
 from .plots import BEST_COLOUR, PROBES, SHOWN
+from .results import FIXED_DEPTH_FRACTION, read_results
 
 
 matplotlib.use("Agg")

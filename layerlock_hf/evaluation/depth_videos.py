@@ -17,6 +17,8 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
+from layerlock_hf.utils.files import put_in_place
+
 
 MAX_SIDE = 480  # pixels of the shown frames
 LEGEND_WIDTH = 72  # pixels
@@ -84,7 +86,7 @@ class DepthVideo:
             if kind is None:
                 self._container.mux(self._stream.encode(None))
         if kind is None:
-            self.part.replace(self.path)
+            put_in_place(self.part, self.path)
         else:
             self.part.unlink(missing_ok=True)  # there is none before the first frame
 

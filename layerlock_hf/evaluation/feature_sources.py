@@ -8,9 +8,9 @@ import torch
 from accelerate import PartialState
 from torch import nn
 
+from .arguments import ClipArguments
 from .features import EncodedFeatures, FeatureStore, FixedClips, StoredFeatures, pooled_features
 from .probes import probe_accuracies
-from .arguments import ClipArguments
 from .splits import report_of_bad_videos
 
 

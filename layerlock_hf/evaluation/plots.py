@@ -8,8 +8,8 @@ import matplotlib
 import numpy as np
 import torch
 
-from .metrics import MEASURES
 from ..models.modeling_layerlock_readout import MAX_DEPTH, is_known_depth
+from .metrics import MEASURES
 
 
 matplotlib.use("Agg")

@@ -15,16 +15,13 @@ from safetensors import SafetensorError
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForDepthEstimation, AutoModelForVideoClassification
 from transformers.models.auto.video_processing_auto import AutoVideoProcessor
-from transformers.utils import logging
 
-from ..utils.cores import count_cores
 from ..data import DECODE_TIMEOUT, DecodingError, Isolated, fetch, load_videos, name_of, read_clip
 from ..data.indexing import VIDEO_SUFFIXES
-from .adapters.base import list_videos
 from ..models.depth_windows import check_processor
-from ..utils.hub_names import check_checkpoint
-from ..utils.outputs import check_output
-from .predict_depth import file_names, predict_depth
+from ..utils.files import put_in_place
+from .adapters.base import list_videos
+from .predict_depth import predict_depth
 
 
 PREDICTIONS, ERRORS = "predictions.jsonl", "errors.jsonl"
@@ -209,11 +206,9 @@ def write_predictions(predictions, videos, folder: Path) -> tuple[Counter, list[
                 told.append(f"{path}: {prediction['error']}")
                 progress.set_postfix(bad=kinds.total())
             progress.update()
-        file.flush()
-        os.fsync(file.fileno())
     if len(told) == len(videos):
-        part.replace(folder / ERRORS)
+        put_in_place(part, folder / ERRORS)
     else:
-        part.replace(folder / PREDICTIONS)
+        put_in_place(part, folder / PREDICTIONS)
         (folder / ERRORS).unlink(missing_ok=True)  # of an earlier try
     return kinds, told

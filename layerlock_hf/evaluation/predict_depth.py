@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .depth_videos import DepthVideo, scaled_box, shown
 from ..data import DECODE_TIMEOUT, DecodingError, Isolated, fetch, name_of, read_clip
-from .files import written_aside
 from ..models.depth_windows import Window, estimate_windows, window_of
+from ..utils.files import write_aside
+from .depth_videos import DepthVideo, scaled_box, shown
 
 
 MAX_NAME = 60  # characters, of up to 4 bytes each; file systems allow 255 bytes
@@ -110,7 +110,7 @@ def estimate(model, processor, source: str | bytes, stem: Path, args) -> dict:
             num_frames += window.num_frames
     if args.npz:
         arrays = {"depth": torch.cat(kept).numpy(), "box": window.box, "frame_size": window.frame_size}
-        with written_aside(stem.with_name(stem.name + ".npz")) as aside, aside.open("wb") as file:
+        with write_aside(stem.with_name(stem.name + ".npz")) as aside, aside.open("wb") as file:
             np.savez_compressed(file, **arrays)
     line = {"depth": video.path.name, "num_frames": num_frames, "metres": summary(millimetres)}
     return line | ({"note": "; ".join(sorted(notes))} if notes else {})

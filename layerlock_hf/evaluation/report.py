@@ -7,17 +7,15 @@ import torch
 from torch import nn
 from transformers import AutoModelForDepthEstimation, AutoModelForVideoClassification
 
-from ..models import LayerLockVideoProcessor
 from ..evaluation import Sweep
-from .features import EncodedFeatures
-from .metrics import MEASURES, MIN_GROUPS
-from .protocol import Member
-from .sweep import METRICS
-from ..models import AttentionReadout
+from ..models import AttentionReadout, LayerLockVideoProcessor
 from ..models.modeling_layerlock_readout import depth_of_boxes
 from ..utils.outputs import read_lines
 from .arguments import ClipArguments
-from .plots import SHOWN, DepthClip, plot_confusion, plot_curves, plot_depth, plot_sweep
+from .features import EncodedFeatures
+from .plots import DepthClip, plot_confusion, plot_curves, plot_depth, plot_sweep
+from .protocol import Member
+from .sweep import METRICS
 
 
 MODEL = "model"

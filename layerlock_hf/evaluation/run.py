@@ -23,7 +23,7 @@ from ..utils.version import VERSION
 from .arguments import SIZED, ClipArguments, EncoderArguments, ReadoutSettings, parse
 from .encoders import load_encoder
 from .feature_sources import features_and_clips, fill, probe, sources_of
-from .protocol import SweepArguments, sweep_members
+from .protocol import sweep_members
 from .readouts import READOUTS
 from .report import draw, save_model
 from .results import build_results, write_results
@@ -56,7 +56,12 @@ TIMEOUT_S = 3600
 
 
 def train_readouts(
-    model: str | Path, task: str, data: str | Path, output_dir: str | Path, config: str | Path | None = None, **settings
+    model: str | Path,
+    task: str,
+    data: str | Path,
+    output_dir: str | Path,
+    config: str | Path | None = None,
+    **settings,
 ) -> dict | None:
     """Train readouts on a frozen encoder, all depths and learning rates from one pass, and test them, as
     `layerlock readout` does.
@@ -165,7 +170,10 @@ def build(settings: ReadoutSettings) -> Evaluation:
 @contextlib.contextmanager
 def kernels_are_deterministic() -> Iterator[None]:
     """On a GPU, where not all kernels add up in the same order every time."""
-    was, only_warned = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    was, only_warned = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
     if torch.cuda.is_available():
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)

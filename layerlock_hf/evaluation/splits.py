@@ -20,12 +20,12 @@ from ..evaluation import (
     count_windows,
 )
 from .adapters import read_depth, read_labelled
+from .arguments import ClipArguments
 from .baselines import TrainingDepth, class_frequencies, frame_shape_probabilities
 from .metrics import Judged, judge_classes, judge_depth
 from .results import TestSet
 from .sweep import Baseline
 from .tasks import Classification, Depth, Task
-from .arguments import ClipArguments
 
 
 BAD_VIDEOS = "bad_videos.jsonl"

@@ -11,13 +11,13 @@ from dataclasses import dataclass, field, make_dataclass
 from transformers import TrainingArguments
 from transformers.integrations import is_tensorboard_available
 
-from ..utils.cores import count_cores
 from ..data import DECODE_TIMEOUT, MaskArguments, load_videos
 from ..evaluation import OnlineReadout, center_clips, labelled_videos
 from ..models import LayerLockReadoutConfig, LayerLockViTConfig
 from ..models.configuration_layerlock import architecture_fields
-from ..training import LayerLockTrainer, LayerLockTrainingArguments, StageArguments
 from ..recipes.settings import SettingsParser, parse_with_recipe
+from ..training import LayerLockTrainer, LayerLockTrainingArguments, StageArguments
+from ..utils.cores import count_cores
 
 
 # By default: each holds two batches that are ready, and decodes in a process of its own
@@ -199,7 +199,9 @@ def make_parser() -> SettingsParser:
         usage="%(prog)s --config RECIPE --train_data VIDEOS --output_dir OUT [--SETTING VALUE ...]",
         formatter_class=Help,
     )
-    parser.add_argument("--config", required=True, help="Recipe: a name that `layerlock recipes` lists, or a YAML file.")
+    parser.add_argument(
+        "--config", required=True, help="Recipe: a name that `layerlock recipes` lists, or a YAML file."
+    )
     parser.add_argument("--help_all", action="help", help="Also show the settings of Transformers that few need.")
     if is_tensorboard_available():
         parser.set_defaults(report_to=["tensorboard"])

@@ -13,7 +13,7 @@ EASY = "easy_"  # how the names of easy sets begin
 
 
 def write_data(folder: Path, num_videos: int, num_workers: int | None = None):
-    """Unlabelled videos to pretrain on, and what `layerlock probe` reads, in `probe`: labels, depth and tracks of objects.
+    """Unlabelled videos to pretrain on, and in `probe` what `layerlock probe` reads: labels, depth, tracks of objects.
 
     No two sets share a scene. Those of `probe/easy_*` have one object before a camera that stands still.
 

@@ -7,10 +7,9 @@ import matplotlib
 import torch
 from transformers import AutoModelForPreTraining
 
-from ..models import LayerLockViTConfig
 from ..data import center_crop, read_clip
 from ..data.masking import MaskStrategy
-from ..models import patchify, unpatchify
+from ..models import LayerLockViTConfig, patchify, unpatchify
 
 
 matplotlib.use("Agg")

@@ -1,7 +1,6 @@
 """What a run of pretraining leaves beside its model and checkpoints."""
 
 import json
-import os
 from pathlib import Path
 
 from accelerate import PartialState
@@ -9,6 +8,7 @@ from transformers import TrainerCallback
 from transformers.utils import logging
 
 from ..data import BadVideos
+from ..utils.files import write_aside
 from ..utils.outputs import read_lines
 
 
@@ -37,9 +37,8 @@ class Reports(TrainerCallback):
             elif (self.folder / METRICS).is_file():
                 # What a run logged after the checkpoint that it resumes from is logged again
                 kept = [line for line in read_lines(self.folder / METRICS) if line["step"] <= state.global_step]
-                aside = self.folder / f"{METRICS}.new"
-                aside.write_text("".join(json.dumps(line) + "\n" for line in kept))
-                os.replace(aside, self.folder / METRICS)
+                with write_aside(self.folder / METRICS) as aside:
+                    aside.write_text("".join(json.dumps(line) + "\n" for line in kept))
         # The others read videos from here on: what they report must not be emptied
         PartialState().wait_for_everyone()
 

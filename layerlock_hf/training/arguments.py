@@ -11,7 +11,7 @@ from transformers.integrations import get_available_reporting_integrations
 
 from ..utils.bounds import MAX_SEED, check_bounds
 from ..utils.hub_names import check_hub
-from .processes import start_processes
+from ..utils.processes import start_processes
 from .schedules import LEARNING_RATE_DECAYS, whole_steps
 
 
@@ -54,9 +54,9 @@ class LayerLockTrainingArguments(TrainingArguments):
     (0.9, 0.95) and weight decay 0.05 (LayerLock, Table 8); gradients are not clipped, of which the paper says nothing
     (at 1, the default of Transformers, most steps of latent stages would be, and few of MAE);
     `train_sampling_strategy="sequential"`, because `PretrainingClips` are the whole run in order, shuffled once per
-    epoch by themselves; `ddp_find_unused_parameters=False`, because DDP is wrapped anew at every switch; `remove_unused_columns=False`;
-    `logging_nan_inf_filter=False`, because a loss that is not finite stops the run; persistent data workers. A run is
-    measured in steps: `max_steps` is required.
+    epoch by themselves; `ddp_find_unused_parameters=False`, because DDP is wrapped anew at every switch;
+    `remove_unused_columns=False`; `logging_nan_inf_filter=False`, because a loss that is not finite stops the run;
+    persistent data workers. A run is measured in steps: `max_steps` is required.
 
     Raises:
         ValueError: if the batch sizes contradict each other, or `max_steps` is missing.
@@ -126,7 +126,8 @@ class LayerLockTrainingArguments(TrainingArguments):
     )
     adam_beta2: float = field(default=0.95, metadata={"help": "Beta2 of AdamW."})
     train_sampling_strategy: str = field(
-        default="sequential", metadata={"help": "The data set is the whole run, in the order in which it is trained on."}
+        default="sequential",
+        metadata={"help": "The data set is the whole run, in the order in which it is trained on."},
     )
     ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "Not needed: see the class."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "The collator reads the columns."})

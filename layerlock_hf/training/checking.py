@@ -3,8 +3,8 @@
 from ..models.configuration_layerlock import LayerLockViTConfig
 from ..models.modeling_layerlock_pretraining import LayerLockViTForPretraining
 from ..models.video_processing_layerlock import MARGIN
+from ..utils.processes import raised_together
 from .arguments import LayerLockTrainingArguments
-from .processes import raised_together
 
 
 def check_batches(

@@ -63,7 +63,7 @@ def _read_config(checkpoint: Path) -> LayerLockViTConfig:
 
 
 def export_checkpoint(checkpoint: Path, output_dir: Path) -> LayerLockViTForPretraining:
-    """Write the model of a sharded checkpoint, with the processor of its run, into a folder that the Auto classes load.
+    """Write the model of a sharded checkpoint, with the processor of its run, for the Auto classes to load.
 
     Raises:
         CheckpointRefused: as of `load_sharded`.

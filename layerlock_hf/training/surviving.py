@@ -15,10 +15,10 @@ from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
 from ..utils.handing_over import HandOver, received
+from ..utils.processes import check_shared_folder, init_worker, shielded
 from .callbacks import PreemptionCallback
 from .checkpoints import ASIDE, CheckpointNotWritten, fault, keep_newest, newest_complete, publish, take_the_place_of
 from .foreign import check_weight_names
-from .processes import check_shared_folder, init_worker, shielded
 from .run_file import CheckpointRefused
 from .sharding import check_weights, load_whole_weights, save_whole_optimizer, saves_shards, saves_whole
 

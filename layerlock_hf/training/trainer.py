@@ -14,6 +14,8 @@ from transformers.utils import logging
 
 from ..models.modeling_layerlock_pretraining import LayerLockViTForPretraining, pair_masks
 from ..models.objectives import Stage
+from ..utils.memory import peak_memory_gib
+from ..utils.processes import raised_together
 from .arguments import LayerLockTrainingArguments
 from .callbacks import ScheduleCallback, StageCallback
 from .checking import check_batches, check_masks
@@ -21,8 +23,6 @@ from .compiling import compile_layers
 from .diagnostics import feature_statistics
 from .fitting import DoesNotFit, check_fits
 from .flops import step_flops
-from .memory import peak_memory_gib
-from .processes import raised_together
 from .run_file import CheckpointRefused, check_run_file, describe, read_run_file, write_run_file
 from .running_means import RunningMeans
 from .schedules import check_schedule, cosine, linear, scheduled_factor

@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 
 import pretrain
 from layerlock_hf.data import files, isolation
-from layerlock_hf.training.processes import run_and_exit
+from layerlock_hf.utils.processes import run_and_exit
 
 
 # Every frame of video i is about as bright as this

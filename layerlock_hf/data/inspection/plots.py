@@ -9,10 +9,10 @@ import matplotlib
 import numpy as np
 import torch
 
+from ...data import PretrainingCollator
+from ...models import LayerLockViTConfig
 from .advice import Measured
 from .steps import WORKER_STEPS, Look
-from ...models import LayerLockViTConfig
-from ...data import PretrainingCollator
 
 
 matplotlib.use("Agg")

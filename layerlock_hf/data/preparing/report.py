@@ -10,6 +10,8 @@ import numpy as np
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
+from layerlock_hf.utils.files import write_aside  # noqa: E402
+
 
 COLOUR, BAD_COLOUR = "#1f77b4", "#d1495b"
 NUM_BINS = 30
@@ -43,9 +45,8 @@ def write_report(videos: list[dict], folder: Path) -> str:
         *table(("codec", "videos"), Counter(fact["codec"] for fact in facts).most_common(NUM_NAMES)),
     ]
     plot(videos, facts, folder / "report.png")
-    part = folder / "report.md.part"
-    part.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
-    part.replace(folder / "report.md")
+    with write_aside(folder / "report.md") as aside:
+        aside.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
     return f"{summary}; see {folder / 'report.md'}"
 
 
@@ -118,7 +119,6 @@ def plot(videos: list[dict], facts: list[dict], path: Path):
     else:
         axes.set_title(f"nothing is wrong with {len(videos)} files")
         axes.set_axis_off()
-    part = path.with_suffix(".part")
-    figure.savefig(part, dpi=90, format="png")
+    with write_aside(path) as aside:
+        figure.savefig(aside, dpi=90, format="png")
     plt.close(figure)
-    part.replace(path)

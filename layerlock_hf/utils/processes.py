@@ -19,7 +19,7 @@ import torch.distributed as dist
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 
-from ..utils.parents import end_without_parent
+from .parents import end_without_parent
 
 
 # What launchers set: torchrun and accelerate, Ray

@@ -8,7 +8,7 @@ import forked
 import pytest
 
 from layerlock_hf.training import LayerLockTrainingArguments
-from layerlock_hf.training.processes import run_and_exit
+from layerlock_hf.utils.processes import run_and_exit
 
 
 ACCELERATE = str(Path(sys.executable).parent / "accelerate")
@@ -31,11 +31,6 @@ def test_a_launch_that_starts_one_process_of_several_is_refused(tmp_path):
 def test_one_process_is_not_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     LayerLockTrainingArguments(output_dir=str(tmp_path), max_steps=1, use_cpu=True)
-
-
-def test_jit_checkpoints_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="SIGTERM always saves"):
-        LayerLockTrainingArguments(output_dir=str(tmp_path), max_steps=1, use_cpu=True, enable_jit_checkpoint=True)
 
 
 def train_into_own_folder(root):
@@ -62,7 +57,7 @@ def test_nodes_that_share_no_folder_are_refused(tmp_path):
 def test_run_and_exit(code, status, said):
     program = (
         "import atexit, sys\n"
-        "from layerlock_hf.training.processes import run_and_exit\n"
+        "from layerlock_hf.utils.processes import run_and_exit\n"
         "atexit.register(lambda: print('flushed'))\n"
         f"def main():\n    {code}\n"
         "run_and_exit(main)\n"

@@ -1,9 +1,6 @@
-"""Recipes: flat YAML files that name the rows of the papers' tables, and the list of stages they stand for."""
+"""Methods: what the settings of a recipe stand for, as a list of stages."""
 
 from dataclasses import dataclass, field, fields
-from pathlib import Path
-
-import yaml
 
 from ..models.configuration_layerlock import LayerLockViTConfig
 from ..models.objectives import Stage
@@ -183,32 +180,3 @@ METHODS = {
     "blockwise": _blockwise,
     "blockwise_in_sequence": _blockwise_in_sequence,
 }
-
-
-class _OnceLoader(yaml.SafeLoader):
-    """Refuses a setting that is given twice, of which YAML would take the last."""
-
-    def construct_mapping(self, node, deep=False):
-        names = [self.construct_object(key) for key, _ in node.value]
-        twice = [name for name in names if names.count(name) > 1]
-        if twice:
-            raise yaml.YAMLError(f"{twice[0]} is given {names.count(twice[0])} times")
-        return super().construct_mapping(node, deep)
-
-
-def load_recipe(path: str | Path) -> dict:
-    """The settings of a recipe file.
-
-    Raises:
-        ValueError: if the file does not exist or is not a flat table of settings.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"config: there is no recipe {path}")
-    try:
-        settings = yaml.load(path.read_text(encoding="utf-8"), _OnceLoader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"config: {path} is not valid YAML in UTF-8: {' '.join(str(error).split())}") from error
-    if not isinstance(settings, dict) or not all(isinstance(name, str) for name in settings):
-        raise ValueError(f"config: {path} must hold settings, one `name: value` a line")
-    return settings
