@@ -58,8 +58,7 @@ def print_help():
 def recipes(arguments: list[str]):
     """List the recipes, all or those whose names contain one of the arguments."""
     if arguments and arguments[0] in HELP:
-        print("usage: layerlock recipes [NAME ...]
-")
+        print("usage: layerlock recipes [NAME ...]\n")
         print("Lists the recipes for --config: all, or those with a NAME in theirs.")
         return
     summaries = load("recipes").list_recipes()
