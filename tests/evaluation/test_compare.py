@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 
-import compare
+from layerlock_hf.cli import compare as program
+from layerlock_hf.evaluation import compare
 from layerlock_hf.evaluation.metrics import judge_classes, judge_depth
 from layerlock_hf.evaluation.protocol import Member
 from layerlock_hf.evaluation.results import TestSet, build_results, write_results
@@ -50,7 +51,7 @@ def write(tmp_path):
 
 
 def page(tmp_path, *paths) -> str:
-    compare.main([*map(str, paths), "--output", str(tmp_path / "out" / "deep")])
+    program.main([*map(str, paths), "--output", str(tmp_path / "out" / "deep")])
     assert (tmp_path / "out" / "deep" / "results.png").stat().st_size > 10_000
     return (tmp_path / "out" / "deep" / "results.md").read_text()
 
@@ -195,7 +196,7 @@ def test_an_output_that_cannot_be_written_is_named(tmp_path, write, capsys):
         with pytest.raises(
             SystemExit, match=f"error: output: cannot write to {tmp_path / culprit}: .*; choose another"
         ):
-            compare.main([results, "--output", str(tmp_path / output)])
+            program.main([results, "--output", str(tmp_path / output)])
     with pytest.raises(SystemExit, match="2"):
-        compare.main([results, "--output", ""])
+        program.main([results, "--output", ""])
     assert "argument --output: must be a path, got ''" in capsys.readouterr().err

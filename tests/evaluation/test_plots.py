@@ -1,12 +1,20 @@
-"""The pictures of train_readout.py show what they are given; how they look is for eyes."""
+"""The pictures of a sweep of readouts show what they are given; how they look is for eyes."""
 
 import numpy as np
 import pytest
-import readout_plots
 import torch
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
-from readout_plots import UNKNOWN_COLOUR, DepthClip, plot_confusion, plot_curves, plot_depth, plot_sweep
+
+from layerlock_hf.evaluation import plots
+from layerlock_hf.evaluation.plots import (
+    UNKNOWN_COLOUR,
+    DepthClip,
+    plot_confusion,
+    plot_curves,
+    plot_depth,
+    plot_sweep,
+)
 
 
 @pytest.fixture
@@ -18,10 +26,10 @@ def texts(monkeypatch):
         artists = figure.findobj(lambda artist: hasattr(artist, "get_text"))
         found.extend(artist.get_text() for artist in artists if artist.get_text())
 
-    monkeypatch.setattr(readout_plots.plt, "close", close)
+    monkeypatch.setattr(plots.plt, "close", close)
     yield found
     monkeypatch.undo()
-    readout_plots.plt.close("all")
+    plots.plt.close("all")
 
 
 def sweep(values: dict, task="classification", metric="top1"):
@@ -44,9 +52,9 @@ def test_a_sweep_with_gaps_and_a_member_that_diverged(tmp_path, texts):
 
 def test_differences_within_the_interval_have_colours_alike(tmp_path):
     results = sweep({(7, 1e-3): 0.75, (7, 1e-4): 0.74})
-    norm = readout_plots._norm(np.array([[75.0, 74.0]]), results)
+    norm = plots._norm(np.array([[75.0, 74.0]]), results)
     assert (norm.vmin, norm.vmax) == (49.5, 99.5)  # as wide as the interval, 50 to 100
-    norm = readout_plots._norm(np.array([[75.0, 5.0]]), results)
+    norm = plots._norm(np.array([[75.0, 5.0]]), results)
     assert (norm.vmin, norm.vmax) == (5, 75)
 
 
@@ -57,13 +65,13 @@ def test_relative_errors_are_not_percentages(tmp_path, texts):
 
 def test_probes_are_lines_over_the_depths_of_the_sweep(tmp_path, texts, monkeypatch):
     found = {}
-    keep = readout_plots.plt.Axes.plot
+    keep = plots.plt.Axes.plot
 
     def plot(axes, places, values, **style):
         found[style.get("label")] = list(places), list(values)
         return keep(axes, places, values, **style)
 
-    monkeypatch.setattr(readout_plots.plt.Axes, "plot", plot)
+    monkeypatch.setattr(plots.plt.Axes, "plot", plot)
     results = sweep({(7, 1e-3): 0.75, (10, 1e-3): 0.5})
     plot_sweep(results, tmp_path / "sweep.png")
     assert not found and "best readout" in texts

@@ -7,22 +7,22 @@ import re
 from pathlib import Path
 from types import SimpleNamespace
 
-import depth_videos
 import numpy as np
-import predict_depth
 import pytest
 import torch
 from transformers import pipeline
 
-import predict
 from layerlock_hf import (
     LayerLockVideoProcessor,
     LayerLockViTForDepthEstimation,
     LayerLockViTForPretraining,
     LayerLockViTForVideoClassification,
 )
+from layerlock_hf.cli import predict as program
 from layerlock_hf.data import DecodingError, read_clip
 from layerlock_hf.data.procedural import FRAME_RATE, write_procedural_dataset
+from layerlock_hf.evaluation import depth_videos, predict, predict_depth
+from layerlock_hf.utils import files
 
 
 NUM_FRAMES = 19
@@ -51,7 +51,7 @@ def save(tiny_config, tmp_path):
 
 def run(model, videos, out, *more):
     arguments = [str(model), str(videos), str(out), "--device", "cpu", "--num_workers", "0", *map(str, more)]
-    return predict.main(arguments)
+    return program.main(arguments)
 
 
 def lines(out):
@@ -182,7 +182,7 @@ def test_a_full_disk_is_told_in_a_line(save, videos, tmp_path, monkeypatch):
     def fsync(_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(predict.os, "fsync", fsync)
+    monkeypatch.setattr(files.os, "fsync", fsync)
     said = refused(save(LayerLockViTForVideoClassification), videos, tmp_path / "out")
     assert said == f"error: OUT: cannot write to {tmp_path / 'out'}: No space left on device"
     assert not (tmp_path / "out" / "predictions.jsonl").exists()
@@ -238,14 +238,14 @@ def test_what_cannot_be_done_is_named(save, videos, tmp_path):
 )
 def test_arguments_are_checked_before_anything_is_loaded(tmp_path, capsys, options, message):
     with pytest.raises(SystemExit, match="2"):
-        predict.main(["model", "videos", str(tmp_path / "out"), *options])
+        program.main(["model", "videos", str(tmp_path / "out"), *options])
     assert re.search(message, capsys.readouterr().err)
     assert not (tmp_path / "out").exists()
 
 
 def test_an_empty_name_is_not_the_current_folder(capsys):
     with pytest.raises(SystemExit, match="2"):
-        predict.main(["model", "videos", ""])
+        program.main(["model", "videos", ""])
     assert "argument OUT: must be a path, got ''" in capsys.readouterr().err
 
 

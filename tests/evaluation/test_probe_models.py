@@ -1,13 +1,13 @@
-"""scripts/probe.py from its command line to the files that it writes."""
+"""`layerlock probe` from its command line to the files that it writes."""
 
 import json
 from functools import partial
 
 import pytest
 
-import probe
+from layerlock_hf.cli import probe
 from layerlock_hf.data.procedural import write_procedural_dataset
-from layerlock_hf.evaluation import ladder, load_clips
+from layerlock_hf.evaluation import ladder, load_clips, probe_models
 from layerlock_hf.models import LayerLockViTModel
 
 
@@ -24,8 +24,8 @@ def folder(tmp_path):
 @pytest.fixture
 def run(tmp_path, tiny_config, folder, monkeypatch):
     LayerLockViTModel(tiny_config).save_pretrained(tmp_path / "model")
-    monkeypatch.setattr(probe, "count_cores", lambda: 1)
-    monkeypatch.setattr(probe, "probe_depths", lambda num_layers: [2, num_layers])
+    monkeypatch.setattr(probe_models, "count_cores", lambda: 1)
+    monkeypatch.setattr(probe_models, "probe_depths", lambda num_layers: [2, num_layers])
     monkeypatch.setattr(ladder, "fit_readouts", partial(ladder.fit_readouts, num_steps=3))
 
     def run(*arguments) -> dict:

@@ -1,28 +1,25 @@
 """The recipes of readouts say what the paper does (LayerLock, sec. A.4, Tables 11 and 12)."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
-import readout_arguments
 import torch
 
-import compare
-import train_readout
 from layerlock_hf.data.transforms import generator_for
+from layerlock_hf.evaluation import arguments, compare, run
 from layerlock_hf.evaluation.adapters import DEPTH, LABELLED
 from layerlock_hf.evaluation.protocol import sweep_members
 from layerlock_hf.evaluation.tasks import Classification, Depth
 from layerlock_hf.models import LayerLockViTConfig
+from layerlock_hf.recipes import list_recipes
 
 
-RECIPES = Path(readout_arguments.__file__).parent / "recipes" / "readouts"
-NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
+NAMES = [one.name for one in list_recipes() if one.kind == "readouts"]
 
 
 def parse(name, *flags):
     sources = ["--model", "encoder", "--data", "videos", "--output_dir", "out"]
-    return readout_arguments.parse(["--config", str(RECIPES / f"{name}.yaml"), *sources, *flags])
+    return arguments.parse(["--config", name, *sources, *flags])
 
 
 def test_there_is_a_recipe_per_task_of_the_paper():
@@ -60,7 +57,7 @@ def test_what_each_task_has_of_its_own(name, task, width, heads, num_test_clips,
     assert (clips.num_test_clips, clips.flip_probability) == (num_test_clips, flip_probability)
     assert clips.dataset in (DEPTH if task == "depth" else LABELLED)
     # Table 1 stands beside results of this name
-    assert compare.PAPER_TASKS[train_readout.name_of(clips)] == task
+    assert compare.PAPER_TASKS[run.name_of(clips)] == task
 
 
 @pytest.mark.parametrize("name, millions", [("ssv2", 7), ("scannet", 18)])

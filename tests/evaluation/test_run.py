@@ -3,7 +3,6 @@
 import shutil
 
 import pytest
-import readout_report
 import torch
 import yaml
 from readout_runs import NUM_TEST, SETTINGS, assert_close, error_of, run, write_inputs
@@ -17,10 +16,10 @@ from transformers import (
     VideoMAEModel,
 )
 
-import train_readout
 from layerlock_hf import LayerLockVideoProcessor
+from layerlock_hf.cli import readout
 from layerlock_hf.data import ClipTransform
-from layerlock_hf.evaluation import DepthTestClips, clips
+from layerlock_hf.evaluation import DepthTestClips, clips, report
 from layerlock_hf.evaluation.adapters import read_depth, read_labelled
 from layerlock_hf.evaluation.metrics import MEASURES, in_order, judge_classes, judge_depth, mean_probabilities, measure
 from layerlock_hf.evaluation.results import read_results
@@ -39,7 +38,7 @@ def root(tmp_path_factory):
 def without_pictures(monkeypatch):
     """They take most of the time of a short run; those of `outputs` have them."""
     for name in ("plot_sweep", "plot_curves", "plot_confusion", "plot_depth"):
-        monkeypatch.setattr(readout_report, name, lambda *_: None)
+        monkeypatch.setattr(report, name, lambda *_: None)
 
 
 def numbers(results: dict) -> dict:
@@ -212,11 +211,11 @@ def test_settings_come_from_a_recipe_and_flags_go_before(root, tmp_path):
     data = shutil.copytree(root / "data", tmp_path / "data")
     given = ["--config", str(tmp_path / "recipe.yaml"), "--model", str(root / "model")]
     given += ["--data", f"{data}?train=0-7&test=8-12", "--output_dir", str(data / "out"), "--learning_rates", "0.003"]
-    train_readout.main(given)
+    readout.main(given)
     results = read_results(data / "out" / "results.json")
     assert results["settings"]["weight_decay"] == 0.5 and results["settings"]["augment"] is False
     assert {member["learning_rate"] for member in results["members"]} == {0.003}
-    assert results["command"].startswith("train_readout.py --config ")
+    assert results["command"].startswith("layerlock readout --config ")
 
 
 FOREIGN = {

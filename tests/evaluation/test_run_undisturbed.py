@@ -9,18 +9,16 @@ import time
 from pathlib import Path
 
 import pytest
-import readout_features
-import readout_report
 import torch
 from readout_runs import NUM_VIDEOS, assert_close, damage, error_of, flags, run, write_inputs
 
-import train_readout
+from layerlock_hf.evaluation import feature_sources, report
 from layerlock_hf.evaluation.metrics import MEASURES
 from layerlock_hf.evaluation.results import read_results
 from layerlock_hf.models import LayerLockViTConfig, LayerLockViTForPretraining
 
 
-PROGRAM = Path(train_readout.__file__)
+PROGRAM = "layerlock_hf.cli.readout"
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +33,7 @@ def root(tmp_path_factory):
 def without_pictures(monkeypatch):
     """They take most of the time of a short run."""
     for name in ("plot_sweep", "plot_curves", "plot_confusion", "plot_depth"):
-        monkeypatch.setattr(readout_report, name, lambda *_: None)
+        monkeypatch.setattr(report, name, lambda *_: None)
 
 
 def test_kept_features_are_those_of_the_encoder(root, tmp_path):
@@ -108,10 +106,10 @@ def test_encoders_are_known_by_their_weights_and_configuration():
         return model
 
     first, other = encoder(), encoder()
-    assert readout_features.fingerprint(first) == readout_features.fingerprint(other)
+    assert feature_sources.fingerprint(first) == feature_sources.fingerprint(other)
     other.temperature.fill_(1.1)
-    assert readout_features.fingerprint(first) != readout_features.fingerprint(other)
-    assert readout_features.fingerprint(first) != readout_features.fingerprint(encoder(num_frames=8))
+    assert feature_sources.fingerprint(first) != feature_sources.fingerprint(other)
+    assert feature_sources.fingerprint(first) != feature_sources.fingerprint(encoder(num_frames=8))
 
 
 @pytest.mark.parametrize("task", MEASURES)
@@ -145,9 +143,9 @@ def test_nothing_to_test_ends_the_run(root, tmp_path, capsys):
 
 
 def start(root, output, *launcher, **settings) -> subprocess.Popen:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROGRAM.parents[1])}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     environment |= {"ACCELERATE_USE_CPU": "true"} if launcher else {}
-    command = [*(launcher or [sys.executable]), str(PROGRAM), *flags(root, output, **settings)]
+    command = [*(launcher or [sys.executable]), "-m", PROGRAM, *flags(root, output, **settings)]
     with (output.parent / f"{output.name}.log").open("a") as log:
         return subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
 
