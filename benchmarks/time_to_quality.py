@@ -26,11 +26,11 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import torch
-from runs import exit_when_terminated
 from transformers.utils import logging
 
 from comparing import read_record, write_data_once, write_record
 from layerlock_hf.data.procedural import MOTIONS
+from layerlock_hf.pretraining.jobs import exit_when_terminated
 from timed_runs import Data, Ours, Stopwatch, VideoMAE, probe_motion
 
 

@@ -1,11 +1,13 @@
 """What ends a run with one line rather than a traceback."""
 
 import contextlib
+import sys
 from collections.abc import Iterator
 
 from huggingface_hub.errors import StrictDataclassError
 
 from ..data import BadData
+from ..recipes.settings import UsageError
 from ..training.callbacks import NoDataCame
 from ..training.checkpoints import CheckpointNotWritten
 from ..training.fitting import DoesNotFit
@@ -18,6 +20,9 @@ def settings_errors_told() -> Iterator[None]:
     """Of settings, before a run."""
     try:
         yield
+    except UsageError as error:
+        print(f"{error.usage}error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None  # as argparse has it
     except (ValueError, StrictDataclassError) as error:
         raise SystemExit(f"error: {error}") from None
 

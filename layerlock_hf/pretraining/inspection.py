@@ -54,7 +54,7 @@ def inspect_run(
     if not looks:
         reasons = [f"{row['path']} ({row['reason']})" for row in read_lines(Path(bad_videos.path))[:3]]
         raise ValueError(f"train_data: none of {len(videos)} videos can be decoded, among them {'; '.join(reasons)}")
-    plot_clips(looks[:NUM_SHOWN], collator, config, output / CLIPS)
+    plot_clips(looks[:NUM_SHOWN], collator, config.num_frames, config.image_size, output / CLIPS)
     batch_size, num_workers = training_args.per_device_train_batch_size, training_args.dataloader_num_workers
     measured = Measured(
         looks,

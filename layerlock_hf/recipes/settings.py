@@ -9,11 +9,23 @@ from transformers import HfArgumentParser
 from . import load_recipe
 
 
+class UsageError(ValueError):
+    """Settings that cannot be parsed.
+
+    Attributes:
+        usage: how the program is called.
+    """
+
+    def __init__(self, message: str, usage: str):
+        super().__init__(message)
+        self.usage = usage
+
+
 class SettingsParser(HfArgumentParser):
-    """Raises a `ValueError` where argparse would print it and exit: functions parse settings too."""
+    """Raises a `UsageError` where argparse would print it and exit: functions parse settings, too."""
 
     def error(self, message: str):
-        raise ValueError(f"{message}: --help lists the settings")
+        raise UsageError(message, self.format_usage())
 
 
 def flags_of(settings: Mapping[str, object]) -> list[str]:

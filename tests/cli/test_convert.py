@@ -1,7 +1,6 @@
 """Released 4DS weights: the original's outputs where its fixtures are at hand, made-up checkpoints of other sizes."""
 
 import json
-import runpy
 import sys
 import zipfile
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from transformers import AutoModel, AutoModelForDepthEstimation, AutoModelForVideoClassification
 
 from layerlock_hf import LayerLockViTForDepthEstimation, LayerLockViTForVideoClassification, LayerLockViTModel
+from layerlock_hf.cli import convert as program
 from layerlock_hf.models.conversion_4ds import convert_4ds
 
 
@@ -213,7 +213,7 @@ def test_script(tmp_path, monkeypatch, capsys):
     command = ["convert_4ds.py", "--checkpoint", str(path), "--output_dir", str(output_dir)]
     command += ["--readout_depth_fraction", "0.5", "--decoding_patch_size", "1", "4", "12"]
     monkeypatch.setattr(sys, "argv", command)
-    runpy.run_path(str(ROOT / "scripts" / "convert_4ds.py"), run_name="__main__")
+    program.main(sys.argv[1:])
     assert "LayerLockViTForDepthEstimation" in capsys.readouterr().out
     model = AutoModelForDepthEstimation.from_pretrained(output_dir)
     assert (model.config.readout_depth, model.config.decoding_patch_size) == (0, [1, 4, 12])
@@ -307,7 +307,7 @@ def main(monkeypatch):
     def main(*options) -> str:
         monkeypatch.setattr(sys, "argv", ["convert_4ds.py", *map(str, options)])
         with pytest.raises(SystemExit) as error:
-            runpy.run_path(str(ROOT / "scripts" / "convert_4ds.py"), run_name="__main__")
+            program.main(sys.argv[1:])
         assert "\n" not in str(error.value)
         return str(error.value)
 

@@ -1,6 +1,5 @@
 """Ctrl-C while a program still imports, which takes it seconds."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -9,14 +8,14 @@ from pathlib import Path
 import pytest
 
 
-SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 # Runs a program whose first import from elsewhere meets Ctrl-C
 INTERRUPTED = """
 import runpy, sys
 
 class CtrlC:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {"huggingface_hub", "layerlock_hf", "matplotlib", "numpy", "transformers"}:
+        if name.partition(".")[0] in {"huggingface_hub", "matplotlib", "numpy", "transformers"}:
             raise KeyboardInterrupt
 
 sys.meta_path.insert(0, CtrlC())
@@ -33,6 +32,5 @@ PROGRAMS = (
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_imports_end_without_a_traceback(name):
     command = [sys.executable, "-c", INTERRUPTED, str(SCRIPTS / f"{name}.py")]
-    environment = {**os.environ, "PYTHONPATH": str(SCRIPTS)}
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (ended.returncode, ended.stdout, ended.stderr) == (-signal.SIGINT, "", "")

@@ -1,9 +1,6 @@
 """The program that makes a model of a sharded checkpoint, from its command to what it leaves."""
 
 import json
-import runpy
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,10 +8,10 @@ import torch.distributed.checkpoint as dcp
 from transformers.utils import VIDEO_PROCESSOR_NAME
 
 from layerlock_hf import LayerLockViTForPretraining
+from layerlock_hf.cli import export as program
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
-PROGRAM = Path(__file__).resolve().parents[1] / "scripts" / "export.py"
 
 
 @pytest.fixture
@@ -30,10 +27,9 @@ def checkpoint(tiny_config, tmp_path):
 
 
 @pytest.fixture
-def export(monkeypatch):
+def export():
     def export(*arguments):
-        monkeypatch.setattr(sys, "argv", ["export.py", *map(str, arguments)])
-        runpy.run_path(str(PROGRAM), run_name="__main__")
+        program.main([*map(str, arguments)])
 
     return export
 

@@ -5,8 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import programs
 import pytest
+
+from layerlock_hf.cli import programs
 
 
 SCRIPTS = Path(programs.__file__).parent

@@ -3,18 +3,18 @@
 import json
 import shutil
 
-import inspect_data_advice
-import inspect_data_plots
-import inspect_data_steps
 import matplotlib.image
 import numpy as np
 import pytest
 import torch
 import yaml
 
-import inspect_data
 from layerlock_hf import LayerLockViTConfig
+from layerlock_hf.cli import inspect as inspect_data
 from layerlock_hf.data import Augmentation, BadVideos, ClipTransform, PretrainingClips, load_videos
+from layerlock_hf.data.inspection import advice as inspect_data_advice
+from layerlock_hf.data.inspection import plots as inspect_data_plots
+from layerlock_hf.data.inspection import steps as inspect_data_steps
 from layerlock_hf.data.procedural import write_procedural_dataset
 
 
@@ -128,7 +128,7 @@ def test_what_it_shows_is_what_the_run_sees(videos, options, decode_timeout):
 def test_hidden_patches_are_covered(tiny_sizes):
     config = LayerLockViTConfig.from_preset("tiny", **tiny_sizes)  # a grid of (2, 4, 4)
     frames = np.full((4, 3, 16, 16), 200, np.uint8)
-    shaded = inspect_data_plots._shade(frames, torch.tensor([0, 21]), torch.tensor([0, 1, 31]), config)
+    shaded = inspect_data_plots._shade(frames, torch.tensor([0, 21]), torch.tensor([0, 1, 31]), config.grid_size)
     assert (shaded[:2, :, :4, :4] == 200).all(), "the first patch is seen in the first two frames"
     assert (shaded[2:, :, 4:8, 4:8] == 200).all(), "patch 21 is (1, 1, 1)"
     covered = np.array(shaded != 200).any(axis=1)

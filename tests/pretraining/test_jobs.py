@@ -5,13 +5,14 @@ import time
 
 import psutil
 import pytest
-import runs
-from runs import Run, RunFailed, alone, run_together
+
+from layerlock_hf.pretraining import jobs
+from layerlock_hf.pretraining.jobs import Run, RunFailed, alone, run_together
 
 
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch):
-    monkeypatch.setattr(runs, "POLL_INTERVAL", 0.02)
+    monkeypatch.setattr(jobs, "POLL_INTERVAL", 0.02)
 
 
 class Program(Run):
@@ -79,7 +80,7 @@ def test_an_interruption_ends_what_runs(tmp_path, monkeypatch):
     def interrupted(seconds):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runs.time, "sleep", interrupted)
+    monkeypatch.setattr(jobs.time, "sleep", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run_together([alone(lasting)], at_once=1)
     assert not psutil.pid_exists(lasting._process.pid)

@@ -1,29 +1,29 @@
 """The pretraining program, from its arguments to the files that it leaves."""
 
-import importlib.util
 import json
 import re
-import runpy
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-import pretrain_arguments
 import pytest
-import runs
 import torch
 import yaml
 from transformers import AutoModel
 
 from layerlock_hf import LayerLockViTConfig, LayerLockViTModel
+from layerlock_hf.cli import demo as demo_program
+from layerlock_hf.cli import pretrain as program
 from layerlock_hf.data.procedural import write_procedural_dataset
-from layerlock_hf.training import load_recipe
+from layerlock_hf.pretraining import arguments as pretrain_arguments
+from layerlock_hf.pretraining import demo as demo_run
+from layerlock_hf.recipes import load_recipe, recipe_paths
 from layerlock_hf.utils import cores
 
 
-SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
-RECIPES = sorted(path for path in (SCRIPTS / "recipes").rglob("*.yaml") if path.parent.name != "readouts")
+FOLDER = str(Path(__file__).resolve().parents[2] / "scripts")
+RECIPES = [name for name, path in recipe_paths().items() if path.parent.name != "readouts"]
 # Recipes keep all but their widths and the size of their clips
 NARROW = {
     "hidden_size": 32,
@@ -40,19 +40,8 @@ REPORTS = ("stages.json", "metrics.jsonl", "bad_videos.jsonl")
 
 
 @pytest.fixture(scope="module")
-def program():
-    """scripts/pretrain.py."""
-    spec = importlib.util.spec_from_file_location("pretrain", SCRIPTS / "pretrain.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["pretrain"] = module  # where the argument parser looks up the types of the fields
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["pretrain"]
-
-
-@pytest.fixture(scope="module")
-def pretrain(program):
-    """Its `main`."""
+def pretrain():
+    """`layerlock pretrain`."""
     return program.main
 
 
@@ -192,7 +181,7 @@ def test_flags_win_over_the_recipe(run, tmp_path):
         ([], {"global_batch_size": 6}, "global_batch_size=6 is not a multiple of per_device_train_batch_size=4"),
         ([], {"resume_from_checkpoint": "nowhere"}, "resume_from_checkpoint: there is no checkpoint nowhere"),
         ([], {"train_data": "no/such/folder"}, "train_data: 'no/such/folder' does not exist"),
-        ([], {"train_data": [str(SCRIPTS), "no/such/folder"]}, "train_data: 'no/such/folder' does not exist"),
+        ([], {"train_data": [FOLDER, "no/such/folder"]}, "train_data: 'no/such/folder' does not exist"),
         ([], {"train_weights": [0.5, 0.5]}, "train_weights in recipes) are 2, but there are 1 sources"),
         ([], {"clips_per_video": 3}, "per_device_train_batch_size=4 is not a multiple of clips_per_video=3"),
         ([], {"clips_per_video": 0}, "clips_per_video is 0"),
@@ -451,14 +440,14 @@ def test_a_mixture_of_groups(run, videos, tmp_path):
     "num_cores, quota, processes, expected",
     [(2, "max", 1, 1), (1, "max", 1, 1), (8, "max", 1, 7), (64, "max", 8, 7), (64, "max", 1, 16), (64, "4", 1, 3)],
 )
-def test_data_workers_fill_the_cores_by_default(program, monkeypatch, tmp_path, num_cores, quota, processes, expected):
+def test_data_workers_fill_the_cores_by_default(monkeypatch, tmp_path, num_cores, quota, processes, expected):
     (tmp_path / "cpu.max").write_text(f"{quota if quota == 'max' else int(quota) * 100_000} 100000\n")
     monkeypatch.setattr(cores, "CPU_QUOTA", tmp_path / "cpu.max")
     monkeypatch.setattr(cores.os, "sched_getaffinity", lambda process: set(range(num_cores)))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
     assert pretrain_arguments.default_data_workers() == expected
     flags = ["--train_data", "videos", "--output_dir", str(tmp_path), "--use_cpu", "true"]
-    flags += ["--config", str(SCRIPTS / "recipes" / "4ds-g-layerlock.yaml")]
+    flags += ["--config", "4ds-g-layerlock"]
     assert program.parse(flags)[-1].dataloader_num_workers == expected
     assert program.parse([*flags, "--dataloader_num_workers", "0"])[-1].dataloader_num_workers == 0
 
@@ -501,22 +490,22 @@ def test_help_lists_the_settings(pretrain, capsys):
     assert all(f"--{name}" in text for name in ("train_data", "freeze_start", "hidden_size", "global_batch_size"))
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_a_recipe_says_what_the_parser_understands(program, path, tmp_path):
+@pytest.mark.parametrize("recipe_name", RECIPES)
+def test_a_recipe_says_what_the_parser_understands(recipe_name, tmp_path):
     flags = ["--train_data", "videos", "--output_dir", str(tmp_path), "--use_cpu", "true"]
     parsed = {}
-    for arguments in program.parse(["--config", str(path), *flags]):
+    for arguments in program.parse(["--config", recipe_name, *flags]):
         parsed |= vars(arguments)
-    for name, value in load_recipe(path).items():
+    for name, value in load_recipe(recipe_name).items():
         if name == "report_to":
             value = []
         assert parsed[name] == value, name
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_every_recipe_runs_on_the_data_of_the_demonstration(pretrain, videos, path, tmp_path):
-    recipe = load_recipe(path)
+@pytest.mark.parametrize("recipe_name", RECIPES)
+def test_every_recipe_runs_on_the_data_of_the_demonstration(pretrain, videos, recipe_name, tmp_path):
+    recipe = load_recipe(recipe_name)
     flags = {**NARROW, "train_data": videos, "output_dir": tmp_path / "out", "max_steps": 2, "warmup_steps": 1}
     flags |= {"per_device_train_batch_size": 2, "global_batch_size": 2, "logging_steps": 1, "use_cpu": True}
     flags |= {"disable_tqdm": True, "dataloader_pin_memory": False, "save_strategy": "no", "frame_stride": 1}
@@ -524,14 +513,14 @@ def test_every_recipe_runs_on_the_data_of_the_demonstration(pretrain, videos, pa
         config = LayerLockViTConfig.from_preset(recipe["preset"], **NARROW)
         LayerLockViTModel(config).save_pretrained(tmp_path / "teacher")
         flags["teacher"] = tmp_path / "teacher"
-    pretrain(["--config", str(path), *(str(part) for name, value in flags.items() for part in (f"--{name}", value))])
+    pretrain(["--config", recipe_name, *(str(part) for name, value in flags.items() for part in (f"--{name}", value))])
     first, second = read_steps(tmp_path / "out")
     assert second["step"] == 2 and first["loss"] > 0 and second["loss"] > 0
 
 
 @pytest.mark.slow
 def test_demo(tmp_path):
-    command = [sys.executable, str(SCRIPTS / "demo.py"), "--output_dir", str(tmp_path)]
+    command = [sys.executable, "-m", "layerlock_hf", "demo", "--output_dir", str(tmp_path)]
     subprocess.run([*command, "--max_steps", "12", "--num_videos", "16"], capture_output=True, text=True, check=True)
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert len(summary["stages"]) == 5
@@ -541,13 +530,12 @@ def test_demo(tmp_path):
 
 @pytest.fixture
 def demo(monkeypatch):
-    """Runs demo.py up to its first video; the line that it ends with."""
+    """Runs `layerlock demo` up to its first video; the line that it ends with."""
 
     def demo(*flags) -> str:
-        monkeypatch.setattr(sys, "argv", ["demo.py", *map(str, flags)])
-        monkeypatch.setattr(runs, "write_data", lambda *_: pytest.fail("it renders"))
+        monkeypatch.setattr(demo_run, "write_data", lambda *_: pytest.fail("it renders"))
         with pytest.raises(SystemExit) as error:
-            runpy.run_path(str(SCRIPTS / "demo.py"), run_name="__main__")
+            demo_program.main([*map(str, flags)])
         return str(error.value)
 
     return demo
@@ -628,7 +616,7 @@ def test_mistakes_are_told_in_a_line(run, tmp_path, flags, message):
 
 
 def test_recipes_are_suggested(pretrain, tmp_path):
-    with pytest.raises(SystemExit, match=r"error: config: there is no recipe demo-ame; there are .*demo-mae.yaml"):
+    with pytest.raises(SystemExit, match=r"error: config: there is no recipe demo-ame: did you mean .*demo-mae"):
         pretrain(["--config", "demo-ame", "--train_data", "x", "--output_dir", str(tmp_path)])
 
 

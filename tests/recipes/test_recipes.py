@@ -1,5 +1,4 @@
 import dataclasses
-from pathlib import Path
 
 import pytest
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -7,6 +6,7 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from layerlock_hf.data import MaskArguments, MultiBlockMasks, RandomMask, TubeMask
 from layerlock_hf.models import LayerLockViTConfig
 from layerlock_hf.models.configuration_layerlock import architecture_fields
+from layerlock_hf.recipes import load_recipe, recipe_paths
 from layerlock_hf.training import (
     Latents,
     LayerLockTrainingArguments,
@@ -14,13 +14,11 @@ from layerlock_hf.training import (
     Pixels,
     Stage,
     StageArguments,
-    load_recipe,
     step_flops,
 )
 
 
-RECIPES = Path(__file__).resolve().parents[2] / "scripts" / "recipes"
-PATHS = sorted(path for path in RECIPES.rglob("*.yaml") if path.parent.name != "readouts")
+PATHS = [path for path in recipe_paths().values() if path.parent.name != "readouts"]
 PAPERS = [path for path in PATHS if not path.stem.startswith("demo")]
 STAGE_FIELDS = {field.name for field in dataclasses.fields(StageArguments)}
 TRAINING_FIELDS = {field.name for field in dataclasses.fields(LayerLockTrainingArguments)}
@@ -255,8 +253,7 @@ def read(path):
 
 
 def find(name):
-    (path,) = RECIPES.rglob(f"{name}.yaml")
-    return path
+    return recipe_paths()[name]
 
 
 def test_every_recipe_of_the_papers_is_expected_here():
@@ -381,7 +378,7 @@ def test_mini_warmups_of_table_6():
 
 @pytest.mark.parametrize("steps, frozen", [(160_000 - 1, 0), (160_000, 1), (169_999, 1), (170_000, 2), (470_000, 32)])
 def test_g_freezes_a_layer_every_10000_steps(steps, frozen):
-    stages = read(RECIPES / "4ds-g-layerlock.yaml")[2]
+    stages = read(find("4ds-g-layerlock"))[2]
     assert [s for s in stages if s.start <= steps][-1].num_frozen == frozen
 
 
@@ -448,7 +445,7 @@ def test_the_compute_matched_baseline_of_salt():
     masks = [(366, 750), (100, 1100)]  # what V-JEPA's masks leave in groups of 24 (recipes of facebookresearch/jepa)
     flops, steps = {}, {}
     for name in ("salt-l-teacher", "salt-l", "salt-vjepa2-l-221k"):
-        settings, config, (stage,) = read(next(RECIPES.rglob(f"{name}.yaml")))
+        settings, config, (stage,) = read(find(name))
         flops[name], steps[name] = step_flops(config, stage, masks), settings["max_steps"]
     of_salt = sum(flops[name] * steps[name] for name in ("salt-l-teacher", "salt-l"))
     assert steps["salt-vjepa2-l-221k"] == round(of_salt / flops["salt-vjepa2-l-221k"])

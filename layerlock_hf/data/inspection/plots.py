@@ -10,7 +10,6 @@ import numpy as np
 import torch
 
 from ...data import PretrainingCollator
-from ...models import LayerLockViTConfig
 from .advice import Measured
 from .steps import WORKER_STEPS, Look
 
@@ -31,17 +30,17 @@ FRAME_INCHES = 1.0
 CAPTION_INCHES = 0.42
 
 
-def plot_clips(looks: list[Look], collator: PretrainingCollator, config: LayerLockViTConfig, path: Path):
+def plot_clips(looks: list[Look], collator: PretrainingCollator, num_frames: int, image_size: int, path: Path):
     """Frames of every clip as the model sees them, and below, for every type of mask, what is hidden."""
     sheets = []
     for look in looks:
-        pairs = collator.masks(config.grid_size, [look.position], collator.seed)
-        clip = look.clip(config.image_size, config.num_frames)
-        sheets.append(_sheet(clip, [_shade(clip, seen[0], hidden[0], config) for seen, hidden in pairs]))
+        pairs = collator.masks(collator.grid_size, [look.position], collator.seed)
+        clip = look.clip(image_size, num_frames)
+        sheets.append(_sheet(clip, [_shade(clip, seen[0], hidden[0], collator.grid_size) for seen, hidden in pairs]))
     num_masks = len(pairs)
     num_columns = 2 if len(looks) > 1 else 1
     num_rows = -(-len(looks) // num_columns)
-    height, width = sheets[0].shape[0] / sheets[0].shape[1], min(MAX_COLUMNS, config.num_frames) * FRAME_INCHES
+    height, width = sheets[0].shape[0] / sheets[0].shape[1], min(MAX_COLUMNS, num_frames) * FRAME_INCHES
     width = max(width, 5.0)  # captions need some room
     block, margin, legend = width * height + CAPTION_INCHES, 0.25, 0.9
     size = (num_columns * (width + margin) + margin, num_rows * block + legend)
@@ -53,7 +52,7 @@ def plot_clips(looks: list[Look], collator: PretrainingCollator, config: LayerLo
         axes = figure.add_axes((left / size[0], bottom / size[1], width / size[0], width * height / size[1]))
         axes.imshow(sheet, interpolation="antialiased")
         axes.axis("off")
-        axes.set_title(_caption(look, config.num_frames, width), fontsize=8, loc="left", pad=2.5)
+        axes.set_title(_caption(look, num_frames, width), fontsize=8, loc="left", pad=2.5)
     lines = "with hidden patches covered" + f", in each of {num_masks} types of mask" * (num_masks > 1)
     title = f"Clips as the model sees them: whole, and {lines}"
     figure.text(margin / size[0], 1 - 0.3 / size[1], title, fontsize=13)
@@ -83,21 +82,21 @@ def _short(name: str, length: int) -> str:
     return name if len(name) <= length else f"...{name[3 - length :]}"
 
 
-def _shade(frames: np.ndarray, context_ids, target_ids, config: LayerLockViTConfig) -> np.ndarray:
+def _shade(frames: np.ndarray, context_ids, target_ids, grid_size: tuple[int, int, int]) -> np.ndarray:
     """The clip (T, C, S, S) with its hidden patches dimmed."""
-    is_seen, is_target = (_pixels_of(ids, config) for ids in (context_ids, target_ids))
+    is_seen, is_target = (_pixels_of(ids, grid_size, frames.shape) for ids in (context_ids, target_ids))
     tint = np.where(is_target[..., None], PREDICTED, IGNORED).transpose(0, 3, 1, 2)
     dimmed = KEPT * frames + (1 - KEPT) * tint
     return np.where(is_seen[:, None], frames, dimmed).round().astype(np.uint8)
 
 
-def _pixels_of(ids: torch.Tensor, config: LayerLockViTConfig) -> np.ndarray:
-    """Whether each pixel lies in one of these patches: (K,) to (T, S, S)."""
-    chosen = torch.zeros(int(np.prod(config.grid_size)), dtype=torch.bool)
+def _pixels_of(ids: torch.Tensor, grid_size: tuple[int, int, int], shape: tuple[int, int, int, int]) -> np.ndarray:
+    """Whether each pixel of clips of this shape (T, C, S, S) lies in one of these patches: (K,) to (T, S, S)."""
+    chosen = torch.zeros(math.prod(grid_size), dtype=torch.bool)
     chosen[ids] = True
-    grid = chosen.view(config.grid_size).numpy()
-    for axis, size in enumerate((config.tubelet_size, config.patch_size, config.patch_size)):
-        grid = grid.repeat(size, axis)
+    grid = chosen.view(grid_size).numpy()
+    for axis, (num_pixels, num_patches) in enumerate(zip((shape[0], *shape[2:]), grid_size, strict=True)):
+        grid = grid.repeat(num_pixels // num_patches, axis)
     return grid
 
 

@@ -1,23 +1,21 @@
 """The program that prepares videos, from its command to the files that it leaves."""
 
 import hashlib
-import importlib.util
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import psutil
 import pytest
 
+from layerlock_hf.cli import prepare
 from layerlock_hf.data.procedural import write_procedural_dataset
 
 
-SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
-PROGRAM = SCRIPTS / "prepare_videos.py"
+PROGRAM = ("-m", "layerlock_hf.cli.prepare")
 MANIFEST = "manifest-00000-of-00001.parquet"
 
 
@@ -38,13 +36,9 @@ def many_videos(tmp_path_factory):
 
 
 @pytest.fixture
-def main(monkeypatch):
-    monkeypatch.syspath_prepend(SCRIPTS)
+def main():
     previous = signal.getsignal(signal.SIGTERM)
-    spec = importlib.util.spec_from_file_location("prepare_videos", PROGRAM)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module.main
+    yield prepare.main
     signal.signal(signal.SIGTERM, previous)
 
 
