@@ -8,7 +8,6 @@ models with Transformers. Thus `layerlock --help` and `layerlock recipes` answer
 import difflib
 import importlib
 import importlib.util
-import os
 import shutil
 import sys
 import textwrap
@@ -89,8 +88,6 @@ def main(arguments: list[str]):
         raise SystemExit(f"error: there is no subcommand {name}: {hint}")
     if name == "recipes":
         return recipes(rest)
-    # Pictures go into files; a window system may not be there
-    os.environ.setdefault("MPLBACKEND", "Agg")
     sys.argv = [f"layerlock {name}", *rest]  # what messages call the program
     return importlib.import_module(f"layerlock_hf.cli.{name}").main(rest)
 

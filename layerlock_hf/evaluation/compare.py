@@ -4,16 +4,13 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from ..utils.outputs import check_output
 from .metrics import MEASURES
 from .plots import BEST_COLOUR, PROBES, SHOWN
 from .results import FIXED_DEPTH_FRACTION, read_results
-
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
 
 
 FIXED_COLOUR, BASELINE_COLOUR, PAPER_COLOUR = "#4c566a", "#b07d00", "#8a8f99"
@@ -252,14 +249,8 @@ def plot(sections: list[Section], path: Path):
     """A panel per section: the best and the fixed depth of every model with their intervals, baselines, references."""
     num_rows = [len(one.results) + len(one.results[0]["baselines"]) + len(one.anchors) for one in sections]
     heights = [1.15 + 0.44 * num for num in num_rows]
-    figure, panels = plt.subplots(
-        len(sections),
-        1,
-        figsize=(10.5, sum(heights) + 0.5),
-        height_ratios=heights,
-        squeeze=False,
-        layout="constrained",
-    )
+    figure = Figure(figsize=(10.5, sum(heights) + 0.5), layout="constrained")
+    panels = figure.subplots(len(sections), 1, height_ratios=heights, squeeze=False)
     for section, axes in zip(sections, panels[:, 0], strict=True):
         _panel(section, axes)
     kinds = [("best of the sweep", BEST_COLOUR, "o"), (f"at {FIXED_DEPTH_FRACTION} depth", FIXED_COLOUR, "s")]
@@ -268,13 +259,12 @@ def plot(sections: list[Section], path: Path):
     kinds += [(f"{name}, best depth", colour, marker) for _, name, colour, marker in PROBES * has_probes]
     has_anchors = any(section.anchors for section in sections)
     kinds += [(f"{PAPER_MARK} of the paper, not measured here", PAPER_COLOUR, "D")] * has_anchors
-    handles = [plt.Line2D([], [], color=colour, marker=mark, ls="", label=name) for name, colour, mark in kinds]
+    handles = [Line2D([], [], color=colour, marker=mark, ls="", label=name) for name, colour, mark in kinds]
     if any(any(section.notes) for section in sections):
         hollow = {"color": FIXED_COLOUR, "marker": "o", "markerfacecolor": "white", "linestyle": ""}
-        handles.append(plt.Line2D([], [], **hollow, label="[n] not comparable"))
+        handles.append(Line2D([], [], **hollow, label="[n] not comparable"))
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9)
     figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 def _panel(section: Section, axes):

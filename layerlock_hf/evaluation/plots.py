@@ -4,19 +4,17 @@ import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import torch
+from matplotlib import colormaps
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize, PowerNorm
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from ..models.modeling_layerlock_readout import MAX_DEPTH, is_known_depth
 from .metrics import MEASURES
-
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
-from matplotlib.colors import Normalize, PowerNorm  # noqa: E402
-from matplotlib.patches import Rectangle  # noqa: E402
-from matplotlib.ticker import LogLocator, NullFormatter  # noqa: E402
 
 
 BEST_COLOUR = "#d1495b"
@@ -70,16 +68,10 @@ def plot_sweep(results: dict, path: Path):
         has_member[place] = True
         value = row["metrics"][task.main_metric]
         values[place] = np.nan if value is None else shown.factor * value
-    colours = plt.get_cmap("viridis" if task.is_higher_better else "viridis_r").with_extremes(bad="#e6e6e6")
+    colours = colormaps["viridis" if task.is_higher_better else "viridis_r"].with_extremes(bad="#e6e6e6")
     heights = 0.75 * len(rates), 2.1
-    figure, (axes, lines) = plt.subplots(
-        2,
-        1,
-        figsize=(2.9 + 1.05 * len(depths), 2.4 + sum(heights)),
-        height_ratios=heights,
-        sharex=True,
-        layout="constrained",
-    )
+    figure = Figure(figsize=(2.9 + 1.05 * len(depths), 2.4 + sum(heights)), layout="constrained")
+    axes, lines = figure.subplots(2, 1, height_ratios=heights, sharex=True)
     image = axes.imshow(values, cmap=colours, aspect="auto", origin="lower", norm=_norm(values, results))
     for (i, j), value in np.ndenumerate(values):
         if np.isfinite(value):
@@ -106,7 +98,6 @@ def plot_sweep(results: dict, path: Path):
     lines.set_xticks(range(len(depths)), [f"{depth}\n({fractions[depth]:.2g})" for depth in depths])
     lines.set_xlabel("layers before the readout (share asked for)")
     figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 def _norm(values: np.ndarray, results: dict) -> Normalize:
@@ -168,16 +159,9 @@ def plot_curves(rows: list[dict], task: str, path: Path):
     depths = sorted({row["depth"] for row in rows})
     rates = sorted({row["learning_rate"] for row in rows})
     # Without the palest end of the map
-    colours = dict(zip(depths, plt.get_cmap("viridis")(np.linspace(0, 0.9, len(depths))), strict=True))
-    figure, grid = plt.subplots(
-        len(lines),
-        len(rates),
-        figsize=(1.6 + 4.2 * len(rates), 0.8 + 3.2 * len(lines)),
-        sharex=True,
-        sharey="row",
-        squeeze=False,
-        layout="constrained",
-    )
+    colours = dict(zip(depths, colormaps["viridis"](np.linspace(0, 0.9, len(depths))), strict=True))
+    figure = Figure(figsize=(1.6 + 4.2 * len(rates), 0.8 + 3.2 * len(lines)), layout="constrained")
+    grid = figure.subplots(len(lines), len(rates), sharex=True, sharey="row", squeeze=False)
     for line, panels in zip(lines, grid, strict=True):
         factor = SHOWN[line].factor if line in SHOWN else 1
         for rate, axes in zip(rates, panels, strict=True):
@@ -210,7 +194,6 @@ def plot_curves(rows: list[dict], task: str, path: Path):
         frameon=False,
     )
     figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 def _averaged(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -234,11 +217,11 @@ def plot_confusion(results: dict, path: Path):
     labels = [_short(name, MAX_NAME) for name in names]
     margin = 0.5 + (0.0085 * font_size * max(map(len, labels)) if has_names else 0.3)
     size = margin + side + 5.6, margin + side + 0.75
-    figure = plt.figure(figsize=size)
+    figure = Figure(figsize=size)
     axes = figure.add_axes((margin / size[0], margin / size[1], side / size[0], side / size[1]))
     # Few of many classes are a class's share of mistakes: the root lets them be seen
     norm = Normalize(0, 1) if has_numbers else PowerNorm(0.5, 0, 1)
-    colours = plt.get_cmap("Blues").with_extremes(bad="#e6e6e6")
+    colours = colormaps["Blues"].with_extremes(bad="#e6e6e6")
     image = axes.imshow(shares, cmap=colours, norm=norm, interpolation="nearest")
     if has_numbers:
         for (i, j), count in np.ndenumerate(counts):
@@ -270,7 +253,6 @@ def plot_confusion(results: dict, path: Path):
     figure.text(left, top, "Most frequent mistakes" if lines else "No mistakes", va="top", weight="bold", fontsize=11)
     figure.text(left, top - 0.28 / size[1], "\n".join(lines), va="top", fontsize=9, linespacing=1.3)
     figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 def _short(name: str, length: int) -> str:
@@ -305,9 +287,7 @@ def plot_depth(clips: list[DepthClip], path: Path, num_frames: int = 3):
     metres = torch.cat([clip.metres.float().flatten() for clip in clips])
     known = metres[is_known_depth(metres)].numpy()
     near, far = np.percentile(known, (1, 99)) if known.size else (0, MAX_DEPTH)
-    depth_colours, error_colours = (
-        plt.get_cmap(name).with_extremes(bad=UNKNOWN_COLOUR) for name in ("turbo_r", "magma")
-    )
+    depth_colours, error_colours = (colormaps[name].with_extremes(bad=UNKNOWN_COLOUR) for name in ("turbo_r", "magma"))
     depth_scale = {"cmap": depth_colours, "norm": Normalize(near, max(far, near + 1e-3))}
     error_scale = {"cmap": error_colours, "norm": Normalize(0, MAX_RELATIVE_ERROR)}
     blocks = [_film(clip, num_frames) for clip in clips]
@@ -316,7 +296,7 @@ def plot_depth(clips: list[DepthClip], path: Path, num_frames: int = 3):
     ratios = [ratio for block in blocks for ratio in [1] * len(block) + [0.12]][:-1]
     height, width = clips[0].metres.shape[-2:]
     inches = FRAME_INCHES * height / width
-    figure = plt.figure(figsize=(FRAME_INCHES * sum(ratios) + 2.1, 4 * inches + 0.95))
+    figure = Figure(figsize=(FRAME_INCHES * sum(ratios) + 2.1, 4 * inches + 0.95))
     grid = figure.subplots(4, len(ratios), gridspec_kw={"width_ratios": ratios, "wspace": 0.03, "hspace": 0.03})
     grid = grid.reshape(4, len(ratios))
     for axes in grid.flat:
@@ -351,13 +331,12 @@ def plot_depth(clips: list[DepthClip], path: Path, num_frames: int = 3):
     for scale, start, rows, label in ((depth_scale, 1, 2, "metres"), (error_scale, 0, 1, "|error| / depth")):
         place = (right + 0.12 / size[0], bottom + start * row + 0.05 * row, 0.16 / size[0], (rows - 0.1) * row)
         figure.colorbar(
-            plt.cm.ScalarMappable(scale["norm"], scale["cmap"]),
+            ScalarMappable(scale["norm"], scale["cmap"]),
             cax=figure.add_axes(place),
             extend="both" if rows == 2 else "max",
             label=label,
         )
     figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 def _film(clip: DepthClip, num_frames: int) -> list[tuple]:

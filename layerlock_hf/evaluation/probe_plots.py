@@ -5,15 +5,12 @@ import textwrap
 from pathlib import Path
 
 import matplotlib
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from ..evaluation import RUNGS, Rung
 from .ladder import ATTENTION
-
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
 
 
 ENCODER_COLOURS = ("#d1495b", "#1f77b4", "#2a9d8f", "#b07d00", "#7b4fa3")
@@ -100,6 +97,7 @@ def _cell(row: dict, key: str, metric: str) -> str:
     return text
 
 
+@matplotlib.rc_context({"font.size": 13, "axes.spines.top": False, "axes.spines.right": False})
 def plot_probes(scores: dict[str, dict], path: Path):
     """A panel per rung, a row per encoder and control: bars for ridge, diamonds for attention, lines for intervals."""
     rungs = shown_rungs(scores)
@@ -109,9 +107,9 @@ def plot_probes(scores: dict[str, dict], path: Path):
     places = _places(names)
     columns = min(3, len(rungs))
     num_rows = -(-len(rungs) // columns)
-    plt.rcParams.update({"font.size": 13, "axes.spines.top": False, "axes.spines.right": False})
     height = num_rows * (1.5 + 0.4 * places[names[-1]]) + 2.2
-    figure, panels = plt.subplots(num_rows, columns, figsize=(5.2 * columns + 2.2, height), squeeze=False)
+    figure = Figure(figsize=(5.2 * columns + 2.2, height))
+    panels = figure.subplots(num_rows, columns, squeeze=False)
     for number, (axes, (rung, metric)) in enumerate(zip(panels.flat, rungs)):  # noqa: B905
         _draw_panel(axes, scores, names, places, colours, rung, metric)
         goal = " (shorter is better)" if metric == "abs_rel" else ""
@@ -124,7 +122,6 @@ def plot_probes(scores: dict[str, dict], path: Path):
     figure.legend(handles=_legend(), loc="lower center", ncols=3, frameon=False)
     figure.tight_layout(rect=(0, 0.8 / height, 1, 1 - 0.1 / height), h_pad=2, w_pad=2)
     figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 def _places(names: list[str]) -> dict[str, float]:

@@ -5,15 +5,12 @@ from pathlib import Path
 
 import matplotlib
 import torch
+from matplotlib.figure import Figure
 from transformers import AutoModelForPreTraining
 
 from ..data import center_crop, read_clip
 from ..data.masking import MaskStrategy
 from ..models import LayerLockViTConfig, patchify, unpatchify
-
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
 
 
 COLOURS = ("#4c566a", "#1f77b4", "#d1495b", "#2a9d8f", "#b07d00", "#7b4fa3", "#00798c")
@@ -25,10 +22,11 @@ def spoken(target: str) -> str:
     return target.replace("_", " ")
 
 
+@matplotlib.rc_context({"font.size": 15, "axes.spines.top": False, "axes.spines.right": False})
 def plot_losses(runs: dict[str, list[dict]], stages: list[dict], max_steps: int, path: Path):
     """Losses and explained variances of both runs over the steps; the stages of the LayerLock run are shaded."""
-    plt.rcParams.update({"font.size": 15, "axes.spines.top": False, "axes.spines.right": False})
-    figure, (losses, explained) = plt.subplots(2, 1, figsize=(14, 10), sharex=True, height_ratios=(3, 2))
+    figure = Figure(figsize=(14, 10))
+    losses, explained = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     ends = [*(stage["start"] for stage in stages), max_steps]
     for axes, quantity in ((losses, "loss"), (explained, "explained_variance")):
         axes.plot(
@@ -79,7 +77,6 @@ def plot_losses(runs: dict[str, list[dict]], stages: list[dict], max_steps: int,
     figure.legend(handles, labels, loc="lower center", ncols=3, frameon=False, fontsize=13)
     figure.subplots_adjust(bottom=0.15)
     figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 @torch.inference_mode()
@@ -106,7 +103,7 @@ def plot_reconstruction(folder: Path, videos: list[Path], masks: MaskStrategy, r
     seen, completed = reconstruct(model, clips, masks)
     times = range(config.tubelet_size - 1, config.num_frames, config.tubelet_size)
     rows = (("what happens", clips), ("what the\nencoder sees", seen), ("what the\nmodel predicts", completed))
-    figure = plt.figure(figsize=(1.5 * len(videos) * len(times) + 1.6, 5.6))
+    figure = Figure(figsize=(1.5 * len(videos) * len(times) + 1.6, 5.6))
     # One row of subplots throughout, with a gap after each clip, keeps all images the same size
     columns = len(videos) * (len(times) + 1) - 1
     ratios = [0.15 if column % (len(times) + 1) == len(times) else 1 for column in range(columns)]
@@ -127,4 +124,3 @@ def plot_reconstruction(folder: Path, videos: list[Path], masks: MaskStrategy, r
     figure.subplots_adjust(left=0.07, right=0.99, top=0.85, bottom=0.02)
     figure.suptitle("Test clips: from the first frames to the next ones, as the plain MAE predicts them", fontsize=18)
     figure.savefig(path, dpi=100)
-    plt.close(figure)

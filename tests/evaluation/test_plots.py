@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from layerlock_hf.evaluation import plots
@@ -19,17 +21,16 @@ from layerlock_hf.evaluation.plots import (
 
 @pytest.fixture
 def texts(monkeypatch):
-    """All texts of the figures that are saved, as they are closed."""
-    found = []
+    """All texts of the figures that are saved."""
+    found, save = [], Figure.savefig
 
-    def close(figure):
+    def savefig(figure, *args, **options):
+        save(figure, *args, **options)
         artists = figure.findobj(lambda artist: hasattr(artist, "get_text"))
         found.extend(artist.get_text() for artist in artists if artist.get_text())
 
-    monkeypatch.setattr(plots.plt, "close", close)
-    yield found
-    monkeypatch.undo()
-    plots.plt.close("all")
+    monkeypatch.setattr(Figure, "savefig", savefig)
+    return found
 
 
 def sweep(values: dict, task="classification", metric="top1"):
@@ -65,13 +66,13 @@ def test_relative_errors_are_not_percentages(tmp_path, texts):
 
 def test_probes_are_lines_over_the_depths_of_the_sweep(tmp_path, texts, monkeypatch):
     found = {}
-    keep = plots.plt.Axes.plot
+    keep = Axes.plot
 
     def plot(axes, places, values, **style):
         found[style.get("label")] = list(places), list(values)
         return keep(axes, places, values, **style)
 
-    monkeypatch.setattr(plots.plt.Axes, "plot", plot)
+    monkeypatch.setattr(Axes, "plot", plot)
     results = sweep({(7, 1e-3): 0.75, (10, 1e-3): 0.5})
     plot_sweep(results, tmp_path / "sweep.png")
     assert not found and "best readout" in texts

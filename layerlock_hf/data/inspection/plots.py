@@ -5,18 +5,14 @@ import os
 import textwrap
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import torch
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from ...data import PretrainingCollator
 from .advice import Measured
 from .steps import WORKER_STEPS, Look
-
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
-from matplotlib.patches import Patch  # noqa: E402
 
 
 COLOURS = dict(zip(WORKER_STEPS, ("#b07d00", "#1f77b4", "#2a9d8f", "#7b4fa3", "#a3a9b5"), strict=True))
@@ -44,7 +40,7 @@ def plot_clips(looks: list[Look], collator: PretrainingCollator, num_frames: int
     width = max(width, 5.0)  # captions need some room
     block, margin, legend = width * height + CAPTION_INCHES, 0.25, 0.9
     size = (num_columns * (width + margin) + margin, num_rows * block + legend)
-    figure = plt.figure(figsize=size)
+    figure = Figure(figsize=size)
     for number, (look, sheet) in enumerate(zip(looks, sheets, strict=True)):
         row, column = divmod(number, num_columns)
         left = margin + column * (width + margin)
@@ -62,7 +58,6 @@ def plot_clips(looks: list[Look], collator: PretrainingCollator, num_frames: int
     ]
     figure.legend(handles=handles, loc="lower left", bbox_to_anchor=(margin / size[0], 0), ncols=2, frameon=False)
     figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 def _caption(look: Look, num_frames: int, inches: float) -> str:
@@ -117,9 +112,8 @@ def _sheet(frames: np.ndarray, shaded: list[np.ndarray]) -> np.ndarray:
 def plot_times(measured: Measured, verdict: str, path: Path):
     """The steps of every clip as stacked bars, their means, and the clips per second that workers make."""
     looks, means = measured.looks, measured.means()
-    figure, (times, rates) = plt.subplots(
-        1, 2, figsize=(13, 1.9 + 0.32 * max(len(looks) + 1, 5)), width_ratios=(3.2, 1), layout="constrained"
-    )
+    figure = Figure(figsize=(13, 1.9 + 0.32 * max(len(looks) + 1, 5)), layout="constrained")
+    times, rates = figure.subplots(1, 2, width_ratios=(3.2, 1))
     rows = [{**look.seconds, **{"collate": means["collate"]}} for look in looks] + [means]
     labels = [f"{_short(look.name, 34)}  {look.facts.width}x{look.facts.height}" for look in looks] + ["MEAN"]
     left = np.zeros(len(rows))
@@ -150,4 +144,3 @@ def plot_times(measured: Measured, verdict: str, path: Path):
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(verdict, fontsize=13)
     figure.savefig(path, dpi=110)
-    plt.close(figure)

@@ -5,12 +5,9 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
 
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
-
-from layerlock_hf.utils.files import write_aside  # noqa: E402
+from ...utils.files import write_aside
 
 
 COLOUR, BAD_COLOUR = "#1f77b4", "#d1495b"
@@ -86,10 +83,11 @@ def quantity_rows(facts: list[dict]) -> list[tuple]:
     return rows
 
 
+@matplotlib.rc_context({"font.size": 13, "axes.spines.top": False, "axes.spines.right": False})
 def plot(videos: list[dict], facts: list[dict], path: Path):
     """Durations, sizes and frame rates of what is packed, and what is wrong with the rest."""
-    plt.rcParams.update({"font.size": 13, "axes.spines.top": False, "axes.spines.right": False})
-    figure, panels = plt.subplots(2, 2, figsize=(14, 9), layout="constrained")
+    figure = Figure(figsize=(14, 9), layout="constrained")
+    panels = figure.subplots(2, 2)
     for axes, (title, unit, quantity, is_logarithmic) in zip(panels.flat, QUANTITIES, strict=False):
         values = np.array([quantity(fact) for fact in facts])
         axes.set_title(f"{title} of {len(values)} packed videos")
@@ -121,4 +119,3 @@ def plot(videos: list[dict], facts: list[dict], path: Path):
         axes.set_axis_off()
     with write_aside(path) as aside:
         figure.savefig(aside, dpi=90, format="png")
-    plt.close(figure)
