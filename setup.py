@@ -5,10 +5,10 @@ from setuptools import find_packages, setup
 
 
 ROOT = Path(__file__).parent
-VERSION = re.search(r'^__version__ = "([^"]+)"', (ROOT / "layerlock_hf" / "__init__.py").read_text(), re.M).group(1)
+VERSION = re.search(r'^VERSION = "([^"]+)"', (ROOT / "layerlock_hf/utils/version.py").read_text(), re.M).group(1)
 README = ROOT / "README.md"
 
-TRAIN = ["tensorboard", "matplotlib"]
+TRAIN = ["tensorboard"]
 TEST = ["pytest", "pytest-timeout", "pytest-xdist", "scikit-learn", "torchmetrics"]
 DEV = [*TRAIN, *TEST, "ruff", "codespell", "pre-commit"]
 
@@ -20,6 +20,9 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["layerlock_hf", "layerlock_hf.*"]),
+    package_data={"layerlock_hf": ["recipes/**/*.yaml", "cli/launch/*.yaml"]},
+    # Not an entry point: that would import the package, which takes seconds, before it could answer
+    scripts=["scripts/layerlock"],
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.11",
@@ -31,6 +34,7 @@ setup(
         "safetensors",
         "torchcodec>=0.12",
         "av>=17",
+        "matplotlib",
         "numpy",
         "pillow",
         "psutil",

@@ -2,15 +2,13 @@
 continued."""
 
 import json
-import sys
 from pathlib import Path
 
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
-from layerlock_hf import LayerLockViTConfig  # noqa: E402
-from layerlock_hf.models.configuration_layerlock import architecture_fields  # noqa: E402
-from layerlock_hf.training import load_recipe  # noqa: E402
-from runs import SCRIPTS, write_data  # noqa: E402
+from layerlock_hf import LayerLockViTConfig
+from layerlock_hf.models.configuration_layerlock import architecture_fields
+from layerlock_hf.pretraining.demo_data import write_data
+from layerlock_hf.recipes import find_recipe, load_recipe
+from layerlock_hf.utils.files import write_aside
 
 
 REFERENCE = "demo"  # the recipe that gives steps and sizes
@@ -22,7 +20,7 @@ SAME_SETTINGS = ("global_batch_size", "frame_stride", "clips_per_video")
 
 
 def recipe_path(name: str) -> Path:
-    return SCRIPTS / "recipes" / f"{name}.yaml"
+    return find_recipe(name)
 
 
 def model_config(recipe: dict) -> LayerLockViTConfig:
@@ -62,9 +60,8 @@ def read_record(path: Path, settings) -> dict | None:
 
 def write_record(path: Path, record):
     """Whole or not at all."""
-    aside = path.with_suffix(".tmp")
-    aside.write_text(json.dumps(record, indent=1) + "\n")
-    aside.replace(path)
+    with write_aside(path) as aside:
+        aside.write_text(json.dumps(record, indent=1) + "\n")
 
 
 def write_data_once(output: Path, num_videos: int) -> Path:

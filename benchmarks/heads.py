@@ -10,12 +10,9 @@ value, and the largest norm of the gradients before they are clipped.
 import argparse
 import json
 import statistics
-import sys
 from pathlib import Path
 
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
-from runs import RECOVERED, read_metrics, summarise_stages  # noqa: E402
+from layerlock_hf.pretraining.logs import RECOVERED, read_metrics, summarise_stages
 
 
 COLUMNS = ("first_explained_variance", "last_explained_variance", "steps_to_recover", "largest_grad_norm")

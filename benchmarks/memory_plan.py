@@ -1,6 +1,6 @@
 """What a GPU must hold to train by a recipe, stage by stage: counted without one, and without allocating anything.
 
-python benchmarks/memory_plan.py --config scripts/recipes/4ds-g-layerlock.yaml
+python benchmarks/memory_plan.py --config 4ds-g-layerlock
 
 Weights, gradients and AdamW's moments are exact counts over the real model; activations are what autograd keeps of its
 forward pass on fake tensors. Not counted: what operations need while they run (targets included), fragments, CUDA and
@@ -13,7 +13,8 @@ from layerlock_hf import LayerLockViTConfig
 from layerlock_hf.data import MaskArguments
 from layerlock_hf.models import Stage
 from layerlock_hf.models.configuration_layerlock import architecture_fields
-from layerlock_hf.training import StageArguments, load_recipe
+from layerlock_hf.recipes import load_recipe
+from layerlock_hf.training import StageArguments
 from layerlock_hf.training.memory_plan import activation_bytes, empty_model, gathered_bytes, state_bytes
 
 

@@ -13,7 +13,6 @@ Writes results.json, results.md and methods.png.
 
 import argparse
 import statistics
-import sys
 from collections.abc import Generator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -24,25 +23,17 @@ import torch
 from transformers import AutoModel, set_seed
 from transformers.utils import logging
 
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
-import comparing  # noqa: E402
-from comparing import read_record, write_record  # noqa: E402
-from layerlock_hf.evaluation import climb, load_clips, probe_depths  # noqa: E402
-from layerlock_hf.training import load_recipe  # noqa: E402
-from runs import (  # noqa: E402
-    Run,
-    RunFailed,
-    exit_when_terminated,
-    read_log,
-    read_metrics,
-    run_together,
-    shortened,
-)
+import comparing
+from comparing import read_record, write_record
+from layerlock_hf.evaluation import climb, load_clips, probe_depths
+from layerlock_hf.pretraining.jobs import Run, RunFailed, exit_when_terminated, run_together
+from layerlock_hf.pretraining.logs import read_log, read_metrics
+from layerlock_hf.recipes import load_recipe
+from layerlock_hf.recipes.shortening import shortened
 
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 
 @dataclass(frozen=True)
@@ -79,7 +70,7 @@ RANDOM = "random"
 TITLES = {name: entry.title for name, entry in METHODS.items()} | {RANDOM: "random weights"}
 COLOURS = dict(zip(TITLES, plt.get_cmap("tab20").colors, strict=False))
 NUM_DIAGNOSES = 40
-PROGRAM = Path(__file__).with_name("pretrain_decoded.py")
+PROGRAM = (str(Path(__file__).with_name("pretrain_decoded.py")),)
 
 
 def plan(method: str, max_steps: int, seed: int, num_diagnoses: int = NUM_DIAGNOSES) -> list[tuple[str, dict]]:

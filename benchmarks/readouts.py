@@ -17,7 +17,6 @@ from pathlib import Path
 from tqdm import tqdm
 
 
-SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 COMMON = {"warmup_steps": 20, "learning_rates": [3e-4, 1e-3, 3e-3]}
 SQUARES = {"ignores_aspect": True, "resize_factor": 1.0, "augment": False}
 CLASSIFICATION = {"task": "classification", "num_examples": 9600, "batch_size": 32, **SQUARES}
@@ -70,12 +69,14 @@ def main():
                 settings["feature_cache"] = folder / "features"
             with (folder / "log").open("w") as log:
                 subprocess.run(
-                    [sys.executable, SCRIPTS / "train_readout.py", *flags(settings)],
+                    [sys.executable, "-m", "layerlock_hf.cli.readout", *flags(settings)],
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     check=True,
                 )
-    subprocess.run([sys.executable, SCRIPTS / "compare.py", *results, "--output", options.output_dir], check=True)
+    subprocess.run(
+        [sys.executable, "-m", "layerlock_hf.cli.compare", *results, "--output", options.output_dir], check=True
+    )
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 
 from layerlock_hf import LayerLockViTConfig
 from layerlock_hf.training import FreezeSchedule, locked, mae
-from layerlock_hf.training.memory import peak_memory_gib, reset_peak_memory
+from layerlock_hf.utils.memory import peak_memory_gib, reset_peak_memory
 from steps import Case, Steps, layerlock_case
 
 

@@ -18,7 +18,7 @@ import torch
 from layerlock_hf import LayerLockViTConfig, LayerLockViTForPretraining
 from layerlock_hf.data import TubeMask
 from layerlock_hf.training import blockwise
-from layerlock_hf.training.memory import peak_memory_gib, reset_peak_memory
+from layerlock_hf.utils.memory import peak_memory_gib, reset_peak_memory
 
 
 DEPTHS = [3, 6, 9, 12]

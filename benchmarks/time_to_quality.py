@@ -30,7 +30,7 @@ from transformers.utils import logging
 
 from comparing import read_record, write_data_once, write_record
 from layerlock_hf.data.procedural import MOTIONS
-from runs import exit_when_terminated
+from layerlock_hf.pretraining.jobs import exit_when_terminated
 from timed_runs import Data, Ours, Stopwatch, VideoMAE, probe_motion
 
 

@@ -1,7 +1,6 @@
 """Clips of decoded videos, a stopwatch that probes, and the contenders of benchmarks/time_to_quality.py."""
 
 import copy
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -13,13 +12,11 @@ from torch.nn.utils import clip_grad_norm_
 from torch.utils.data import DataLoader, Dataset
 from transformers import PrinterCallback, TrainerCallback, VideoMAEConfig, VideoMAEForPreTraining, set_seed
 
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
-from comparing import REFERENCE, load_checked, model_config, recipe_path  # noqa: E402
-from layerlock_hf import LayerLockViTConfig  # noqa: E402
-from layerlock_hf.data import PretrainingClips, PretrainingCollator, fetch, load_videos, read_clip  # noqa: E402
-from layerlock_hf.data.masking import TubeMask  # noqa: E402
-from layerlock_hf.evaluation import (  # noqa: E402
+from comparing import REFERENCE, load_checked, model_config, recipe_path
+from layerlock_hf import LayerLockViTConfig
+from layerlock_hf.data import PretrainingClips, PretrainingCollator, fetch, load_videos, read_clip
+from layerlock_hf.data.masking import TubeMask
+from layerlock_hf.evaluation import (
     center_clips,
     clip_features,
     encode,
@@ -27,11 +24,11 @@ from layerlock_hf.evaluation import (  # noqa: E402
     linear_accuracy,
     probe_depths,
 )
-from layerlock_hf.models import TransformersEncoder, TransformersEncoderConfig  # noqa: E402
-from layerlock_hf.training.schedules import scheduled_factor  # noqa: E402
-from pretrain import build, build_clips  # noqa: E402
-from pretrain_arguments import parse  # noqa: E402
-from runs import shortened  # noqa: E402
+from layerlock_hf.models import TransformersEncoder, TransformersEncoderConfig
+from layerlock_hf.pretraining.arguments import parse
+from layerlock_hf.pretraining.building import build, build_clips
+from layerlock_hf.recipes.shortening import shortened
+from layerlock_hf.training.schedules import scheduled_factor
 
 
 TUBE_RATIO = 0.75
@@ -248,7 +245,7 @@ class Ours:
             counted FLOPs of a step, on average over the run; None if they are not counted.
         """
         with tempfile.TemporaryDirectory() as folder:
-            trainer, _, _ = build(self.arguments(settings, data, folder))
+            trainer = build(parse(self.arguments(settings, data, folder)))
             trainer.train_dataset = DecodedClips(trainer.train_dataset, data.frames)
             trainer.remove_callback(PrinterCallback)
             trainer.add_callback(Timed(stopwatch))

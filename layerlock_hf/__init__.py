@@ -5,6 +5,8 @@ classes of videos.
 """
 
 from .utils import parents  # noqa: F401  # isort: skip  # which must come first
+import importlib
+
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -37,9 +39,28 @@ from .models import (
     readout_depth_from_fraction,
 )
 from .models.pipeline_video_classification import HeedingVideoClassificationPipeline
+from .utils.version import VERSION
 
 
-__version__ = "0.1.0.dev0"
+# What takes longer to import than the models, and is imported when it is first asked for
+_FUNCTIONS = {
+    "build_trainer": "pretraining.building",
+    "load_recipe": "recipes",
+    "pretrain": "pretraining.running",
+    "train_readouts": "evaluation.run",
+}
+__version__ = VERSION
+
+
+def __getattr__(name: str):
+    if name not in _FUNCTIONS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_FUNCTIONS[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_FUNCTIONS})
+
 
 AutoConfig.register(LayerLockViTConfig.model_type, LayerLockViTConfig, exist_ok=True)
 AutoModel.register(LayerLockViTConfig, LayerLockViTModel, exist_ok=True)
@@ -77,6 +98,10 @@ __all__ = [
     "Pixels",
     "Stage",
     "VideoDepthEstimationPipeline",
+    "build_trainer",
+    "load_recipe",
     "post_process_depth_estimation",
+    "pretrain",
     "readout_depth_from_fraction",
+    "train_readouts",
 ]

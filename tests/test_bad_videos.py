@@ -1,12 +1,10 @@
 """A fifth of the videos is bad in every way that is known: a run finishes, names them, and can be repeated."""
 
 import ctypes
-import importlib.util
 import json
 import os
 import shutil
 import signal
-import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -15,10 +13,10 @@ import numpy as np
 import pytest
 import yaml
 
+from layerlock_hf.cli import pretrain as program
 from layerlock_hf.data import datasets
 
 
-SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "pretrain.py"
 NUM_GOOD = 40
 TIMEOUT = 2  # seconds
 # What is reported, and whether the video is used all the same
@@ -101,12 +99,7 @@ def poison(monkeypatch):
 
 @pytest.fixture(scope="module")
 def pretrain():
-    spec = importlib.util.spec_from_file_location("pretrain", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["pretrain"] = module
-    spec.loader.exec_module(module)
-    yield module.main
-    del sys.modules["pretrain"]
+    return program.main
 
 
 @pytest.fixture

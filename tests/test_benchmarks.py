@@ -28,15 +28,13 @@ def load(name):
 
 @pytest.fixture(scope="module")
 def methods():
-    """benchmarks/methods.py, which finds its siblings in scripts."""
-    before = list(sys.path)
-    yield load("methods")
-    sys.path[:] = before
+    """benchmarks/methods.py."""
+    return load("methods")
 
 
 @pytest.fixture
 def recipes(methods, monkeypatch, tmp_path):
-    """A folder of recipes in the place of scripts/recipes."""
+    """A folder of recipes in the place of the package's."""
     monkeypatch.setattr(methods.comparing, "recipe_path", lambda name: tmp_path / f"{name}.yaml")
     base = "preset: tiny\nglobal_batch_size: 4\nresize_factor: 1.0\nwarmup_steps: 40\n"
     texts = {"demo": "max_steps: 1100\nfreeze_start: 460\n", "demo-mae": "max_steps: 1100\n"}

@@ -1,4 +1,4 @@
-"""scripts/pretrain.py stopped by signals, alone and under accelerate, and started again by the same command."""
+"""`layerlock pretrain` stopped by signals, alone and under accelerate, and started again by the same command."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from layerlock_hf.data.procedural import write_procedural_dataset
 
 
 ROOT = Path(__file__).resolve().parents[1]
-PROGRAM = ROOT / "scripts" / "pretrain.py"
+PROGRAM = "layerlock_hf.cli.pretrain"
 NUM_STEPS = 96  # long enough for the signal to arrive in the middle
 MEASURED = (
     "clips_per_second",
@@ -68,7 +68,7 @@ def command(recipe, output_dir, num_processes):
         launcher = [str(Path(sys.executable).parent / "accelerate"), "launch", "--multi_gpu", "--num_machines", "1"]
         launcher += ["--num_processes", str(num_processes), "--main_process_port", str(port)]
         launcher += ["--mixed_precision", "no", "--dynamo_backend", "no"]
-    return [*launcher, str(PROGRAM), "--config", str(recipe), "--output_dir", str(output_dir), "--resume", "auto"]
+    return [*launcher, "-m", PROGRAM, "--config", str(recipe), "--output_dir", str(output_dir), "--resume", "auto"]
 
 
 def start(recipe, output_dir, num_processes):
@@ -130,20 +130,19 @@ def test_a_signal_saves_and_the_same_command_goes_on(tmp_path, recipe, number, n
 
 SLOW = """
 import sys, time
-sys.path[:0] = [{root!r}, {scripts!r}]
-import pretrain
+from layerlock_hf.cli import pretrain
 from layerlock_hf.training import LayerLockTrainer, callbacks
 {changes}
-from layerlock_hf.training.processes import run_and_exit
+from layerlock_hf.utils.processes import run_and_exit
 run_and_exit(lambda: pretrain.main(sys.argv[1:]))
 """
 
 
 def start_changed(recipe, output_dir, changes):
     """pretrain.py with something changed in it."""
-    program = SLOW.format(root=str(ROOT), scripts=str(PROGRAM.parent), changes=changes)
+    program = SLOW.format(changes=changes)
     return subprocess.Popen(
-        [sys.executable, "-c", program, *command(recipe, output_dir, 1)[2:]],
+        [sys.executable, "-c", program, *command(recipe, output_dir, 1)[3:]],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -198,7 +197,7 @@ def test_the_processes_of_a_killed_launcher_end(tmp_path, recipe, num_rows):
     process = start(recipe, out, 2)
     launcher, children, end = psutil.Process(process.pid), [], time.monotonic() + 120
     while len(children) < 2 and time.monotonic() < end:
-        children = [child for child in launcher.children(recursive=True) if str(PROGRAM) in child.cmdline()]
+        children = [child for child in launcher.children(recursive=True) if PROGRAM in child.cmdline()]
         time.sleep(0.05)
     if num_rows:
         wait_for_rows(out, process, num_rows)

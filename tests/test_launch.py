@@ -1,6 +1,5 @@
 """The files in scripts/launch: that the tools they are for read them, and that the settings they name exist."""
 
-import importlib.util
 import os
 import re
 import runpy
@@ -17,25 +16,15 @@ from accelerate.commands.launch import launch_command_parser
 from transformers import HfArgumentParser
 
 from layerlock_hf.models import LayerLockViTForPretraining
-from layerlock_hf.training import LayerLockTrainingArguments, StageArguments, load_recipe
-from pretrain_arguments import DataArguments
+from layerlock_hf.pretraining.arguments import DataArguments, parse
+from layerlock_hf.recipes import load_recipe
+from layerlock_hf.training import LayerLockTrainingArguments, StageArguments
 
 
 ROOT = Path(__file__).resolve().parents[1]
 LAUNCH = ROOT / "scripts" / "launch"
 CONFIGS = sorted(LAUNCH.glob("*.yaml"))
 SCRIPTS = [LAUNCH / "slurm.sbatch", LAUNCH / "hf_jobs.sh", LAUNCH / "node.sh"]
-
-
-@pytest.fixture(scope="module")
-def program():
-    """scripts/pretrain.py."""
-    spec = importlib.util.spec_from_file_location("pretrain", ROOT / "scripts" / "pretrain.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["pretrain"] = module  # where the argument parser looks up the types of the fields
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["pretrain"]
 
 
 def header(path: Path) -> str:
@@ -85,11 +74,11 @@ def test_settings_and_files_that_are_named_exist(path):
             assert set(re.findall(r"(?<=\s)--[a-z][\w-]*", line)) - foreign <= known, line
 
 
-def test_recipes_in_the_commands_fit_their_batches(program):
+def test_recipes_in_the_commands_fit_their_batches():
     """The clips per rank that the commands ask for divide the recipe's, on the processes of the configuration."""
     for path in CONFIGS:
         command = header(path)
-        recipe = load_recipe(ROOT / re.search(r"--config (\S+)", command).group(1))
+        recipe = load_recipe(re.search(r"--config (\S+)", command).group(1))
         clips = int(re.search(r"--per_device_train_batch_size (\d+)", command).group(1))
         processes = re.search(r"--num_processes (\d+) \\", command)
         num_ranks = int(processes.group(1)) if processes else load_config_from_file(str(path)).num_processes
@@ -114,7 +103,7 @@ def test_hf_jobs_understands_its_options():
     assert "not submitted" in result.stdout and "--config recipe.yaml --name" in result.stdout
 
 
-def test_ray_passes_arguments_that_pretrain_knows(program):
+def test_ray_passes_arguments_that_pretrain_knows():
     """Ray itself is not installed, so its workers are not started."""
     path = LAUNCH / "ray_train.py"
     space = runpy.run_path(str(path))
@@ -122,7 +111,7 @@ def test_ray_passes_arguments_that_pretrain_knows(program):
     arguments = command.replace("\\\n", "").split()
     ray, rest = space["parse"]([*arguments, "--on_cpu"])
     assert ray.num_workers == 8 and ray.on_cpu
-    training_args = program.parse(rest)[-1]
+    training_args = parse(rest).training
     assert training_args.use_cpu
     assert training_args.resume_from_checkpoint == "auto"
     assert training_args.per_device_train_batch_size == 32

@@ -10,13 +10,14 @@ from safetensors.torch import load_file
 from transformers import VideoMAEForPreTraining
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-import pretrain
 import pretrain_decoded
 import time_to_quality
 import timed_runs
+from layerlock_hf.cli import pretrain
 from layerlock_hf.data import ClipTransform, PretrainingClips, fetch, load_videos, read_clip
 from layerlock_hf.data.procedural import write_procedural_dataset
-from runs import SCRIPTS, read_metrics, write_data
+from layerlock_hf.pretraining.demo_data import write_data
+from layerlock_hf.pretraining.logs import read_metrics
 from time_to_quality import CONTENDERS, Benchmark, seconds_to
 from timed_runs import DecodedClips, Stopwatch, decay_groups, encoder_of, videomae_config
 
@@ -53,7 +54,7 @@ def test_training_on_decoded_videos_is_training(tmp_path):
     weights, logs = [], []
     for program, num_workers in ((pretrain, 1), (pretrain_decoded, 0)):
         folder = tmp_path / program.__name__
-        flags = ["--config", str(SCRIPTS / "recipes" / "demo.yaml"), "--max_steps", "6", "--logging_steps", "1"]
+        flags = ["--config", "demo", "--max_steps", "6", "--logging_steps", "1"]
         flags += ["--freeze_start", "2", "--freeze_interval", "1", "--switch_warmup_steps", "1"]
         flags += ["--dataloader_num_workers", str(num_workers)]
         flags += ["--train_data", str(tmp_path / "data" / "train" / "videos"), "--output_dir", str(folder)]

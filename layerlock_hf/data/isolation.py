@@ -2,7 +2,6 @@
 
 import collections
 import contextlib
-import ctypes
 import gc
 import itertools
 import mmap
@@ -11,7 +10,6 @@ import os
 import pickle
 import resource
 import signal
-import sys
 import time
 import traceback
 import warnings
@@ -22,6 +20,7 @@ from typing import NoReturn
 
 import torch
 
+from ..utils.parents import end_with
 from .clips import DecodingError
 
 
@@ -38,17 +37,6 @@ SHARED_MIB = 64
 
 class DecoderLost(DecodingError):
     """A video hangs or crashes what decodes it; trying again would cost as much again."""
-
-
-def end_with(parent: int):
-    """On Linux: have the system kill this process when its parent dies, even in the middle of a call into C.
-
-    What it inherited, such as ports, goes with it.
-    """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-        if os.getppid() != parent:
-            os._exit(0)
 
 
 class Isolated:

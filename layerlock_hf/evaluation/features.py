@@ -20,8 +20,8 @@ from tqdm import tqdm
 from ..data import MAX_ATTEMPTS
 from ..data.order import ClipOrder
 from ..data.reports import BadData, BadVideos
+from ..utils.files import write_aside
 from ..utils.handing_over import Loader
-from .files import written_aside
 from .metrics import in_order
 
 
@@ -117,7 +117,7 @@ class FeatureStore(Dataset):
         state = PartialState()
         if state.is_main_process:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with written_aside(self.folder / IDENTITY) as aside:
+            with write_aside(self.folder / IDENTITY) as aside:
                 aside.write_text(json.dumps(self._identity | {"depths": self._held_depths}))
         state.wait_for_everyone()
         # Shared out before it is looked what is there already: that changes while others write
@@ -157,7 +157,7 @@ class FeatureStore(Dataset):
             about = {name: batch[name][place].contiguous() for name in ABOUT_ITEMS if name in batch}
             path = self._path_of(index)
             path.parent.mkdir(exist_ok=True)
-            with written_aside(path) as aside:
+            with write_aside(path) as aside:
                 save_file(content | about, aside)
 
     def __len__(self) -> int:

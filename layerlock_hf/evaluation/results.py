@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from ..models import readout_depth_from_fraction
-from .files import written_aside
+from ..utils.files import write_aside
 from .metrics import (
     CONFIDENCE,
     MEASURES,
@@ -285,7 +285,7 @@ def write_results(results: dict, path: str | os.PathLike):
         ValueError: as `check_results`, or for values that JSON does not have (NaN).
     """
     check_results(results)
-    with written_aside(Path(path)) as aside:
+    with write_aside(path) as aside:
         aside.write_text(_text(results), encoding="utf-8")
 
 

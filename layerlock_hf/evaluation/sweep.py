@@ -16,8 +16,8 @@ from torch import nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from ..utils.files import remove_left_over, write_aside
 from ..utils.handing_over import Loader
-from .files import written_aside
 from .metrics import Judged, in_order, measure, without
 from .protocol import Member, SweepArguments
 
@@ -187,8 +187,7 @@ class Sweep:
         """
         (self.output / WEIGHTS).mkdir(parents=True, exist_ok=True)
         if self.state.is_main_process:
-            for aside in self.output.glob(f"{PROGRESS}.*.new"):
-                aside.unlink()  # of a run that was killed while it wrote
+            remove_left_over(self.output / PROGRESS)
         self._cut_metrics()
         left = [members for members in self.rounds if members[0].name not in self.finished]
         baselines = self._prepare_test() if left else {}
@@ -246,7 +245,7 @@ class Sweep:
         """Weights alone are left to save: what lacks is the test, which may take long and be stopped."""
         if self.state.is_main_process:
             for member, readout in this.readouts.items():
-                with written_aside(self._weights_of(member)) as aside:
+                with write_aside(self._weights_of(member)) as aside:
                     save_file({key: value.cpu() for key, value in readout.state_dict().items()}, aside)
         self._save_progress({"step": this.step})
 
@@ -360,7 +359,7 @@ class Sweep:
             row = json.loads(line) if line.endswith("\n") else None  # the last line may be torn
             if row and (row["step"] <= step or (row["depth"], row["learning_rate"]) in done):
                 kept.append(line)
-        with written_aside(path) as aside:
+        with write_aside(path) as aside:
             aside.write_text("".join(kept))
 
     def _load_progress(self):
@@ -392,6 +391,6 @@ class Sweep:
                 "seconds": self.seconds,
                 "unfinished": unfinished,
             }
-            with written_aside(self.output / PROGRESS) as aside:
+            with write_aside(self.output / PROGRESS) as aside:
                 torch.save(content, aside)
         self.state.wait_for_everyone()

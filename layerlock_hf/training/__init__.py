@@ -1,7 +1,7 @@
 from ..models.objectives import Latents, Objective, Pixels, Stage
 from .arguments import LayerLockTrainingArguments
 from .flops import step_flops
-from .recipes import METHODS, StageArguments, load_recipe
+from .methods import METHODS, StageArguments
 from .stages import (
     FreezeSchedule,
     blockwise,
@@ -34,7 +34,6 @@ __all__ = [
     "Stage",
     "StageArguments",
     "check_stages",
-    "load_recipe",
     "locked",
     "mae",
     "stage_at",

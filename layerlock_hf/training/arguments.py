@@ -11,7 +11,7 @@ from transformers.integrations import get_available_reporting_integrations
 
 from ..utils.bounds import MAX_SEED, check_bounds
 from ..utils.hub_names import check_hub
-from .processes import start_processes
+from ..utils.processes import start_processes
 from .schedules import LEARNING_RATE_DECAYS, whole_steps
 
 
@@ -53,9 +53,10 @@ class LayerLockTrainingArguments(TrainingArguments):
     `lr_scheduler_type`), `heads_start_at_mean`, `settle_blocks` and `diagnostics_steps`. Other defaults: AdamW betas
     (0.9, 0.95) and weight decay 0.05 (LayerLock, Table 8); gradients are not clipped, of which the paper says nothing
     (at 1, the default of Transformers, most steps of latent stages would be, and few of MAE);
-    `ddp_find_unused_parameters=False`, because DDP is wrapped anew at every switch; `remove_unused_columns=False`;
-    `logging_nan_inf_filter=False`, because a loss that is not finite stops the run; persistent data workers. A run is
-    measured in steps: `max_steps` is required.
+    `train_sampling_strategy="sequential"`, because `PretrainingClips` are the whole run in order, shuffled once per
+    epoch by themselves; `ddp_find_unused_parameters=False`, because DDP is wrapped anew at every switch;
+    `remove_unused_columns=False`; `logging_nan_inf_filter=False`, because a loss that is not finite stops the run;
+    persistent data workers. A run is measured in steps: `max_steps` is required.
 
     Raises:
         ValueError: if the batch sizes contradict each other, or `max_steps` is missing.
@@ -124,6 +125,10 @@ class LayerLockTrainingArguments(TrainingArguments):
         default=0.0, metadata={"help": "Norm that the gradients are clipped to (default: they are not)."}
     )
     adam_beta2: float = field(default=0.95, metadata={"help": "Beta2 of AdamW."})
+    train_sampling_strategy: str = field(
+        default="sequential",
+        metadata={"help": "The data set is the whole run, in the order in which it is trained on."},
+    )
     ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "Not needed: see the class."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "The collator reads the columns."})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "A loss that is not finite stops the run."})
@@ -158,6 +163,11 @@ class LayerLockTrainingArguments(TrainingArguments):
             raise ValueError("fp16 needs a GPU: on a CPU use bf16, or neither")
         if self.deepspeed or parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
             raise ValueError("deepspeed is not supported: it keeps training layers that have been frozen")
+        if self.train_sampling_strategy != "sequential":
+            raise ValueError(
+                f"train_sampling_strategy must be sequential, got {self.train_sampling_strategy}: the data set is the "
+                "whole run in order, and a resumed run would see other clips"
+            )
         if self.save_on_each_node:
             raise ValueError("save_on_each_node is not supported: output_dir must be a folder that all nodes share")
         if self.save_only_model:

@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 from transformers.utils import logging
 
 from ..models.objectives import Stage
-from .memory import peak_memory_gib, reset_peak_memory
+from ..utils.memory import peak_memory_gib, reset_peak_memory
 from .run_file import announce
 
 

@@ -1,8 +1,10 @@
-"""What must hold of the first batches, before a step is made of them."""
+"""What must hold of masks before a run, and of its first batches before a step is made of them."""
 
+from ..models.configuration_layerlock import LayerLockViTConfig
 from ..models.modeling_layerlock_pretraining import LayerLockViTForPretraining
 from ..models.video_processing_layerlock import MARGIN
-from .processes import raised_together
+from ..utils.processes import raised_together
+from .arguments import LayerLockTrainingArguments
 
 
 def check_batches(
@@ -19,3 +21,23 @@ def check_batches(
                     f"{high:g}: neither normalise nor scale them, the encoder does what it needs"
                 )
             model.check_masks(video, batch["context_ids"], batch.get("target_ids"), grid_size)
+
+
+def check_masks(collator, config: LayerLockViTConfig, args: LayerLockTrainingArguments):
+    """Raise a `ValueError` unless the masks of a collator of ours suit the model and the batch size. Other collators
+    do not tell their masks before the first batch."""
+    masks = getattr(collator, "masks", None)
+    if masks is None:
+        return
+    batch_size = args.per_device_train_batch_size
+    group_size = getattr(masks, "group_size", batch_size)
+    if group_size % batch_size:
+        raise ValueError(
+            f"mask_group_size={group_size} is not a multiple of per_device_train_batch_size={batch_size}: the clips "
+            "of a batch must be of one group"
+        )
+    num_mask_types = len(masks(collator.grid_size, [0], args.seed))
+    if config.decoder == "predictor" and num_mask_types != config.num_mask_tokens:
+        raise ValueError(
+            f"num_mask_tokens={config.num_mask_tokens}, but mask_blocks has {num_mask_types} types of mask"
+        )

@@ -8,7 +8,6 @@ process was killed or a disk failed, is never resumed from.
 import contextlib
 import json
 import math
-import os
 import re
 import shutil
 import time
@@ -17,6 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from transformers.utils import logging
+
+from ..utils.files import flush, flush_all
 
 
 logger = logging.get_logger(__name__)
@@ -38,17 +39,17 @@ def publish(aside: Path, folder: Path):
     entries = {str(path.relative_to(aside)): entry for path, entry in zip(files, sums, strict=True)}
     manifest = {"written": time.time(), "files": entries}
     (aside / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
-    _flush_all(aside)
+    flush_all(aside)
     remove(folder)  # of the same step, left by a run that was resumed from an older one
     aside.rename(folder)
     _tidy(aside.parent)
-    _flush(folder.parent)
+    flush(folder.parent)
 
 
 def take_the_place_of(aside: Path, folder: Path):
     """Let the files that were written aside take the place of those in `folder`, each in one step that either happens
     or does not. Weights of a model that had another number of files go: they would be loaded instead."""
-    _flush_all(aside)
+    flush_all(aside)
     names = [path.relative_to(aside) for path in sorted(aside.rglob("*")) if path.is_file()]
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -58,7 +59,7 @@ def take_the_place_of(aside: Path, folder: Path):
             old.unlink()
     shutil.rmtree(aside)
     _tidy(aside.parent)
-    _flush(folder)
+    flush(folder)
 
 
 def remove(folder: Path):
@@ -143,18 +144,3 @@ def _fingerprint(path: Path) -> list[int]:
 def _tidy(aside: Path):
     with contextlib.suppress(OSError):  # a network file system may keep a file of its own there
         aside.rmdir()
-
-
-def _flush_all(folder: Path):
-    """Wait until all of a folder is on the disk."""
-    for path in [*folder.rglob("*"), folder]:
-        _flush(path)
-
-
-def _flush(path: Path):
-    """Wait until a file, or the names in a folder, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -7,8 +7,8 @@ from accelerate import Accelerator
 
 from ..models.configuration_layerlock import LayerLockViTConfig
 from ..models.objectives import Stage
+from ..utils.memory import free_memory
 from .arguments import LayerLockTrainingArguments
-from .memory import free_memory
 from .memory_plan import FULL, activation_bytes, empty_model, gathered_bytes, state_bytes
 from .run_file import describe
 

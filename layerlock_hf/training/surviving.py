@@ -11,13 +11,14 @@ from accelerate.utils import broadcast_object_list
 from torch.distributed.checkpoint.api import CheckpointException
 from transformers import Trainer
 from transformers.trainer import SCHEDULER_NAME
+from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
 from ..utils.handing_over import HandOver, received
+from ..utils.processes import check_shared_folder, init_worker, shielded
 from .callbacks import PreemptionCallback
 from .checkpoints import ASIDE, CheckpointNotWritten, fault, keep_newest, newest_complete, publish, take_the_place_of
 from .foreign import check_weight_names
-from .processes import check_shared_folder, init_worker, shielded
 from .run_file import CheckpointRefused
 from .sharding import check_weights, load_whole_weights, save_whole_optimizer, saves_shards, saves_whole
 
@@ -54,7 +55,8 @@ class SurvivingTrainer(Trainer):
                 same, and a fresh start where there is none.
 
         Raises:
-            CheckpointRefused: if the checkpoint is not complete, or was written by another run.
+            CheckpointRefused: if the checkpoint is not complete, or was written by another run; if none is to be
+                resumed from, and `output_dir` holds some.
             CheckpointNotWritten: if one could not be written, for instance because the disk is full.
         """
         check_shared_folder(self.args.output_dir)
@@ -88,7 +90,7 @@ class SurvivingTrainer(Trainer):
 
     def _checkpoint_to_resume(self, wanted: str | bool | None) -> str | None:
         if not wanted:
-            return None
+            return self._check_folder()
         # Read by one process, because every byte is compared
         found = [None, None]
         if self.args.process_index == 0:
@@ -106,6 +108,17 @@ class SurvivingTrainer(Trainer):
         if checkpoint is not None:
             logger.warning(f"going on from {checkpoint}")
         return checkpoint
+
+    def _check_folder(self):
+        """A fresh run does not mix its checkpoints with those of another."""
+        folder = Path(self.args.output_dir)
+        found = [self.args.process_index == 0 and folder.is_dir() and get_last_checkpoint(folder) is not None]
+        broadcast_object_list(found)
+        if found[0]:
+            raise CheckpointRefused(
+                f"output_dir: {folder} holds checkpoints; go on from the newest by --resume_from_checkpoint auto, or "
+                "choose another folder"
+            )
 
     def _get_output_dir(self, trial) -> str:
         return self._run_dir

@@ -3,7 +3,6 @@
 import functools
 import math
 from collections.abc import Callable
-from dataclasses import replace
 
 import torch
 from accelerate.utils import DynamoBackend, TorchDynamoPlugin
@@ -15,17 +14,17 @@ from transformers.utils import logging
 
 from ..models.modeling_layerlock_pretraining import LayerLockViTForPretraining, pair_masks
 from ..models.objectives import Stage
+from ..utils.memory import peak_memory_gib
+from ..utils.processes import raised_together
 from ..utils.weight_hash import hash_weights
 from .arguments import LayerLockTrainingArguments
-from .callbacks import ScheduleCallback, StageCallback, StopwatchCallback
-from .checking import check_batches
+from .callbacks import ScheduleCallback, StageCallback
+from .checking import check_batches, check_masks
 from .compiling import compile_layers
 from .diagnostics import feature_statistics
 from .fitting import DoesNotFit, check_fits
 from .flops import step_flops
-from .memory import peak_memory_gib
-from .processes import raised_together
-from .run_file import CheckpointRefused, check_run_file, describe, read_run_file, target_label, write_run_file
+from .run_file import CheckpointRefused, check_run_file, describe, read_run_file, write_run_file
 from .running_means import RunningMeans
 from .schedules import check_schedule, cosine, linear, scheduled_factor
 from .sharding import let_means_be_taken, set_up_sharding, shard_teacher
@@ -82,6 +81,7 @@ class LayerLockTrainer(SurvivingTrainer):
         self.stages = check_stages(stages or [model.pixel_stage])
         for stage in self.stages:
             model.check_stage(stage)
+        check_masks(data_collator, model.config, args)
         self._doubts = check_schedule(self.stages, args)
         super().__init__(
             model=model,
@@ -387,35 +387,3 @@ class LayerLockTrainer(SurvivingTrainer):
                     f"the optimizer in {checkpoint} holds other parameters than those that learn now"
                 )
         super()._load_optimizer_and_scheduler(checkpoint)
-
-    # ---- rehearsal
-
-    def rehearse(self) -> list[dict]:
-        """One optimizer step of every stage, measured: seconds, trainable parameters, peak memory in GiB, and the
-        hours of the whole stage at this pace.
-
-        It is a run of its own, through the same loop (precision, checkpointing, wrappers), of one step per stage and
-        one batch per step, that leaves no files. Model and trainer are spent by it: start the run itself anew.
-        """
-        # How many batches each stage of the run itself has
-        ends = [*(stage.start for stage in self.stages[1:]), self.args.max_steps]
-        lengths = [max(0, min(end, ends[-1]) - stage.start) for stage, end in zip(self.stages, ends, strict=True)]
-        num_batches = [length * self.args.gradient_accumulation_steps for length in lengths]
-        stages, self.stages = self.stages, [replace(stage, start=n) for n, stage in enumerate(self.stages)]
-        self.args.max_steps, self.args.gradient_accumulation_steps = len(stages), 1
-        self.args.diagnostics_steps = 0
-        stopwatch = StopwatchCallback()
-        self.callback_handler.callbacks = [StageCallback(self), stopwatch]
-        self.train()
-        for doubt in self._doubts:
-            logger.warning(doubt)
-        return [
-            {
-                "start": stage.start,
-                "num_frozen": stage.num_frozen,
-                "target": target_label(stage),
-                **row,
-                "hours": count * row["seconds"] / 3600,
-            }
-            for stage, row, count in zip(stages, stopwatch.rows, num_batches, strict=True)
-        ]

@@ -1,4 +1,4 @@
-"""Short runs of scripts/train_readout.py in this process."""
+"""Short runs of `layerlock readout` in this process."""
 
 import shutil
 from pathlib import Path
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-import train_readout
+from layerlock_hf.cli import readout
 from layerlock_hf.data.procedural import read_depth, write_procedural_dataset
 from layerlock_hf.evaluation.results import read_results
 from layerlock_hf.models import LayerLockViTConfig, LayerLockViTForPretraining
@@ -74,13 +74,13 @@ def flags(root, output, task="classification", **settings) -> list[str]:
 
 
 def run(root, output, task="classification", **settings) -> dict:
-    train_readout.main(flags(root, output, task, **settings))
+    readout.main(flags(root, output, task, **settings))
     return read_results(output / "results.json")
 
 
 def error_of(capsys, *arguments, **settings) -> str:
     with pytest.raises(SystemExit) as caught:
-        train_readout.main(flags(*arguments, **settings))
+        readout.main(flags(*arguments, **settings))
     if caught.value.code == 2:  # of argparse
         return capsys.readouterr().err
     assert caught.value.code.startswith("error: ") and "Traceback" not in caught.value.code

@@ -234,7 +234,7 @@ def test_two_processes_train_the_same_with_and_without(data, tmp_path):
             port = sock.getsockname()[1]
         options = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"]
         options += ["--dynamo_backend", "no", "--main_process_port", str(port)]
-        program = [str(ROOT / "scripts" / "pretrain.py"), "--config", str(recipe)]
+        program = ["--module", "layerlock_hf.cli.pretrain", "--config", str(recipe)]
         program += ["--train_data", str(data.with_name("videos")), "--output_dir", str(tmp_path / name)]
         result = subprocess.run(
             [accelerate, "launch", *options, *program, *flags],

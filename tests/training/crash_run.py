@@ -15,7 +15,7 @@ from transformers import PrinterCallback, TrainerCallback, set_seed
 from layerlock_hf.models import LayerLockViTConfig, LayerLockViTForPretraining
 from layerlock_hf.training import FreezeSchedule, LayerLockTrainer, LayerLockTrainingArguments, locked, mae
 from layerlock_hf.training.checkpoints import CheckpointNotWritten
-from layerlock_hf.training.processes import run_and_exit
+from layerlock_hf.utils.processes import run_and_exit
 
 
 STAGES = locked(mae(6), FreezeSchedule(8, 8, 2, num_freezes=3), patch_fraction=0.5)

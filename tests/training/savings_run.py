@@ -19,7 +19,7 @@ from transformers import TrainerCallback, set_seed
 from layerlock_hf.data import PretrainingCollator, RandomMask
 from layerlock_hf.models import LayerLockViTConfig, LayerLockViTForPretraining
 from layerlock_hf.training import LayerLockTrainer, LayerLockTrainingArguments, Objective, Pixels, Stage
-from layerlock_hf.training.processes import run_and_exit
+from layerlock_hf.utils.processes import run_and_exit
 
 
 def say(**line):

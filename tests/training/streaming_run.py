@@ -1,4 +1,4 @@
-"""scripts/pretrain.py with a record of what each process trains on, and with accidents, for the tests of streaming."""
+"""`layerlock pretrain` with a record of what each process trains on, and with accidents: for tests of streaming."""
 
 import json
 import os
@@ -13,23 +13,25 @@ import torch
 import yaml
 from transformers import TrainerCallback
 
-import pretrain
-from layerlock_hf.data import files, isolation
-from layerlock_hf.training.processes import run_and_exit
+from layerlock_hf.cli import pretrain
+from layerlock_hf.data import PretrainingClips, PretrainingCollator, files, isolation
+from layerlock_hf.pretraining import building
+from layerlock_hf.training import LayerLockTrainer
+from layerlock_hf.utils.processes import run_and_exit
 
 
 # Every frame of video i is about as bright as this
 DARKEST, STEP = 10, 10
 
 
-class WithPositions(pretrain.PretrainingCollator):
+class WithPositions(PretrainingCollator):
     """Batches also say which positions they hold."""
 
     def __call__(self, samples):
         return super().__call__(samples) | {"positions": torch.tensor([sample["position"] for sample in samples])}
 
 
-class Recording(pretrain.LayerLockTrainer):
+class Recording(LayerLockTrainer):
     """Writes the position, the video and a checksum of every clip that is trained on to `seen-RANK.jsonl`."""
 
     def training_step(self, model, inputs, num_items_in_batch=None):
@@ -57,10 +59,10 @@ class KillRank(TrainerCallback):
 def kill_rank(output_dir: Path, rank: int, step: int):
     build = pretrain.build
 
-    def build_mortal(arguments):
-        trainer, *others = build(arguments)
+    def build_mortal(settings):
+        trainer = build(settings)
         trainer.add_callback(KillRank(rank, step))
-        return trainer, *others
+        return trainer
 
     pretrain.build = build_mortal
 
@@ -77,7 +79,7 @@ def kill_worker(output_dir: Path, position: int):
 
 def kill_decoding_child(output_dir: Path, position: int):
     """SIGKILL to the process that decodes, while it makes the clip at this position for the first time."""
-    draw = pretrain.PretrainingClips.draw
+    draw = PretrainingClips.draw
 
     def drawn(self, drawn_for, *shape, **options):
         if drawn_for == position and not (output_dir / "killed").exists():
@@ -85,7 +87,7 @@ def kill_decoding_child(output_dir: Path, position: int):
             os.kill(os.getpid(), signal.SIGKILL)
         return draw(self, drawn_for, *shape, **options)
 
-    pretrain.PretrainingClips.draw = drawn
+    PretrainingClips.draw = drawn
 
 
 def spoil(output_dir: Path, position: int, missing: Path, changed: Path):
@@ -110,7 +112,7 @@ def spoil(output_dir: Path, position: int, missing: Path, changed: Path):
 
 
 def _before_batches(before: Callable, after: Callable = lambda positions: None):
-    make = pretrain.PretrainingClips.__getitems__
+    make = PretrainingClips.__getitems__
 
     def made(self, positions):
         before(positions)
@@ -118,7 +120,7 @@ def _before_batches(before: Callable, after: Callable = lambda positions: None):
         after(positions)
         return samples
 
-    pretrain.PretrainingClips.__getitems__ = made
+    PretrainingClips.__getitems__ = made
 
 
 ACCIDENTS = {function.__name__: function for function in (kill_rank, kill_worker, kill_decoding_child, spoil)}
@@ -131,7 +133,7 @@ def run(output_dir: Path, settings: dict, timeout_s: float = 0.5, accident: str 
     log = os.open(output_dir / f"{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    pretrain.PretrainingCollator, pretrain.LayerLockTrainer = WithPositions, Recording
+    building.PretrainingCollator, building.LayerLockTrainer = WithPositions, Recording
     files.FIRST_PAUSE, files.TIMEOUT, isolation.PAUSES = 0.02, timeout_s, (0.05, 0.1, 0.2)
     if accident is not None:
         ACCIDENTS[accident](output_dir, **details)

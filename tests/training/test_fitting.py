@@ -1,7 +1,6 @@
 """Batches that cannot fit into memory, before anything is read or computed."""
 
 import pytest
-import torch
 from accelerate import Accelerator
 from toy_methods import MaskedClips
 from transformers import set_seed
@@ -16,7 +15,6 @@ from layerlock_hf.training import (
     fitting,
     locked,
     mae,
-    memory,
 )
 from layerlock_hf.training.fitting import DoesNotFit, check_fits
 from layerlock_hf.training.memory_plan import activation_bytes, empty_model, held_bytes, state_bytes
@@ -92,16 +90,3 @@ def test_a_run_is_refused_before_its_first_batch(tiny_config, make, monkeypatch)
     monkeypatch.setattr(fitting, "free_memory", lambda device: 10**6)
     with pytest.raises(DoesNotFit, match="and 0.0 GiB are free"):
         trainer.train()
-
-
-def test_what_a_container_may_use(tmp_path, monkeypatch):
-    (tmp_path / "memory.max").write_text(f"{3 * 10**6}\n")
-    (tmp_path / "memory.current").write_text(f"{2 * 10**6}\n")
-    (tmp_path / "memory.stat").write_text("anon 1000\ninactive_file 500000\n")
-    monkeypatch.setattr(memory, "CONTAINER", tmp_path)
-    assert memory.free_memory(torch.device("cpu")) == 1_500_000
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
-    assert memory.free_memory(torch.device("cpu")) == 500_000
-    (tmp_path / "memory.max").write_text("max\n")
-    assert memory.free_memory(torch.device("cpu")) > 10**8
-    assert memory.free_memory(torch.device("meta")) is None

@@ -19,13 +19,12 @@ from transformers import set_seed
 from layerlock_hf.data import MaskArguments, PretrainingCollator
 from layerlock_hf.models import LayerLockViTConfig, LayerLockViTForPretraining, LayerLockViTModel
 from layerlock_hf.models.configuration_layerlock import architecture_fields
-from layerlock_hf.training import LayerLockTrainer, LayerLockTrainingArguments, StageArguments, load_recipe
+from layerlock_hf.recipes import load_recipe, recipe_paths
+from layerlock_hf.training import LayerLockTrainer, LayerLockTrainingArguments, StageArguments
 
 
 TESTS = Path(__file__).resolve().parents[1]
-RECIPES = sorted(
-    path for path in (TESTS.parent / "scripts" / "recipes").rglob("*.yaml") if path.parent.name != "readouts"
-)
+RECIPES = sorted(path for path in recipe_paths().values() if path.parent.name != "readouts")
 GOLDEN = TESTS / "golden"
 NUM_STEPS = 20
 # Kernels differ between machines in the order of their sums. Weights that start 1e-6 off (relative; ten times fp32's
@@ -56,7 +55,7 @@ RUN = {
     "disable_tqdm": True,
     "dataloader_pin_memory": False,
     "diagnostics_steps": 0,
-    "train_sampling_strategy": "sequential",  # as scripts/pretrain.py has it
+    "train_sampling_strategy": "sequential",
 }
 TRAINING_FIELDS = {field.name for field in dataclasses.fields(LayerLockTrainingArguments)}
 

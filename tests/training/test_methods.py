@@ -218,9 +218,3 @@ def test_settling_changes_nothing_but_the_memory(tmp_path, name):
         trainer.train()
         runs.append((weights(trainer.model), [(row["loss"], row["grad_norm"]) for row in step_logs(trainer)]))
     torch.testing.assert_close(runs[1], runs[0], atol=1e-5, rtol=1e-4)
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_rehearsal_of_every_stage(tmp_path, name):
-    rows = make_trainer(name, tmp_path).rehearse()
-    assert [row["num_frozen"] for row in rows] == [stage.num_frozen for stage in METHODS[name].stages]

@@ -339,26 +339,6 @@ def test_plain_mae_is_the_default(tiny_config, tmp_path):
     assert trainer.state.log_history[0]["stage"] == 0
 
 
-def test_rehearsal(tiny_config, tmp_path):
-    rows = make_trainer(tiny_config, tmp_path).rehearse()
-    assert [(row["start"], row["num_frozen"]) for row in rows] == [(0, 0), (3, 2), (5, 4), (7, 6)]
-    counts = [row["trainable_parameters"] for row in rows]
-    assert counts == sorted(set(counts), reverse=True)
-    assert counts[-1] == 32 * 32 + 32  # nothing but the head
-    assert all(row["seconds"] > 0 for row in rows)
-    assert not any(tmp_path.iterdir())
-
-
-def test_rehearsal_runs_as_the_run_does(tiny_config, tmp_path):
-    trainer = make_trainer(tiny_config, tmp_path, bf16=True, **{CHECKPOINTING: True})
-    dtypes, first = [], trainer.model.encoder.layers[0]
-    first.mlp.up.register_forward_hook(lambda module, args, output: dtypes.append(output.dtype))
-    assert len(trainer.rehearse()) == 4
-    # In the first stage twice, the second time recomputed; then in the pass of the context and in that of the target,
-    # and before in another of the target, to find its mean
-    assert dtypes == 11 * [torch.bfloat16]
-
-
 @pytest.mark.parametrize(
     "kwargs, message",
     [

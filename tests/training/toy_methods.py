@@ -128,7 +128,8 @@ def make_given_teacher() -> LayerLockViTModel:
     return LayerLockViTModel(LayerLockViTConfig.from_preset("tiny", **{**TINY, **sizes})).eval().requires_grad_(False)
 
 
-def make_trainer(name: str, output_dir, dataset=None, **settings) -> LayerLockTrainer:
+def trainer_parts(name: str, output_dir, dataset=None, **settings) -> dict:
+    """What the trainer of a method is made of."""
     method = METHODS[name]
     teacher = make_given_teacher() if method.has_given_teacher else None
     set_seed(0)
@@ -148,17 +149,20 @@ def make_trainer(name: str, output_dir, dataset=None, **settings) -> LayerLockTr
         "diagnostics_steps": 3,
         "disable_tqdm": True,
         "dataloader_pin_memory": False,
-        "train_sampling_strategy": "sequential",
     }
     args = LayerLockTrainingArguments(output_dir=str(output_dir), **{**defaults, **method.settings, **settings})
-    return LayerLockTrainer(
-        LayerLockViTForPretraining(config),
-        args,
-        method.stages,
-        dataset or Clips(),
-        PretrainingCollator(config.grid_size, method.masks, args.seed),
-        teacher=teacher,
-    )
+    return {
+        "model": LayerLockViTForPretraining(config),
+        "args": args,
+        "stages": method.stages,
+        "train_dataset": dataset or Clips(),
+        "data_collator": PretrainingCollator(config.grid_size, method.masks, args.seed),
+        "teacher": teacher,
+    }
+
+
+def make_trainer(name: str, output_dir, dataset=None, **settings) -> LayerLockTrainer:
+    return LayerLockTrainer(**trainer_parts(name, output_dir, dataset, **settings))
 
 
 def weights(module) -> dict[str, torch.Tensor]:

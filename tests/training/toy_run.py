@@ -20,8 +20,8 @@ from torch.nn.parallel import DistributedDataParallel
 from toy_methods import Clips, make_trainer, step_logs
 from transformers import TrainerCallback
 
-from layerlock_hf.training.processes import run_and_exit
 from layerlock_hf.training.sharding import local
+from layerlock_hf.utils.processes import run_and_exit
 
 
 @dataclass

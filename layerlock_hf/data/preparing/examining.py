@@ -8,6 +8,7 @@ from pathlib import Path
 import av
 from datasets.utils.py_utils import convert_file_size_to_int
 
+from ...utils.files import put_in_place
 from ..clips import DecodingError, one_line
 from ..isolation import Isolated
 from .probing import VideoFacts, probe_video
@@ -136,7 +137,7 @@ class Examiner:
         new_facts, damage = probe_video(part)
         if damage is not None or new_facts.num_frames != facts.num_frames:
             raise ValueError(f"{new_facts.num_frames} of {facts.num_frames} frames arrive")
-        os.replace(part, target)
+        put_in_place(part, target)
         return {"size": os.path.getsize(target), "facts": asdict(new_facts)}
 
 

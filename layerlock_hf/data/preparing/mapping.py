@@ -9,7 +9,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 
-from ..isolation import end_with
+from ...utils.parents import end_with
 
 
 # Sent to all processes by a terminal or a scheduler

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import torch
 from datasets.utils.py_utils import convert_file_size_to_int
 
+from ...utils.files import put_in_place
 from ..files import is_url
 from ..manifests import manifest_name
 from ..sources import LABEL_COLUMN, load_videos
@@ -22,7 +23,7 @@ from ..transforms import generator_for
 from .examining import LEFT_OUT, PrepareArguments, stamp
 from .journal import Journal
 from .probing import VideoFacts
-from .shards import SHARDS, place
+from .shards import SHARDS
 
 
 OUTPUTS = ("data", "report.md", "report.png")  # beside the files of ranks
@@ -136,7 +137,9 @@ class Packing:
             return
         self.shard.close()
         number = len(self.journal.shards)
-        place(self.job.work / self._file_name(number), self.job.output / "data" / self._file_name(number))
+        data = self.job.output / "data"
+        data.mkdir(exist_ok=True)
+        put_in_place(self.job.work / self._file_name(number), data / self._file_name(number))
         self.journal.add_shard(self.position, self.rows)
         for row in self.rows:
             self.job.transcoded(row["index"]).unlink(missing_ok=True)
@@ -187,9 +190,7 @@ def write_report(job: Job, journal: Journal):
                 **{key: value for key, value in video.items() if key != "stamp"},
             }
             file.write(json.dumps(line) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    place(part, job.report)
+    put_in_place(part, job.report)
 
 
 def write_manifest(job: Job, journal: Journal):
@@ -198,6 +199,4 @@ def write_manifest(job: Job, journal: Journal):
     part = job.work / "manifest.parquet"
     with open(part, "wb") as file:
         pq.write_table(pa.Table.from_pylist(rows, schema=job.schema), file)
-        file.flush()
-        os.fsync(file.fileno())
-    place(part, job.manifest)
+    put_in_place(part, job.manifest)

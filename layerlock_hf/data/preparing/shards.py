@@ -3,7 +3,6 @@
 import contextlib
 import io
 import json
-import os
 import tarfile
 from pathlib import Path
 
@@ -60,9 +59,9 @@ class TarShard:
         self._tar.addfile(entry, content)
 
     def close(self):
-        """Finish the file and put it on the disk."""
+        """Finish the file."""
         self._tar.close()
-        _close(self._file)
+        self._file.close()
 
     def abandon(self):
         """Let go of the file, unfinished."""
@@ -114,7 +113,7 @@ class ParquetShard:
         if self._rows:
             self._flush()
         self._writer.close()
-        _close(self._file)
+        self._file.close()
 
     def abandon(self):
         """As `TarShard.abandon`."""
@@ -126,23 +125,6 @@ class ParquetShard:
 SHARDS = {"tar": TarShard, "parquet": ParquetShard}
 
 
-def place(part: Path, path: Path):
-    """Give a finished file its name; after a loss of power it is there whole, or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    os.replace(part, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
 def _abandon(file: io.BufferedWriter):
     with contextlib.suppress(OSError):  # the disk may be full, which somebody says already
         file.close()
-
-
-def _close(file: io.BufferedWriter):
-    file.flush()
-    os.fsync(file.fileno())
-    file.close()

@@ -1,0 +1,30 @@
+"""Several results.json of `layerlock readout` as one table and one picture.
+
+layerlock compare RUN_A RUN_B --output FOLDER
+
+Writes results.md and results.png. Every dataset has a section. The first file of a section is what the others are
+compared with: where another test set, other steps or other settings make the numbers not comparable, a note says so.
+Encoders have clips of their own size, and readouts, single frames and seeds may be what is compared: rows tell these.
+Numbers that the LayerLock paper prints for a dataset (Table 1) stand beside it as references.
+"""
+
+import argparse
+import sys
+
+from ..evaluation.compare import compare
+from . import programs
+
+
+def main(arguments: list[str]):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "results", type=programs.folder, nargs="+", metavar="RESULTS", help="results.json, or its folder"
+    )
+    parser.add_argument("--output", type=programs.folder, required=True, help="folder for results.md and results.png")
+    args = parser.parse_args(arguments)
+    with programs.errors_told():
+        print(compare(args.results, args.output))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

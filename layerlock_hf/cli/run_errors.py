@@ -1,0 +1,54 @@
+"""What ends a run with one line rather than a traceback."""
+
+import contextlib
+import sys
+from collections.abc import Iterator
+
+from huggingface_hub.errors import StrictDataclassError
+
+from ..data import BadData
+from ..recipes.settings import UsageError
+from ..training.callbacks import NoDataCame
+from ..training.checkpoints import CheckpointNotWritten
+from ..training.fitting import DoesNotFit
+from ..training.run_file import CheckpointRefused
+from ..training.trainer import LossNotFinite
+
+
+@contextlib.contextmanager
+def settings_errors_told() -> Iterator[None]:
+    """Of settings, before a run."""
+    try:
+        yield
+    except UsageError as error:
+        print(f"{error.usage}error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None  # as argparse has it
+    except (ValueError, StrictDataclassError) as error:
+        raise SystemExit(f"error: {error}") from None
+
+
+@contextlib.contextmanager
+def run_errors_told(workers: str, go_on: str = "") -> Iterator[None]:
+    """Of a run.
+
+    Args:
+        workers: the setting of the number of data workers.
+        go_on: how to go on once a lost worker's memory is there again, as the end of the message.
+    """
+    try:
+        yield
+    except (CheckpointRefused, CheckpointNotWritten, DoesNotFit) as error:
+        raise SystemExit(f"error: {error}") from None
+    except NoDataCame as error:
+        raise SystemExit(f"error: {error}. Go on with --resume auto") from None
+    except (BadData, LossNotFinite) as error:
+        # Of a data worker it comes with a traceback in its message
+        told = str(error).splitlines()[-1].removeprefix(f"{BadData.__module__}.{BadData.__name__}: ")
+        raise SystemExit(f"error: {told}") from None
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):  # PyTorch has no class for a worker that was killed
+            raise
+        told = " ".join(str(error).split()).rstrip(".")
+        raise SystemExit(
+            f"error: {told}. Systems kill processes when memory runs out: fewer {workers} need less{go_on}"
+        ) from None

@@ -1,0 +1,52 @@
+"""What a run of pretraining leaves beside its model and checkpoints."""
+
+import json
+from pathlib import Path
+
+from accelerate import PartialState
+from transformers import TrainerCallback
+from transformers.utils import logging
+
+from ..data import BadVideos
+from ..utils.files import write_aside
+from ..utils.outputs import read_lines
+
+
+logger = logging.get_logger(__name__)
+
+STAGES, METRICS, BAD_VIDEOS = REPORTS = ("stages.json", "metrics.jsonl", "bad_videos.jsonl")
+
+
+class Reports(TrainerCallback):
+    """Writes `stages.json`, and every log to `metrics.jsonl` with the number of bad videos so far.
+
+    A fresh run empties what an earlier one left in OUT, but not before training begins: until then the user may have
+    to be told of an error.
+    """
+
+    def __init__(self, folder: Path, stages: list[dict], bad_videos: BadVideos):
+        self.folder, self.stages, self.bad_videos = folder, stages, bad_videos
+        self.num_told = 0
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            (self.folder / STAGES).write_text(json.dumps(self.stages, indent=1) + "\n")
+            if state.global_step == 0:
+                for name in (METRICS, BAD_VIDEOS):
+                    (self.folder / name).write_text("")
+            elif (self.folder / METRICS).is_file():
+                # What a run logged after the checkpoint that it resumes from is logged again
+                kept = [line for line in read_lines(self.folder / METRICS) if line["step"] <= state.global_step]
+                with write_aside(self.folder / METRICS) as aside:
+                    aside.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        # The others read videos from here on: what they report must not be emptied
+        PartialState().wait_for_everyone()
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if state.is_world_process_zero:
+            logs["bad_videos"] = self.bad_videos.count()
+            if logs["bad_videos"] > self.num_told:
+                logger.warning(self.bad_videos.summary())
+                self.num_told = logs["bad_videos"]
+            with (self.folder / METRICS).open("a") as file:
+                file.write(json.dumps({"step": state.global_step, **logs}) + "\n")

@@ -1,0 +1,49 @@
+"""What programs share that write a folder OUT: checking it, reading logs, and printing tables."""
+
+import json
+import logging
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+
+logger = logging.getLogger(__name__)
+
+
+def check_output(folder: Path, reports: Iterable[str], setting: str = "output_dir"):
+    """Make sure that a folder and the reports in it can be written, and leave what it holds as it is.
+
+    Raises:
+        ValueError: if they cannot.
+    """
+    path = folder
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+        for path in (folder / name for name in reports):
+            if path.exists():
+                path.open("a").close()
+    except OSError as error:
+        raise ValueError(f"{setting}: cannot write to {path}: {error.strerror}; choose another folder") from error
+
+
+def read_lines(path: Path) -> list[dict]:
+    """The lines of a file of JSON, but for one that a crash or a full disk cut short."""
+    lines = []
+    for line in path.read_text().splitlines():
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            logger.warning(f"left out a line of {path} that is not whole: {line[:40]}")
+    return lines
+
+
+def print_table(rows: list[dict]):
+    """Rows under the names of their columns, numbers to three places."""
+    columns = list(rows[0])
+    cells = [
+        [f"{row[name]:.3f}" if isinstance(row[name], float) else str(row[name]) for name in columns] for row in rows
+    ]
+    widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
+    for line in [columns, *cells]:
+        print("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)), flush=True)

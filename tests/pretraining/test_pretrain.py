@@ -1,0 +1,638 @@
+"""The pretraining program, from its arguments to the files that it leaves."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from transformers import AutoModel
+
+from layerlock_hf import LayerLockViTConfig, LayerLockViTModel
+from layerlock_hf.cli import demo as demo_program
+from layerlock_hf.cli import pretrain as program
+from layerlock_hf.data.procedural import write_procedural_dataset
+from layerlock_hf.pretraining import arguments as pretrain_arguments
+from layerlock_hf.pretraining import demo as demo_run
+from layerlock_hf.recipes import load_recipe, recipe_paths
+from layerlock_hf.utils import cores
+
+
+FOLDER = str(Path(__file__).resolve().parents[2] / "scripts")
+RECIPES = [name for name, path in recipe_paths().items() if path.parent.name != "readouts"]
+# Recipes keep all but their widths and the size of their clips
+NARROW = {
+    "hidden_size": 32,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "predictor_hidden_size": 24,
+    "predictor_num_attention_heads": 2,
+    "image_size": 24,
+    "patch_size": 4,
+    "num_frames": 4,
+    "tubelet_size": 2,
+}
+REPORTS = ("stages.json", "metrics.jsonl", "bad_videos.jsonl")
+
+
+@pytest.fixture(scope="module")
+def pretrain():
+    """`layerlock pretrain`."""
+    return program.main
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    """A folder of four videos of 8 frames of 16 x 16 pixels."""
+    return write_procedural_dataset(
+        tmp_path_factory.mktemp("data"), 4, num_frames=8, image_size=16, progress=False
+    ).with_name("videos")
+
+
+@pytest.fixture(scope="module")
+def settings(tiny_sizes, videos):
+    """A recipe of two stages, two steps each."""
+    return {
+        "preset": "tiny",
+        **tiny_sizes,
+        "frame_stride": 1,
+        "mask_ratio": 0.75,
+        "freeze_start": 2,
+        "freeze_interval": 1,
+        "layers_per_freeze": 2,
+        "num_freezes": 1,
+        "max_steps": 4,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 1e-2,
+        "switch_warmup_steps": 1,
+        "logging_steps": 1,
+        "save_strategy": "steps",
+        "save_steps": 2,
+        "train_data": str(videos),
+        "report_to": "none",
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+        "dataloader_num_workers": 0,
+    }
+
+
+@pytest.fixture(scope="module")
+def run(pretrain, settings, tmp_path_factory):
+    """Run the recipe with some settings changed, or left out if None, into a folder."""
+
+    def run(folder, *flags, **changes):
+        recipe = tmp_path_factory.mktemp("recipe") / "recipe.yaml"
+        changed = {name: value for name, value in {**settings, **changes}.items() if value is not None}
+        recipe.write_text(yaml.safe_dump(changed))
+        pretrain(["--config", str(recipe), "--output_dir", str(folder), *map(str, flags)])
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def finished(run, tmp_path_factory):
+    """The folder of a finished run. Tests leave it as it is."""
+    folder = tmp_path_factory.mktemp("finished")
+    run(folder)
+    return folder
+
+
+def read_lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def read_steps(folder):
+    return [row for row in read_lines(folder / "metrics.jsonl") if "learning_rate" in row]
+
+
+def contents(folder):
+    """Every file below a folder with what it holds."""
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_a_run_leaves_a_model_and_reports(finished):
+    stages = json.loads((finished / "stages.json").read_text())
+    assert [(row["start"], row["num_frozen"], row["target"]) for row in stages] == [
+        (0, 0, "pixels"),
+        (2, 2, "layer_2"),
+    ]
+    assert stages[0]["trainable_parameters"] > stages[1]["trainable_parameters"] > 0
+    rows = read_steps(finished)
+    names = ("step", "stage", "num_frozen")
+    assert [[row[name] for name in names] for row in rows] == [[1, 0, 0], [2, 0, 0], [3, 1, 2], [4, 1, 2]]
+    for row in rows:
+        target = stages[row["stage"]]["target"]
+        assert row[f"{target}/loss"] == pytest.approx(row["loss"])
+        assert row[f"{target}/explained_variance"] < 1
+        assert row["bad_videos"] == 0
+    assert (finished / "bad_videos.jsonl").read_text() == ""
+    model = AutoModel.from_pretrained(finished)
+    assert model(torch.rand(1, 4, 3, 16, 16)).last_hidden_state.shape == (1, 32, 32)
+    assert model.config.num_frozen_layers == 2
+
+
+def test_flags_win_over_the_recipe(run, tmp_path):
+    run(tmp_path, "--max_steps", 1, "--mask_ratio", 0.5, save_strategy="no")
+    (row,) = read_steps(tmp_path)
+    assert row["step"] == 1
+
+
+@pytest.mark.parametrize(
+    "flags, changes, message",
+    [
+        (["--mask_ration", 0.5], {}, "--mask_ration"),
+        (["--max_steps", 0], {}, "max_steps must be set"),
+        ([], {"mask_ration": 0.5}, "mask_ration: unknown setting"),
+        ([], {"num_frozen_layers": 2}, "num_frozen_layers: unknown setting"),
+        ([], {"mask_ratio": 2}, "mask_ratio in recipes) is 2"),
+        ([], {"max_bad_fraction": 2}, "max_bad_fraction is 2"),
+        ([], {"image_size": 80000}, "tokens of a clip: give a clip of"),
+        ([], {"pixel_mean": [124, 116, 104]}, "pixel_mean must be from 0 to 1, as pixels are"),
+        ([], {"num_channels": 1}, "num_channels must be 3, as videos are decoded to RGB, got 1"),
+        ([], {"initializer_range": -1}, "initializer_range must be at least 0, or None, got -1"),
+        (
+            [],
+            {"resize_factor": 115},
+            "resize_factor must be from 1, as a crop cannot exceed the frame, to 10, got 115",
+        ),
+        ([], {"freeze_start": -1}, "freeze_start must be at least 1, got -1"),
+        ([], {"freeze_start": "nan"}, "freeze_start must be a whole number of steps, or a share of the run"),
+        ([], {"freeze_start": "inf"}, "freeze_start must be a whole number of steps, or a share of the run"),
+        ([], {"adam_beta1": 1.5}, "adam_beta1 must be from 0 to 1, got 1.5"),
+        ([], {"dataloader_num_workers": -1}, "dataloader_num_workers must be at least 0, got -1"),
+        ([], {"schedule_stretch": "nan"}, "schedule_stretch must be at least 1, got nan"),
+        ([], {"seed": -1}, "seed must be from 0 to"),
+        ([], {"max_steps": 0}, "max_steps must be set to at least 1, got 0"),
+        ([], {"max_steps": [1, 2]}, "must be one value, got [1, 2]"),
+        ([], {"optim": "adamw_bnb_8bit"}, "optim=adamw_bnb_8bit: "),
+        ([], {"hub_model_id": "me/model"}, "hub_model_id has no effect without push_to_hub"),
+        ([], {"train_data": ""}, "train_data: the name of a source is empty"),
+        ([], {"image_size": 18}, "image_size must be a multiple of patch_size"),
+        ([], {"hidden_size": 33}, "hidden_size must be a multiple of num_attention_heads"),
+        ([], {"num_freezes": 4}, "lower num_freezes or layers_per_freeze"),
+        ([], {"target_layers": [3]}, "target_layers: layer 3"),
+        ([], {"latent_patch_fraction": 0}, "latent_patch_fraction"),
+        ([], {"pixel_patch_fraction": 1.5}, "pixel_patch_fraction"),
+        ([], {"global_batch_size": 6}, "global_batch_size=6 is not a multiple of per_device_train_batch_size=4"),
+        ([], {"resume_from_checkpoint": "nowhere"}, "resume_from_checkpoint: there is no checkpoint nowhere"),
+        ([], {"train_data": "no/such/folder"}, "train_data: 'no/such/folder' does not exist"),
+        ([], {"train_data": [FOLDER, "no/such/folder"]}, "train_data: 'no/such/folder' does not exist"),
+        ([], {"train_weights": [0.5, 0.5]}, "train_weights in recipes) are 2, but there are 1 sources"),
+        ([], {"clips_per_video": 3}, "per_device_train_batch_size=4 is not a multiple of clips_per_video=3"),
+        ([], {"clips_per_video": 0}, "clips_per_video is 0"),
+        ([], {"frame_rate": -1}, "frame_rate is -1"),
+        ([], {"decode_device": "gpu"}, "decode_device in recipes) is 'gpu'"),
+        (["--config", "nowhere.yaml"], {}, "config: there is no recipe nowhere.yaml"),
+        ([], {"readout_steps": 2}, "readout_steps is set but readout_data is not"),
+        ([], {"readout_linear": False}, "readout_linear is set but readout_data is not"),
+        ([], {"readout_data": "no/such/folder"}, "readout_data is set but readout_steps is not"),
+        ([], {"readout_data": "no/such/folder", "readout_steps": 0}, "readout_steps must be at least 1, got 0"),
+        ([], {"readout_data": "no/such/folder", "readout_steps": 2}, "readout_data: 'no/such/folder' does not exist"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_user_errors_name_the_field_and_lose_nothing(run, finished, flags, changes, message):
+    before = contents(finished)
+    with pytest.raises(SystemExit) as error:
+        run(finished, *flags, **changes)
+    assert str(error.value).startswith("error: ") and message in str(error.value)
+    assert "\n" not in str(error.value)
+    assert contents(finished) == before
+
+
+def test_a_list_of_files_that_are_not_there(run, tmp_path):
+    (tmp_path / "list.csv").write_text("path\n" + "".join(f"{number}.mp4\n" for number in range(100)))
+    message = "train_data: none of the videos that .*list.csv. names is there, such as .*0.mp4"
+    with pytest.raises(SystemExit, match=message):
+        run(tmp_path / "out", train_data=str(tmp_path / "list.csv"))
+
+
+def test_reading_out_changes_nothing_else(run, finished, videos, tmp_path):
+    labelled = videos.with_name("videos.csv")
+    run(tmp_path, "--readout_data", labelled, "--readout_steps", 3, "--readout_max_videos", 3)
+    rows = [row for row in read_lines(tmp_path / "metrics.jsonl") if "readout/knn_accuracy_layer_6" in row]
+    assert [row["step"] for row in rows] == [0, 3, 4]
+    assert (tmp_path / "model.safetensors").read_bytes() == (finished / "model.safetensors").read_bytes()
+    assert len(read_steps(tmp_path)) == len(read_steps(finished))
+
+
+def test_a_readout_without_labels(run, videos, tmp_path):
+    with pytest.raises(SystemExit, match="error: readout_data: the videos have no labels"):
+        run(tmp_path / "out", readout_data=str(videos), readout_steps=1)
+
+
+# ---- other methods
+
+UNLOCKED = dict.fromkeys(("freeze_start", "freeze_interval", "layers_per_freeze", "num_freezes"))
+PREDICTOR = {
+    "decoder": "predictor",
+    "predictor_hidden_size": 24,
+    "predictor_num_attention_heads": 2,
+    "position_embedding": "sincos",
+    "use_final_norm": True,
+}
+VJEPA = {
+    **UNLOCKED,
+    **PREDICTOR,
+    "method": "teacher_latents",
+    "num_mask_tokens": 2,
+    "mask": "multiblock",
+    "mask_ratio": None,
+    "mask_blocks": ["2x0.15", "1x0.5"],
+    "mask_group_size": 4,
+}
+BLOCKS = {**UNLOCKED, **PREDICTOR, "method": "blockwise", "predictor_depths": [2, 4, 6], "mask": "tube"}
+LOCKED = {"freeze_start": 1, "freeze_interval": 1, "layers_per_freeze": 1, "num_freezes": 1}
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory, tiny_sizes):
+    """The folder of a teacher of three layers of width 48."""
+    sizes = {**tiny_sizes, "hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 3}
+    folder = tmp_path_factory.mktemp("teacher")
+    LayerLockViTModel(LayerLockViTConfig.from_preset("tiny", **sizes)).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    "changes, targets",
+    [
+        ({**UNLOCKED, "normalize_pixels": True, "pixel_loss": "l1"}, ["pixels"]),
+        (VJEPA, ["teacher_layer_6"]),
+        ({**VJEPA, **LOCKED, "target_layer": 1}, ["teacher_layer_1", "teacher_layer_1"]),
+        (BLOCKS, ["depth_2/pixels + depth_4/pixels + depth_6/pixels"]),
+        ({**BLOCKS, "overlap": 1}, ["depth_2/pixels + depth_4/pixels + depth_6/pixels"]),
+        ({**BLOCKS, "method": "blockwise_in_sequence", "steps_per_block": 1}, ["pixels"] * 3),
+        ({**UNLOCKED, "method": "mae_and_latents", "latent_head_depths": [2]}, ["pixels + layer_2"]),
+        ({**LOCKED, "latent_head_depths": [1], "keep_targets": True}, ["pixels", "pixels + layer_1"]),
+        ({**LOCKED, "predict_latents": False}, ["pixels", "pixels"]),
+    ],
+    ids=["mae", "vjepa", "vjepa locked", "blockwise", "overlap", "in sequence", "unfrozen", "keep", "freezing only"],
+)
+def test_a_step_of_every_stage_of_other_methods(run, tmp_path, changes, targets):
+    run(tmp_path, **{**changes, "max_steps": len(targets), "save_strategy": "no"})
+    stages = json.loads((tmp_path / "stages.json").read_text())
+    assert [row["target"] for row in stages] == targets
+    assert [row["stage"] for row in read_steps(tmp_path)] == list(range(len(targets)))
+    model = AutoModel.from_pretrained(tmp_path)
+    assert model(torch.rand(1, 4, 3, 16, 16)).last_hidden_state.shape == (1, 32, 32)
+
+
+def test_a_step_under_a_loaded_teacher(run, teacher, tmp_path):
+    before = contents(Path(teacher))
+    run(tmp_path, "--teacher", teacher, "--teacher_momentum", 1, **{**VJEPA, "max_steps": 1, "save_strategy": "no"})
+    (row,) = read_steps(tmp_path)
+    assert row["teacher_layer_3/loss"] == pytest.approx(row["loss"])
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["teacher_hidden_size"] == 48
+    assert contents(Path(teacher)) == before and not (tmp_path / "teacher").exists()
+
+
+@pytest.mark.parametrize(
+    "flags, changes, message",
+    [
+        (["--teacher_momentum", 1], VJEPA, "teacher_momentum=1 means a teacher that never moves"),
+        (["--teacher_momentum", 1.5], VJEPA, "teacher_momentum must be from 0 to 1, got 1.5"),
+        (["--teacher", "TEACHER"], VJEPA, "a teacher that is given never moves: set teacher_momentum to 1"),
+        (["--teacher", "TEACHER", "--teacher_momentum", 1], UNLOCKED, "no stage predicts its latents"),
+        (["--teacher", "TEACHER", "--teacher_momentum", 1, "--target_layer", 4], VJEPA, "the teacher has 3 layers"),
+        (["--teacher", "TEACHER", "--teacher_momentum", 1, "--patch_size", 8], VJEPA, "patch_size=4"),
+        (["--teacher", "nowhere", "--teacher_momentum", 1], VJEPA, "teacher: cannot load nowhere"),
+        (["--num_mask_tokens", 1], VJEPA, "num_mask_tokens=1, but mask_blocks has 2 types of mask"),
+        (["--method", "v-jepa"], UNLOCKED, "method: unknown 'v-jepa'; known are mae, teacher_latents"),
+        (["--target_layer", 2], UNLOCKED, "target_layer is set but the method mae does not read it"),
+        (["--overlap", 1], VJEPA, "overlap is set but the method teacher_latents does not read it"),
+        (["--method", "blockwise_in_sequence"], BLOCKS, "steps_per_block must be set"),
+        (["--decoder", "trunk"], {**BLOCKS, "predictor_depths": None}, "a local stage needs decoder='predictor'"),
+        (["--decoder", "trunk"], BLOCKS, "predictor_depths needs decoder='predictor'"),
+        (["--predictor_depths", 2, 4, 7], BLOCKS, "predictor_depths must lie between 1 and the 6 layers"),
+        (["--freeze_start", 1, "--num_freezes", 1], BLOCKS, "set predict_latents to False"),
+        (["--method", "mae_and_latents"], UNLOCKED, "latent_head_depths must name the layers"),
+        (["--keep_targets", "true"], {}, "there is no head latents_2: set latent_head_depths"),
+        (["--learning_rate_decay", "step"], {}, "learning_rate_decay must be one of"),
+        (["--schedule_stretch", 0.5], {}, "schedule_stretch must be at least 1"),
+        (["--pixel_loss", "l3"], UNLOCKED, "pixel_loss"),
+    ],
+    ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else "",
+)
+def test_contradictions_between_methods_and_settings(run, teacher, finished, flags, changes, message):
+    before = contents(finished)
+    flags = [teacher if flag == "TEACHER" else flag for flag in flags]
+    with pytest.raises(SystemExit) as error:
+        run(finished, *flags, **changes)
+    assert str(error.value).startswith("error: ") and message in str(error.value)
+    assert "\n" not in str(error.value)
+    assert contents(finished) == before
+
+
+def test_a_schedule_without_its_start(pretrain, settings, finished, tmp_path):
+    before = contents(finished)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump({name: value for name, value in settings.items() if name != "freeze_start"}))
+    with pytest.raises(SystemExit, match="error: freeze_interval is set but freeze_start is not"):
+        pretrain(["--config", str(recipe), "--output_dir", str(finished)])
+    assert contents(finished) == before
+
+
+def test_a_value_of_the_wrong_type(run, finished, capsys):
+    before = contents(finished)
+    with pytest.raises(SystemExit) as error:
+        run(finished, "--max_steps", "many")
+    usage, message = capsys.readouterr().err.splitlines()
+    assert error.value.code == 2 and usage.startswith("usage: ")
+    assert "--max_steps" in message and message.endswith("invalid int value: 'many'")
+    assert contents(finished) == before
+
+
+def test_an_empty_folder(run, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SystemExit, match="error: train_data: .*empty' holds no videos"):
+        run(tmp_path / "out", train_data=str(tmp_path / "empty"))
+    assert not any((tmp_path / "out").iterdir())
+
+
+def test_a_file_in_place_of_the_output(run, tmp_path):
+    (tmp_path / "out").write_text("kept")
+    with pytest.raises(SystemExit, match="error: output_dir: cannot write to .*out"):
+        run(tmp_path / "out")
+    assert (tmp_path / "out").read_text() == "kept"
+
+
+def test_resuming_under_other_stages_loses_nothing(run, finished):
+    before = contents(finished)
+    with pytest.raises(SystemExit, match="error: .*checkpoint-4 was written by a run with other stages"):
+        run(finished, resume_from_checkpoint="auto", freeze_start=1)
+    assert contents(finished) == before
+
+
+@pytest.mark.parametrize("num_workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_rehearsal_prints_a_row_per_stage_and_writes_nothing(run, finished, videos, tmp_path, capsys, num_workers):
+    before = contents(finished)
+    (tmp_path / "000000.mp4").write_bytes((videos / "000000.mp4").read_bytes())
+    (tmp_path / "broken.mp4").write_bytes(b"this is no video" * 100)
+    capsys.readouterr()
+    run(
+        finished,
+        "--rehearse",
+        "true",
+        train_data=str(tmp_path),
+        max_bad_fraction=1,
+        dataloader_num_workers=num_workers,
+    )
+    table = capsys.readouterr().out.split("peak_memory_gib\n")[1].splitlines()
+    assert [line.split()[:3] for line in table[:2]] == [["0", "0", "pixels"], ["2", "2", "layer_2"]]
+    assert all(float(line.split()[3]) > 0 for line in table[:2])
+    assert table[2:] == ["1 bad video: 1 unreadable (1 text)"]
+    assert contents(finished) == before
+    run(tmp_path / "new", "--rehearse", "true")
+    assert not any((tmp_path / "new").iterdir())
+
+
+def test_a_fresh_run_begins_its_reports_anew(run, tmp_path):
+    for name in REPORTS:
+        (tmp_path / name).write_text('{"step": -1, "path": "old.mp4", "used": false}\n')
+    run(tmp_path, max_steps=1, save_strategy="no")
+    assert [row["step"] for row in read_lines(tmp_path / "metrics.jsonl")] == [1, 1]
+    assert (tmp_path / "bad_videos.jsonl").read_text() == ""
+    assert len(json.loads((tmp_path / "stages.json").read_text())) == 2
+
+
+def test_a_broken_video_is_listed(run, videos, tmp_path, capsys, caplog):
+    (tmp_path / "data").mkdir()
+    for path in videos.iterdir():
+        (tmp_path / "data" / path.name).write_bytes(path.read_bytes())
+    broken = tmp_path / "data" / "broken.mp4"
+    broken.write_bytes(b"this is no video" * 100)
+    out = tmp_path / "out"
+    run(out, train_data=str(tmp_path / "data"), save_strategy="no")
+    (entry,) = read_lines(out / "bad_videos.jsonl")
+    assert entry["path"] == str(broken) and entry["reason"] and not entry["used"]
+    assert read_steps(out)[-1]["bad_videos"] == 1
+    assert capsys.readouterr().out.endswith(f"1 bad video: 1 unreadable (1 text); see {out / 'bad_videos.jsonl'}\n")
+    assert caplog.text.count("1 bad video: 1 unreadable (1 text)") == 1  # when it is met, and not with every log
+
+
+def test_a_mixture_of_groups(run, videos, tmp_path):
+    """Resumed in the middle of an epoch, with clips that are finished on the device of the model."""
+    sources = []
+    for name, part in (("a", "00000[01].mp4"), ("b", "00000[23].mp4")):
+        (tmp_path / name).mkdir()
+        sources.append(str(tmp_path / name))
+        for path in videos.glob(part):
+            (tmp_path / name / path.name).write_bytes(path.read_bytes())
+    settings = {"train_data": sources, "train_weights": [3, 1], "clips_per_video": 2, "jitter_strength": 1.0}
+    run(tmp_path / "cpu", **settings)
+    run(tmp_path / "device", **settings, augment_on_device=True)
+    losses = [[row["loss"] for row in read_steps(tmp_path / name)] for name in ("cpu", "device")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3) and len(losses[0]) == 4
+    shutil.rmtree(tmp_path / "cpu" / "checkpoint-4")
+    weights = (tmp_path / "cpu" / "model.safetensors").read_bytes()
+    run(tmp_path / "cpu", **settings, resume_from_checkpoint="auto")
+    assert (tmp_path / "cpu" / "model.safetensors").read_bytes() == weights
+
+
+@pytest.mark.parametrize(
+    "num_cores, quota, processes, expected",
+    [(2, "max", 1, 1), (1, "max", 1, 1), (8, "max", 1, 7), (64, "max", 8, 7), (64, "max", 1, 16), (64, "4", 1, 3)],
+)
+def test_data_workers_fill_the_cores_by_default(monkeypatch, tmp_path, num_cores, quota, processes, expected):
+    (tmp_path / "cpu.max").write_text(f"{quota if quota == 'max' else int(quota) * 100_000} 100000\n")
+    monkeypatch.setattr(cores, "CPU_QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setattr(cores.os, "sched_getaffinity", lambda process: set(range(num_cores)))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    assert pretrain_arguments.default_data_workers() == expected
+    flags = ["--train_data", "videos", "--output_dir", str(tmp_path), "--use_cpu", "true"]
+    flags += ["--config", "4ds-g-layerlock"]
+    assert program.parse(flags)[-1].dataloader_num_workers == expected
+    assert program.parse([*flags, "--dataloader_num_workers", "0"])[-1].dataloader_num_workers == 0
+
+
+def test_resume_goes_on_and_appends(run, finished, tmp_path):
+    # A run that is cut off has the checkpoint and the metrics of its first two steps
+    for path, content in contents(finished / "checkpoint-2").items():
+        copy = tmp_path / path.relative_to(finished)
+        copy.parent.mkdir(exist_ok=True)
+        copy.write_bytes(content)
+    rows = read_steps(finished)
+    torn = '{"step": 3, "lo'
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:2]) + torn)
+    run(tmp_path, resume_from_checkpoint="auto")
+    varying = ("clips_per_second", "peak_memory_gib")
+    for again, row in zip(read_steps(tmp_path), rows, strict=True):
+        assert {k: v for k, v in again.items() if k not in varying} == {
+            k: v for k, v in row.items() if k not in varying
+        }
+    assert (tmp_path / "model.safetensors").read_bytes() == (finished / "model.safetensors").read_bytes()
+
+
+def test_resuming_a_finished_run_changes_nothing(run, tmp_path, caplog):
+    run(tmp_path)
+    before = contents(tmp_path)
+    run(tmp_path, resume_from_checkpoint="auto")
+    assert "nothing is left to train: step 4 of max_steps=4 is done" in caplog.text
+    after = contents(tmp_path)
+    assert set(after) == set(before)
+    # The arguments hold the flag itself, and the state that of the checkpoint, without the Trainer's closing summary
+    changed = {path.name for path in after if after[path] != before[path]}
+    assert changed <= {"training_args.bin", "trainer_state.json"}
+
+
+def test_help_lists_the_settings(pretrain, capsys):
+    with pytest.raises(SystemExit) as error:
+        pretrain(["--help"])
+    assert error.value.code == 0
+    text = capsys.readouterr().out
+    assert all(f"--{name}" in text for name in ("train_data", "freeze_start", "hidden_size", "global_batch_size"))
+
+
+@pytest.mark.parametrize("recipe_name", RECIPES)
+def test_a_recipe_says_what_the_parser_understands(recipe_name, tmp_path):
+    flags = ["--train_data", "videos", "--output_dir", str(tmp_path), "--use_cpu", "true"]
+    parsed = {}
+    for arguments in program.parse(["--config", recipe_name, *flags]):
+        parsed |= vars(arguments)
+    for name, value in load_recipe(recipe_name).items():
+        if name == "report_to":
+            value = []
+        assert parsed[name] == value, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe_name", RECIPES)
+def test_every_recipe_runs_on_the_data_of_the_demonstration(pretrain, videos, recipe_name, tmp_path):
+    recipe = load_recipe(recipe_name)
+    flags = {**NARROW, "train_data": videos, "output_dir": tmp_path / "out", "max_steps": 2, "warmup_steps": 1}
+    flags |= {"per_device_train_batch_size": 2, "global_batch_size": 2, "logging_steps": 1, "use_cpu": True}
+    flags |= {"disable_tqdm": True, "dataloader_pin_memory": False, "save_strategy": "no", "frame_stride": 1}
+    if recipe.get("teacher_momentum") == 1:
+        config = LayerLockViTConfig.from_preset(recipe["preset"], **NARROW)
+        LayerLockViTModel(config).save_pretrained(tmp_path / "teacher")
+        flags["teacher"] = tmp_path / "teacher"
+    pretrain(["--config", recipe_name, *(str(part) for name, value in flags.items() for part in (f"--{name}", value))])
+    first, second = read_steps(tmp_path / "out")
+    assert second["step"] == 2 and first["loss"] > 0 and second["loss"] > 0
+
+
+@pytest.mark.slow
+def test_demo(tmp_path):
+    command = [sys.executable, "-m", "layerlock_hf", "demo", "--output_dir", str(tmp_path)]
+    subprocess.run([*command, "--max_steps", "12", "--num_videos", "16"], capture_output=True, text=True, check=True)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert len(summary["stages"]) == 5
+    assert set(summary["probes"]) >= {"layerlock", "mae"}
+    assert (tmp_path / "loss.png").is_file() and (tmp_path / "reconstruction.png").is_file()
+
+
+@pytest.fixture
+def demo(monkeypatch):
+    """Runs `layerlock demo` up to its first video; the line that it ends with."""
+
+    def demo(*flags) -> str:
+        monkeypatch.setattr(demo_run, "write_data", lambda *_: pytest.fail("it renders"))
+        with pytest.raises(SystemExit) as error:
+            demo_program.main([*map(str, flags)])
+        return str(error.value)
+
+    return demo
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--max_steps", "0"], "--max_steps: must be a whole number of at least 1, got '0'"),
+        (["--num_videos", "-3"], "--num_videos: must be a whole number of at least 1, got '-3'"),
+        (["--seed", "-1"], "--seed: must be a whole number from 0 to 4294967295, got '-1'"),
+        (["--seed", "99999999999999"], "--seed: must be a whole number from 0 to 4294967295"),
+        (["--output_dir", ""], "--output_dir: must be a path, got ''"),
+    ],
+)
+def test_the_demo_checks_its_arguments_first(demo, tmp_path, capsys, flags, message):
+    assert demo("--output_dir", tmp_path / "out", *flags) == "2"
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_demo_checks_its_folders_first(demo, tmp_path):
+    for name in ("file", "a/data", "b/layerlock"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "c" / "loss.png").mkdir(parents=True)
+    for output, culprit in {
+        "file": "file",
+        "file/below": "file/below",
+        "a": "a/data",
+        "b": "b/layerlock",
+        "c": "c/loss.png",
+    }.items():
+        said = demo("--output_dir", tmp_path / output)
+        assert said.startswith(f"error: output_dir: cannot write to {tmp_path / culprit}: ")
+
+
+# ---- folders and checkpoints of other runs
+
+
+def test_checkpoints_of_another_run_are_not_mixed_in(run, finished):
+    before = contents(finished)
+    with pytest.raises(SystemExit, match="error: output_dir: .* holds checkpoints; go on"):
+        run(finished)
+    with pytest.raises(SystemExit, match="error: .* was written with seed 42, now it is 7"):
+        run(finished, "--resume_from_checkpoint", "auto", "--seed", 7, "--max_steps", 5)
+    after = contents(finished)
+    assert {name: after[name] for name in before if "json" not in str(name)} == {
+        name: before[name] for name in before if "json" not in str(name)
+    }
+
+
+def test_output_within_the_videos(run, videos):
+    with pytest.raises(SystemExit, match="error: output_dir: .* lies within train_data"):
+        run(videos / "out")
+
+
+# ---- words
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--freeze_strat", "2"], r"--freeze_strat: unknown setting, .*; did you mean --freeze_start\?"),
+        (["--num_channels", "1"], "num_channels must be 3, as videos are decoded to RGB, got 1"),
+        (["--report_to", "none", "nope"], "report_to: nope is not installed"),
+        (["--label_smoothing_factor", "0.1"], "label_smoothing_factor has no effect here"),
+        (["--teacher", "./nope"], "teacher: cannot load ./nope: there is no folder ./nope"),
+        (
+            ["--switch_warmup_steps", "5", "--num_freezes", "2", "--freeze_start", "1"],
+            "switch_warmup_steps must be less",
+        ),
+    ],
+)
+def test_mistakes_are_told_in_a_line(run, tmp_path, flags, message):
+    with pytest.raises(SystemExit, match=f"error: {message}"):
+        run(tmp_path / "out", *flags)
+
+
+def test_recipes_are_suggested(pretrain, tmp_path):
+    with pytest.raises(SystemExit, match=r"error: config: there is no recipe demo-ame: did you mean .*demo-mae"):
+        pretrain(["--config", "demo-ame", "--train_data", "x", "--output_dir", str(tmp_path)])
+
+
+def test_output_dir_is_needed(pretrain, settings, tmp_path):
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(settings))
+    with pytest.raises(SystemExit, match="error: output_dir must be set"):
+        pretrain(["--config", str(tmp_path / "recipe.yaml")])
+
+
+def test_help_shows_what_is_ours(pretrain, capsys):
+    with pytest.raises(SystemExit):
+        pretrain(["--help"])
+    brief = capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        pretrain(["--help_all"])
+    whole = capsys.readouterr().out
+    assert "--freeze_start VALUE" in brief and "--max_grad_norm VALUE" in brief and "default: None" not in brief
+    assert "--hub_token" not in brief and "--hub_token" in whole
+    assert re.search(r"\n(data|masks|stages|model|training):\n", brief)
