@@ -24,7 +24,7 @@ from layerlock_hf.evaluation import (
     linear_accuracy,
     probe_depths,
 )
-from layerlock_hf.models import AnyEncoder, AnyEncoderConfig
+from layerlock_hf.models import TransformersEncoder, TransformersEncoderConfig
 from layerlock_hf.pretraining.arguments import parse
 from layerlock_hf.pretraining.building import build, build_clips
 from layerlock_hf.recipes.shortening import shortened
@@ -315,12 +315,12 @@ def videomae_config(config: LayerLockViTConfig) -> VideoMAEConfig:
     )
 
 
-def encoder_of(model: VideoMAEForPreTraining, config: LayerLockViTConfig) -> AnyEncoder:
+def encoder_of(model: VideoMAEForPreTraining, config: LayerLockViTConfig) -> TransformersEncoder:
     """The encoder as it learns, with the verbs of ours."""
     clips = {name: getattr(config, name) for name in ("image_size", "num_frames", "pixel_mean", "pixel_std")}
     # A copy: a model sets the attention of all configurations within its own, and the one that learns would lose its
-    config = AnyEncoderConfig(encoder_config=copy.deepcopy(model.videomae.config), **clips)
-    return AnyEncoder(config, model.videomae)
+    config = TransformersEncoderConfig(encoder_config=copy.deepcopy(model.videomae.config), **clips)
+    return TransformersEncoder(config, model.videomae)
 
 
 def decay_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:

@@ -20,10 +20,6 @@ from transformers.models.auto.video_processing_auto import AutoVideoProcessor
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .models import (
-    AnyEncoder,
-    AnyEncoderConfig,
-    AnyEncoderForDepthEstimation,
-    AnyEncoderForVideoClassification,
     Latents,
     LayerLockVideoProcessor,
     LayerLockViTConfig,
@@ -34,6 +30,10 @@ from .models import (
     Objective,
     Pixels,
     Stage,
+    TransformersEncoder,
+    TransformersEncoderConfig,
+    TransformersEncoderForDepthEstimation,
+    TransformersEncoderForVideoClassification,
     VideoDepthEstimationPipeline,
     post_process_depth_estimation,
     readout_depth_from_fraction,
@@ -74,17 +74,19 @@ PIPELINE_REGISTRY.register_pipeline(
     "video-depth-estimation", VideoDepthEstimationPipeline, pt_model=AutoModelForDepthEstimation, type="video"
 )
 
-AutoConfig.register(AnyEncoderConfig.model_type, AnyEncoderConfig, exist_ok=True)
-AutoModel.register(AnyEncoderConfig, AnyEncoder, exist_ok=True)
-AutoVideoProcessor.register(AnyEncoderConfig, LayerLockVideoProcessor, exist_ok=True)
-AutoModelForVideoClassification.register(AnyEncoderConfig, AnyEncoderForVideoClassification, exist_ok=True)
-AutoModelForDepthEstimation.register(AnyEncoderConfig, AnyEncoderForDepthEstimation, exist_ok=True)
+AutoConfig.register(TransformersEncoderConfig.model_type, TransformersEncoderConfig, exist_ok=True)
+AutoModel.register(TransformersEncoderConfig, TransformersEncoder, exist_ok=True)
+AutoVideoProcessor.register(TransformersEncoderConfig, LayerLockVideoProcessor, exist_ok=True)
+AutoModelForVideoClassification.register(
+    TransformersEncoderConfig, TransformersEncoderForVideoClassification, exist_ok=True
+)
+AutoModelForDepthEstimation.register(TransformersEncoderConfig, TransformersEncoderForDepthEstimation, exist_ok=True)
 
 __all__ = [
-    "AnyEncoder",
-    "AnyEncoderConfig",
-    "AnyEncoderForDepthEstimation",
-    "AnyEncoderForVideoClassification",
+    "TransformersEncoder",
+    "TransformersEncoderConfig",
+    "TransformersEncoderForDepthEstimation",
+    "TransformersEncoderForVideoClassification",
     "Latents",
     "LayerLockViTConfig",
     "LayerLockViTForDepthEstimation",

@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from transformers.models.auto.video_processing_auto import get_video_processor_config
 from transformers.utils import logging
 
-from ..models import AnyEncoder, AnyEncoderConfig, LayerLockReadoutConfig
+from ..models import LayerLockReadoutConfig, TransformersEncoder, TransformersEncoderConfig
 from ..models.pixel_statistics import pixel_statistics
 from ..utils.hub_names import check_checkpoint
 
@@ -31,8 +31,8 @@ def load_encoder(
 
     It offers `tap(video, depths)`, `grid_size(video)` and `config.{num_hidden_layers, hidden_size, num_frames,
     image_size}`, and takes clips (B, T, C, H, W) in [0, 1]. Checkpoints of ours, those of pretraining and of readouts
-    included, give a `LayerLockViTModel` or the `AnyEncoder` that was read; every other model of Transformers gives an
-    `AnyEncoder`. Of models with a part for vision and others, such as CLIP, only this part is loaded.
+    included, give a `LayerLockViTModel` or the `TransformersEncoder` that was read; every other model of Transformers
+    gives a `TransformersEncoder`. Of models with a part for vision and others, such as CLIP, only this part is loaded.
 
     Args:
         name_or_path: a folder with a `config.json`, or the id of a repository on the Hub.
@@ -57,7 +57,7 @@ def load_encoder(
             config = getattr(config, "vision_config", config)
             clips = {**_clip_sizes(config, given), **_pixel_statistics(name_or_path)}
             model, missing = _load(name_or_path, config, random_weights)
-            encoder = AnyEncoder(AnyEncoderConfig(encoder_config=config, **clips), model)
+            encoder = TransformersEncoder(TransformersEncoderConfig(encoder_config=config, **clips), model)
             missing &= set(encoder.parameters_up_to(config.num_hidden_layers))  # the rest is not run
         if missing:
             raise ValueError(f"it lacks {len(missing)} arrays of the model, such as {min(missing)}")

@@ -8,6 +8,7 @@ import torch
 from accelerate import PartialState
 from torch import nn
 
+from ..utils.weight_hash import hash_weights
 from .arguments import ClipArguments
 from .features import EncodedFeatures, FeatureStore, FixedClips, StoredFeatures, pooled_features
 from .probes import probe_accuracies
@@ -23,11 +24,7 @@ TRAINING_CONTENTS, TEST_CONTENTS = "contents of the training data", "contents of
 def fingerprint(encoder: nn.Module) -> str:
     """Of the configuration and all weights, wherever they were loaded from."""
     config = json.loads(encoder.config.to_json_string(use_diff=False), object_hook=_without_origin)
-    digest = hashlib.blake2b(json.dumps(config, sort_keys=True).encode(), digest_size=16)
-    for name, values in encoder.state_dict().items():
-        digest.update(name.encode())
-        digest.update(values.detach().cpu().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    return hash_weights(encoder, hashlib.blake2b(json.dumps(config, sort_keys=True).encode(), digest_size=16))
 
 
 def _without_origin(config: dict) -> dict:

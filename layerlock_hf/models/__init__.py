@@ -1,7 +1,6 @@
-from .configuration_any_encoder import AnyEncoderConfig
 from .configuration_layerlock import PRESETS, LayerLockViTConfig
 from .configuration_layerlock_readout import LayerLockReadoutConfig, readout_depth_from_fraction
-from .modeling_any_encoder import AnyEncoder, AnyEncoderForDepthEstimation, AnyEncoderForVideoClassification
+from .configuration_transformers_encoder import TransformersEncoderConfig
 from .modeling_layerlock import LayerLockViTModel, LayerLockViTPreTrainedModel, patchify, unpatchify
 from .modeling_layerlock_pretraining import LayerLockViTForPretraining, LayerLockViTForPretrainingOutput
 from .modeling_layerlock_readout import (
@@ -10,6 +9,11 @@ from .modeling_layerlock_readout import (
     LayerLockViTForVideoClassification,
     post_process_depth_estimation,
 )
+from .modeling_transformers_encoder import (
+    TransformersEncoder,
+    TransformersEncoderForDepthEstimation,
+    TransformersEncoderForVideoClassification,
+)
 from .objectives import Latents, Objective, Pixels, Stage
 from .pipeline_video_depth import VideoDepthEstimationPipeline
 from .video_processing_layerlock import LayerLockVideoProcessor
@@ -17,10 +21,10 @@ from .video_processing_layerlock import LayerLockVideoProcessor
 
 __all__ = [
     "PRESETS",
-    "AnyEncoder",
-    "AnyEncoderConfig",
-    "AnyEncoderForDepthEstimation",
-    "AnyEncoderForVideoClassification",
+    "TransformersEncoder",
+    "TransformersEncoderConfig",
+    "TransformersEncoderForDepthEstimation",
+    "TransformersEncoderForVideoClassification",
     "AttentionReadout",
     "LayerLockReadoutConfig",
     "LayerLockViTConfig",

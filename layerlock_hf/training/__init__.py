@@ -13,13 +13,13 @@ from .stages import (
     stage_at,
     teacher_latents,
 )
-from .teachers import VideoModelTeacher, load_teacher
+from .teachers import as_teacher, load_teacher
 from .trainer import LayerLockTrainer
 
 
 __all__ = [
     "METHODS",
-    "VideoModelTeacher",
+    "as_teacher",
     "blockwise",
     "blockwise_in_sequence",
     "load_teacher",

@@ -1,8 +1,6 @@
 """Networks whose latents are predicted: a copy that follows the encoder, or one that was trained before."""
 
 import copy
-import hashlib
-import inspect
 import pickle
 from pathlib import Path
 
@@ -11,15 +9,16 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.utils import SAFE_WEIGHTS_NAME, logging
 
 from ..models.configuration_layerlock import LayerLockViTConfig
+from ..models.configuration_transformers_encoder import TransformersEncoderConfig
 from ..models.modeling_layerlock import LayerLockViTModel
+from ..models.modeling_transformers_encoder import TransformersEncoder
 from ..models.objectives import Stage
 from ..models.pixel_statistics import pixel_statistics
-from ..models.positions_layerlock import take_tokens
 from ..utils.hub_names import check_checkpoint
 from .foreign import check_weight_names
 from .sharding import load_whole_state, local, whole_state
@@ -68,50 +67,36 @@ def distance(teacher: nn.Module, encoder: nn.Module) -> torch.Tensor:
     return (difference / sum(theirs.float().square().sum() for _, theirs in pairs)).sqrt()
 
 
-def digest(network: nn.Module) -> str:
-    """What tells networks with other weights apart."""
-    sha = hashlib.sha256()
-    for name, tensor in network.state_dict().items():
-        sha.update(name.encode() + tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return sha.hexdigest()
-
-
-class VideoModelTeacher(nn.Module):
-    """Any video model of Transformers as a teacher: gives it the verb `tap`.
+def as_teacher(
+    model: PreTrainedModel, pixel_mean=IMAGENET_DEFAULT_MEAN, pixel_std=IMAGENET_DEFAULT_STD
+) -> TransformersEncoder:
+    """A video model of Transformers as a teacher, read after its final norm.
 
     Args:
-        model: returns `last_hidden_state` and `hidden_states` of patch tokens, ordered time, height, width.
+        model: a ViT with tokens like ours.
         pixel_mean, pixel_std: what its pixels are normalised with, per channel; by default those of ImageNet, as
             VideoMAE and V-JEPA have it.
-    """
-
-    def __init__(self, model: PreTrainedModel, pixel_mean=IMAGENET_DEFAULT_MEAN, pixel_std=IMAGENET_DEFAULT_STD):
-        super().__init__()
-        self.config = shape_of(model.config)
-        self.model = model.requires_grad_(False)
-        # V-JEPA 2 would go on to predict
-        accepted = inspect.signature(model.forward).parameters
-        self._settings = {"skip_predictor": True} if "skip_predictor" in accepted else {}
-        self.register_buffer("mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
-        self.eval()
-
-    def tap(self, video: torch.Tensor, depths: list[int], ids: torch.Tensor | None = None) -> list[torch.Tensor]:
-        """The tokens at several depths; the last depth is after the final norm. With `ids` they are picked afterwards:
-        the pass itself always runs on the whole clip. (B, T, C, H, W) in [0, 1], (B, K) -> one (B, K, D) per depth."""
-        inputs = {self.model.main_input_name: (video - self.mean) / self.std}
-        outputs = self.model(**inputs, **self._settings, output_hidden_states=True)
-        num_layers = self.model.config.num_hidden_layers
-        taps = (outputs.last_hidden_state if depth == num_layers else outputs.hidden_states[depth] for depth in depths)
-        return [take_tokens(tap, ids) for tap in taps]
-
-
-def shape_of(config) -> LayerLockViTConfig:
-    """Our configuration of the same sizes as that of a video model of Transformers, to check and to count with.
 
     Raises:
-        ValueError: if the configuration does not tell its sizes.
+        ValueError: if its configuration does not tell its sizes.
     """
+    config = TransformersEncoderConfig(
+        encoder_config=model.config, use_final_norm=True, pixel_mean=list(pixel_mean), pixel_std=list(pixel_std)
+    )
+    sizes_of(config)
+    return TransformersEncoder(config, model).eval().requires_grad_(False)
+
+
+def sizes_of(config: PreTrainedConfig | None) -> LayerLockViTConfig | None:
+    """The sizes of a teacher in the words of our configuration, to check and to count with; None if it tells nothing,
+    for it need have nothing but `tap`.
+
+    Raises:
+        ValueError: if it is a model of Transformers whose configuration does not tell its sizes.
+    """
+    if not isinstance(config, TransformersEncoderConfig):
+        return config
+    config = config.encoder_config
     try:
         mlp_width = getattr(config, "intermediate_size", None) or round(config.mlp_ratio * config.hidden_size)
         return LayerLockViTConfig(
@@ -133,11 +118,11 @@ def check_teacher(teacher: nn.Module | None, stages: list[Stage], config: LayerL
     """Raise a `ValueError` unless the stages of a model of this configuration can be taught by the teacher."""
     targets = [objective.target for stage in stages for objective in stage.objectives]
     depths = [target.depth for target in targets if target.of == "teacher"]
-    theirs = getattr(teacher, "config", None)
+    theirs = sizes_of(getattr(teacher, "config", None))
     if teacher is not None and not depths:
         raise ValueError("a teacher is given, but no stage predicts its latents")
     if theirs is None:
-        return  # it need have nothing but `tap`
+        return
     if depths and max(depths) > theirs.num_hidden_layers:
         raise ValueError(f"layer {max(depths)} is predicted, but the teacher has {theirs.num_hidden_layers}")
     boxes = [f"patch_size={c.patch_size}, tubelet_size={c.tubelet_size}" for c in (theirs, config)]
@@ -172,5 +157,4 @@ def load_teacher(path: str) -> tuple[nn.Module, int, int]:
     statistics = pixel_statistics(path)
     if statistics is None:
         logger.warning(f"{path} has no processor: its pixels are normalised with ImageNet's mean and deviation")
-    teacher = VideoModelTeacher(model, **(statistics or {}))
-    return teacher, config.num_hidden_layers, config.hidden_size
+    return as_teacher(model, **(statistics or {})), config.num_hidden_layers, config.hidden_size

@@ -16,6 +16,7 @@ from ..models.modeling_layerlock_pretraining import LayerLockViTForPretraining, 
 from ..models.objectives import Stage
 from ..utils.memory import peak_memory_gib
 from ..utils.processes import raised_together
+from ..utils.weight_hash import hash_weights
 from .arguments import LayerLockTrainingArguments
 from .callbacks import ScheduleCallback, StageCallback
 from .checking import check_batches, check_masks
@@ -30,7 +31,7 @@ from .sharding import let_means_be_taken, set_up_sharding, shard_teacher
 from .stages import check_stages, stage_at
 from .surviving import SurvivingTrainer
 from .switching import discard_a_backward, freeze, rebuild_optimizer, rewrap
-from .teachers import check_teacher, copy_of, digest, distance, follow, restore_teacher, save_teacher
+from .teachers import check_teacher, copy_of, distance, follow, restore_teacher, save_teacher, sizes_of
 
 
 logger = logging.get_logger(__name__)
@@ -297,7 +298,7 @@ class LayerLockTrainer(SurvivingTrainer):
         )
         masks = [(seen.shape[1], hidden.shape[1]) for seen, hidden in pair_masks(context_ids, target_ids)]
         num_tokens = math.prod(self._core().encoder.grid_size(video))
-        teacher = getattr(self.teacher, "config", None)
+        teacher = sizes_of(getattr(self.teacher, "config", None))
         return video.shape[0] * step_flops(self._core().config, self.stage, masks, num_tokens, teacher)
 
     # ---- logs
@@ -370,7 +371,7 @@ class LayerLockTrainer(SurvivingTrainer):
     @functools.cached_property
     def _teacher_digest(self) -> str | None:
         """Of a teacher that is given, which never moves."""
-        return digest(self.teacher) if self.teacher is not None and not self._teacher_moves else None
+        return hash_weights(self.teacher) if self.teacher is not None and not self._teacher_moves else None
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         check_run_file(resume_from_checkpoint, self.stages, self._core(model).config, self._identity())

@@ -9,14 +9,14 @@ from transformers import AutoModelForVideoClassification
 
 from layerlock_hf.evaluation import load_encoder
 from layerlock_hf.models import (
-    AnyEncoder,
-    AnyEncoderConfig,
-    AnyEncoderForVideoClassification,
     LayerLockVideoProcessor,
     LayerLockViTConfig,
     LayerLockViTForDepthEstimation,
     LayerLockViTForPretraining,
     LayerLockViTModel,
+    TransformersEncoder,
+    TransformersEncoderConfig,
+    TransformersEncoderForVideoClassification,
 )
 
 
@@ -74,7 +74,7 @@ def test_checkpoints_of_others(kind, tmp_path):
     source.save_pretrained(tmp_path)
     write(tmp_path, image_mean=[0.1, 0.2, 0.3], image_std=[0.4, 0.5, 0.6])
     encoder = load_encoder(tmp_path)
-    assert type(encoder) is AnyEncoder and not encoder.training
+    assert type(encoder) is TransformersEncoder and not encoder.training
     assert not any(parameter.requires_grad for parameter in encoder.parameters())
     config = encoder.config
     assert (config.num_frames, config.image_size) == (num_frames, 16)
@@ -84,7 +84,7 @@ def test_checkpoints_of_others(kind, tmp_path):
     assert len(read) > 20
     assert all(torch.equal(encoder.model.state_dict()[name], weights[name]) for name in read)
     video = torch.rand(1, num_frames, 3, 16, 16)
-    reference = AnyEncoder(config, source.get_submodule(part)).eval()
+    reference = TransformersEncoder(config, source.get_submodule(part)).eval()
     assert torch.equal(encoder.tap(video, [2])[0], reference.tap(video, [2])[0])
     torch.testing.assert_close(config.pixel_mean, [0.1, 0.2, 0.3])
     torch.testing.assert_close(config.pixel_std, [0.4, 0.5, 0.6])
@@ -125,7 +125,7 @@ def test_a_loaded_encoder_is_saved_with_a_readout(tmp_path):
 
 
 def test_readouts_of_other_encoders(tmp_path):
-    config = AnyEncoderConfig(
+    config = TransformersEncoderConfig(
         encoder_config=transformers.Dinov2Config(**IMAGES),
         pixel_mean=[0.5] * 3,
         image_size=16,
@@ -133,11 +133,11 @@ def test_readouts_of_other_encoders(tmp_path):
         readout_hidden_size=16,
         readout_num_attention_heads=2,
     )
-    model = AnyEncoderForVideoClassification(config).eval()
+    model = TransformersEncoderForVideoClassification(config).eval()
     model.save_pretrained(tmp_path)
     encoder = load_encoder(tmp_path)
     video = torch.rand(1, 2, 3, 16, 16)
-    assert type(encoder) is AnyEncoder and encoder.config.pixel_mean == [0.5] * 3
+    assert type(encoder) is TransformersEncoder and encoder.config.pixel_mean == [0.5] * 3
     assert torch.equal(encoder.tap(video, [2])[0], model.encoder.tap(video, [2])[0])
 
 

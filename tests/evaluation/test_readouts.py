@@ -8,7 +8,7 @@ from layerlock_hf.evaluation.protocol import SweepArguments, sweep_members
 from layerlock_hf.evaluation.readouts import READOUTS
 from layerlock_hf.evaluation.sweep import Sweep
 from layerlock_hf.evaluation.tasks import Classification, Depth
-from layerlock_hf.models import AnyEncoderConfig, LayerLockViTConfig, LayerLockViTForVideoClassification
+from layerlock_hf.models import LayerLockViTConfig, LayerLockViTForVideoClassification, TransformersEncoderConfig
 
 
 B, STEPS, S, D, CLASSES = 3, 2, 4, 32, 5
@@ -112,7 +112,7 @@ def test_readouts_of_a_sweep_start_as_those_of_models(config, initializer_range)
 
 def test_heads_of_other_encoders():
     encoder = VideoMAEConfig(hidden_size=24, num_hidden_layers=2, num_attention_heads=3)
-    config = AnyEncoderConfig(encoder_config=encoder, readout_hidden_size=24, readout_num_attention_heads=4)
+    config = TransformersEncoderConfig(encoder_config=encoder, readout_hidden_size=24, readout_num_attention_heads=4)
     assert READOUTS["attentive_probe"](config, 1, 2).config.num_attention_heads == 3
     assert READOUTS["attentive_probe_v2"](config, 1, 2).config.num_attention_heads == 4
 

@@ -18,9 +18,9 @@ from transformers import (
 )
 
 from layerlock_hf import (
-    AnyEncoderConfig,
     LayerLockVideoProcessor,
     LayerLockViTForDepthEstimation,
+    TransformersEncoderConfig,
     VideoDepthEstimationPipeline,
 )
 from layerlock_hf.data import center_crop, read_clip
@@ -224,7 +224,7 @@ def config(request, tiny_config):
         return tiny_config
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     encoder = VideoMAEConfig(image_size=16, patch_size=4, num_frames=4, tubelet_size=2, **sizes)
-    return AnyEncoderConfig(
+    return TransformersEncoderConfig(
         encoder_config=encoder,
         num_frames=4,
         image_size=16,

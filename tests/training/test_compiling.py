@@ -1,15 +1,24 @@
 """Layers are compiled one by one: few graphs however many stages, and the same numbers."""
 
+import copy
 import logging
 
 import pytest
 import torch
 from test_trainer import CHECKPOINTING
-from toy_methods import TINY, MaskedClips, step_logs, weights
-from transformers import TrainerCallback, set_seed
+from toy_methods import TINY, VJEPA, MaskedClips, step_logs, weights
+from transformers import TrainerCallback, VideoMAEConfig, VideoMAEModel, set_seed
 
 from layerlock_hf.models import LayerLockViTConfig, LayerLockViTForPretraining
-from layerlock_hf.training import FreezeSchedule, LayerLockTrainer, LayerLockTrainingArguments, locked, mae
+from layerlock_hf.training import (
+    FreezeSchedule,
+    LayerLockTrainer,
+    LayerLockTrainingArguments,
+    as_teacher,
+    locked,
+    mae,
+    teacher_latents,
+)
 
 
 COMPILED = {"torch_compile": True, "torch_compile_backend": "aot_eager"}
@@ -28,7 +37,7 @@ class GraphsCallback(TrainerCallback):
         self.counts.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
 
 
-def run(folder, max_steps=12, **settings):
+def run(folder, max_steps=12, sizes=SIZES, stages=STAGES, teacher=None, **settings):
     torch._dynamo.utils.counters.clear()
     set_seed(0)
     args = LayerLockTrainingArguments(
@@ -45,8 +54,8 @@ def run(folder, max_steps=12, **settings):
         **settings,
     )
     callback = GraphsCallback()
-    model = LayerLockViTForPretraining(LayerLockViTConfig.from_preset("tiny", **SIZES))
-    trainer = LayerLockTrainer(model, args, STAGES, MaskedClips(), callbacks=[callback])
+    model = LayerLockViTForPretraining(LayerLockViTConfig.from_preset("tiny", **sizes))
+    trainer = LayerLockTrainer(model, args, stages, MaskedClips(), callbacks=[callback], teacher=teacher)
     trainer.train()
     assert type(trainer.model_wrapped) is LayerLockViTForPretraining  # accelerate has compiled nothing as a whole
     return trainer, callback.counts
@@ -80,3 +89,23 @@ def test_compiled_with_bf16_checkpointing_and_accumulation(tmp_path):
     assert counts[0] > 0
     losses = [[row["loss"] for row in step_logs(trainer)] for trainer in (eager, compiled)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("depth", [2, 3])
+def test_a_compiled_foreign_teacher_is_read_the_same(tmp_path, depth):
+    """Within its compiled layers, and after its final norm."""
+    sizes = {"num_hidden_layers": 3, "num_attention_heads": 3, "intermediate_size": 96, "use_mean_pooling": False}
+    clips = {"image_size": 16, "patch_size": 4, "num_frames": 4, "tubelet_size": 2}
+    set_seed(1)
+    model = VideoMAEModel(VideoMAEConfig(hidden_size=48, **sizes, **clips))
+    settings = {"max_steps": 4, "stages": teacher_latents(6, depth), "teacher_momentum": 1.0}
+    settings["sizes"] = {**TINY, **VJEPA, "teacher_hidden_size": 48}
+    torch._dynamo.reset()
+    eager, _ = run(tmp_path, teacher=as_teacher(copy.deepcopy(model)), **settings)
+    compiled, counts = run(tmp_path, teacher=as_teacher(model), **settings, **COMPILED)
+    assert counts[0] > 0 and set(counts[1:]) == {counts[1]}, counts
+    assert not torch._dynamo.utils.counters["graph_break"]
+    assert [row["loss"] for row in step_logs(compiled)] == [row["loss"] for row in step_logs(eager)]

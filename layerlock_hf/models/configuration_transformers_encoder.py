@@ -1,5 +1,6 @@
 """Configuration of encoders that are other people's: a model of Transformers, and what clips it takes."""
 
+import copy
 from typing import ClassVar
 
 from huggingface_hub.dataclasses import strict
@@ -9,13 +10,14 @@ from .configuration_layerlock_readout import LayerLockReadoutConfig
 
 
 @strict
-class AnyEncoderConfig(LayerLockReadoutConfig):
+class TransformersEncoderConfig(LayerLockReadoutConfig):
     """A video or image model of Transformers as an encoder of clips, and the readouts of it.
 
     Args:
         encoder_config: configuration of the model, or the dictionary of it with its `model_type`.
         pixel_mean: subtracted from pixels in [0, 1], one value per colour.
         pixel_std: what they are divided by then.
+        use_final_norm: read the last layer after the norm that follows it, as teachers are (V-JEPA 2, SALT).
 
     The other arguments are those of `LayerLockReadoutConfig`.
 
@@ -23,16 +25,19 @@ class AnyEncoderConfig(LayerLockReadoutConfig):
         ValueError: if the model does not tell its layers or its width, or if sizes contradict each other.
     """
 
-    model_type = "layerlock_any_encoder"
+    model_type = "layerlock_any_encoder"  # in saved files
     sub_configs: ClassVar[dict[str, type]] = {"encoder_config": AutoConfig}
 
     encoder_config: dict | PreTrainedConfig | None = None
     pixel_mean: list[float] | tuple[float, ...] = (0.0, 0.0, 0.0)
     pixel_std: list[float] | tuple[float, ...] = (1.0, 1.0, 1.0)
+    use_final_norm: bool = False
 
     def __post_init__(self, **kwargs):
         if isinstance(self.encoder_config, dict):
             self.encoder_config = AutoConfig.for_model(**self.encoder_config)
+        # That of a model which is there already must not lose its choice of attention, as follows in Transformers
+        self.encoder_config = copy.deepcopy(self.encoder_config)
         super().__post_init__(**kwargs)
         self.pixel_mean, self.pixel_std = list(self.pixel_mean), list(self.pixel_std)  # as JSON has them
         if len(self.pixel_mean) != len(self.pixel_std) or min(self.pixel_std) <= 0:
@@ -58,3 +63,9 @@ class AnyEncoderConfig(LayerLockReadoutConfig):
     def hidden_size(self) -> int:
         """Width of the encoder."""
         return self.encoder_config.hidden_size
+
+    def to_dict(self) -> dict:
+        """Without `use_final_norm` where it is not set, as files were before there was the field: features that are
+        kept on disk are known by this."""
+        fields = super().to_dict()
+        return fields if self.use_final_norm else {name: fields[name] for name in fields if name != "use_final_norm"}

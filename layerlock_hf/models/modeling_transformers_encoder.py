@@ -3,7 +3,8 @@
 No model is known by name. Layers are found in the module tree and read by hooks; which token sees which pixels is
 measured. B batch, T frames, C channels, H and W pixels, t h w grid of tokens, N tokens of the grid, M tokens of a clip
 with class and register tokens, D width. A depth is a number of layers passed: depth 0 is the input of the first layer,
-depth k the output of the k-th, before any norm that follows the layers.
+depth k the output of the k-th, before any norm that follows the layers; after that norm at the last depth, if the
+configuration has `use_final_norm`.
 """
 
 import inspect
@@ -15,12 +16,17 @@ from transformers import AutoModel, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import can_return_tuple, logging
 
-from .configuration_any_encoder import AnyEncoderConfig
+from .configuration_transformers_encoder import TransformersEncoderConfig
 from .file_modes import follow_umask_in
 from .modeling_layerlock_readout import LayerLockViTForDepthEstimation, LayerLockViTForVideoClassification
+from .positions_layerlock import take_tokens
 
 
 logger = logging.get_logger(__name__)
+
+# What models are told where they know of it, in Transformers' words: to take images of other sizes than the configured
+# one, and not to predict what is masked (V-JEPA 2)
+SETTINGS = ("interpolate_pos_encoding", "skip_predictor")
 
 
 class DeepestLayerPassed(Exception):
@@ -70,7 +76,7 @@ def grid_of(seen_by: torch.Tensor) -> tuple[tuple[int, int, int], torch.Tensor]:
     return counts, grid.flatten()
 
 
-class AnyEncoder(PreTrainedModel):
+class TransformersEncoder(PreTrainedModel):
     """A model of Transformers that reads clips, frozen or not.
 
     It takes clips (B, T, C, H, W) in [0, 1], as `LayerLockViTModel` does, and normalises the pixels itself. A model of
@@ -84,7 +90,7 @@ class AnyEncoder(PreTrainedModel):
         ValueError: if the model has no list of layers.
     """
 
-    config: AnyEncoderConfig
+    config: TransformersEncoderConfig
     base_model_prefix = "encoder"
     main_input_name = "pixel_values_videos"
     input_modalities = ("video",)
@@ -94,7 +100,7 @@ class AnyEncoder(PreTrainedModel):
     # What a readout leaves in a checkpoint
     _keys_to_ignore_on_load_unexpected = [r"^(classification|depth)_readout\."]
 
-    def __init__(self, config: AnyEncoderConfig, model: PreTrainedModel | None = None):
+    def __init__(self, config: TransformersEncoderConfig, model: PreTrainedModel | None = None):
         super().__init__(config)
         self.model = AutoModel.from_config(config.encoder_config) if model is None else model
         lists = [name for name, module in self.model.named_modules() if isinstance(module, nn.ModuleList)]
@@ -107,8 +113,7 @@ class AnyEncoder(PreTrainedModel):
         self._layers_name = lists[0]
         self._layouts: dict[tuple[int, ...], TokenLayout] = {}
         accepted = inspect.signature(self.model.forward).parameters
-        # Transformers' word for "take images of other sizes than the configured one"
-        self._settings = {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in accepted else {}
+        self._settings = {name: True for name in SETTINGS if name in accepted}
         self.post_init()
 
     @property
@@ -133,14 +138,16 @@ class AnyEncoder(PreTrainedModel):
 
     @can_return_tuple
     def forward(self, pixel_values_videos: torch.Tensor) -> BaseModelOutput:
-        """Encode clips: (B, T, C, H, W) in [0, 1] -> `last_hidden_state` (B, N, D), without the final norm."""
+        """Encode clips: (B, T, C, H, W) in [0, 1] -> `last_hidden_state` (B, N, D), without the final norm unless the
+        configuration has `use_final_norm`."""
         (tokens,) = self.tap(pixel_values_videos, [self.config.num_hidden_layers])
         return BaseModelOutput(last_hidden_state=tokens)
 
-    def tap(self, video: torch.Tensor, depths: list[int]) -> list[torch.Tensor]:
+    def tap(self, video: torch.Tensor, depths: list[int], ids: torch.Tensor | None = None) -> list[torch.Tensor]:
         """The tokens at several depths, computed in one pass that runs no layer beyond the deepest.
 
         video (B, T, C, H, W) in [0, 1] -> one (B, N, D) per depth, ordered t, h, w, without class and register tokens.
+        With ids (B, K) these of them, (B, K, D) per depth; the pass itself always runs on the whole clip.
 
         Raises:
             ValueError: if a depth is not between 0 and the number of layers, or if the model cannot be read.
@@ -164,7 +171,7 @@ class AnyEncoder(PreTrainedModel):
             return states.reshape(shape).index_select(1, layout.ids.to(states.device))
 
         taps = self._read(self._inputs(video, layout.takes_frames), depths, select)
-        return [taps[depth] for depth in depths]
+        return [take_tokens(taps[depth], ids) for depth in depths]
 
     def grid_size(self, video: torch.Tensor) -> tuple[int, int, int]:
         """Tokens along time, height and width of this clip."""
@@ -179,12 +186,17 @@ class AnyEncoder(PreTrainedModel):
 
     def parameters_up_to(self, depth: int) -> list[str]:
         """Names in `model` of the parameters that the tokens at a depth can depend on: those that come, in the order
-        of its modules, no later than the last of that layer."""
+        of its modules, no later than the last of that layer; all of them, if the final norm is read."""
         names = [name for name, _ in self.model.named_parameters()]
+        if self._is_after_norm(depth):
+            return names
         layers = [f"{self._layers_name}.{index}." for index in range(self.config.num_hidden_layers)]
         if depth == 0:
             return names[: next(index for index, name in enumerate(names) if name.startswith(layers[0]))]
         return names[: 1 + max(index for index, name in enumerate(names) if name.startswith(layers[depth - 1]))]
+
+    def _is_after_norm(self, depth: int) -> bool:
+        return depth == self.config.num_hidden_layers and self.config.use_final_norm
 
     def _inputs(self, video: torch.Tensor, takes_frames: bool) -> dict:
         """What the model is called with, for a clip (B, T, C, H, W) in [0, 1]."""
@@ -210,10 +222,15 @@ class AnyEncoder(PreTrainedModel):
         def keep_output(depth):
             return lambda _, args, output: keep(depth, [output] if isinstance(output, torch.Tensor) else output)
 
+        def keep_normed(_, args, output):
+            keep(deepest, [output.last_hidden_state])
+
         try:
             for depth in set(depths):
                 if depth == 0:
                     handles.append(self.layers[0].register_forward_pre_hook(keep_input, with_kwargs=True))
+                elif self._is_after_norm(depth):
+                    handles.append(self.model.register_forward_hook(keep_normed))
                 else:
                     handles.append(self.layers[depth - 1].register_forward_hook(keep_output(depth)))
             self.model(**inputs)
@@ -315,17 +332,17 @@ def seeing_token(scores: torch.Tensor, clips: torch.Tensor) -> torch.Tensor:
     return torch.where(is_seen, found, -1)
 
 
-class AnyEncoderForVideoClassification(LayerLockViTForVideoClassification):
-    """`LayerLockViTForVideoClassification` of any encoder."""
+class TransformersEncoderForVideoClassification(LayerLockViTForVideoClassification):
+    """`LayerLockViTForVideoClassification` of a `TransformersEncoder`."""
 
-    config: AnyEncoderConfig
-    encoder_class = AnyEncoder
+    config: TransformersEncoderConfig
+    encoder_class = TransformersEncoder
     _no_split_modules = []
 
 
-class AnyEncoderForDepthEstimation(LayerLockViTForDepthEstimation):
-    """`LayerLockViTForDepthEstimation` of any encoder."""
+class TransformersEncoderForDepthEstimation(LayerLockViTForDepthEstimation):
+    """`LayerLockViTForDepthEstimation` of a `TransformersEncoder`."""
 
-    config: AnyEncoderConfig
-    encoder_class = AnyEncoder
+    config: TransformersEncoderConfig
+    encoder_class = TransformersEncoder
     _no_split_modules = []
