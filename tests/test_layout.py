@@ -243,3 +243,8 @@ def test_importing_the_package_is_silent():
     command = [sys.executable, "-c", "import layerlock_hf"]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
+
+
+def test_every_folder_is_a_package():
+    """What has no `__init__.py` is missing from the wheel."""
+    assert not [path.parent for path in FILES if not (path.parent / "__init__.py").is_file()]
