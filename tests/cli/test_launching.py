@@ -9,7 +9,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from layerlock_hf.cli import launching
+from layerlock_hf.cli import launching, pretrain
 from layerlock_hf.data.procedural import write_procedural_dataset
 
 
@@ -45,6 +45,12 @@ def test_options_of_accelerate_go_to_accelerate(launched):
     assert launched("--num_processes", "8", *ours) == ["--num_processes", "8", *program]
     assert launched(*ours, "--num_processes=8", "--multi_gpu") == ["--num_processes=8", "--multi_gpu", *program]
     assert launched(*ours[:2], "--num_machines", "2", *ours[2:]) == ["--num_machines", "2", *program]
+
+
+def test_a_misspelt_option_is_suggested(tmp_path):
+    arguments = ["--config", "demo", "--train_data", "x", "--output_dir", str(tmp_path), "--num_proceses", "3"]
+    with pytest.raises(SystemExit, match="error: --num_proceses: unknown setting.*did you mean --num_processes\\?"):
+        pretrain.main(arguments)
 
 
 def test_settings_of_ours_that_accelerate_has_too_stay_ours(launched):
