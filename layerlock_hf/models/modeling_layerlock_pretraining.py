@@ -4,7 +4,9 @@ B batch, T frames, N tokens of the grid, K context tokens, M target tokens, D wi
 """
 
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -13,6 +15,7 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from .configuration_layerlock import LayerLockViTConfig
+from .losses_layerlock import StageLosses
 from .modeling_layerlock import LayerLockViTModel, LayerLockViTPreTrainedModel
 from .modeling_layerlock_decoders import DECODERS, Head, Predictor
 from .objectives import Objective, Pixels, Stage
@@ -37,34 +40,6 @@ class LayerLockViTForPretrainingOutput(ModelOutput):
     losses: tuple[torch.FloatTensor, ...] | None = None
     target_variances: tuple[torch.FloatTensor, ...] | None = None
     predictions: tuple[torch.FloatTensor, ...] | None = None
-
-
-class SettledLoss(torch.autograd.Function):
-    """A loss whose gradients are known already: the graph behind it is gone, `backward` only hands them out."""
-
-    @staticmethod
-    def forward(ctx, loss, gradients, *parameters):
-        ctx.gradients = gradients
-        return loss.clone()
-
-    @staticmethod
-    def backward(ctx, grad_output):
-        gradients, ctx.gradients = ctx.gradients, None
-        return None, None, *(gradient.mul_(grad_output.to(gradient.dtype)) for gradient in gradients)
-
-
-def settle(loss: torch.Tensor, modules: list[nn.Module]) -> torch.Tensor:
-    """Backpropagate now to the parameters of these modules that learn and that the loss depends on, free the
-    activations, and return a loss that brings the gradients along.
-
-    A caller that later calls `backward`, be it through DDP or gradient accumulation, finds them as usual.
-    """
-    parameters = [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
-    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-    reached = [pair for pair in zip(parameters, gradients, strict=True) if pair[1] is not None]
-    parameters, gradients = zip(*reached, strict=True)
-    # Detached: an input that requires gradients would lead the caller's backward into the graph that is gone
-    return SettledLoss.apply(loss.detach(), gradients, *parameters)
 
 
 class Targets:
@@ -95,6 +70,37 @@ class Targets:
                 )
             self._whole[target] = whole
         return take_tokens(self._whole[target], ids)
+
+
+class Block:
+    """The encoder up to a source, run on what is seen under one type of mask.
+
+    Args:
+        objectives: those that are read there, in the order of the stage.
+        target_ids: what they predict, (B, M), or None for every position.
+        modules: what learns from them, if the stage is local.
+        heads: of the decoder, by name.
+        decode: runs the decoder on the context, with `target_ids` (B, M) or None -> (B, M, D or W).
+    """
+
+    def __init__(
+        self,
+        objectives: list[Objective],
+        target_ids: torch.Tensor | None,
+        modules: list[nn.Module],
+        heads: nn.ModuleDict,
+        decode: Callable[..., torch.Tensor],
+    ):
+        self.objectives, self.target_ids, self.modules = objectives, target_ids, modules
+        self._heads, self._decode = heads, decode
+        self._decoded = {}  # objectives that predict the same tokens share the decoder's pass
+
+    def predict(self, head: str, ids: torch.Tensor | None) -> torch.Tensor:
+        """(B, M) or None for every position -> (B, M, D or P)"""
+        key = None if ids is None else ids.shape[1]
+        if key not in self._decoded:
+            self._decoded[key] = self._decode(target_ids=ids)
+        return self._heads[head](self._decoded[key])
 
 
 class LayerLockViTForPretraining(LayerLockViTPreTrainedModel):
@@ -160,35 +166,19 @@ class LayerLockViTForPretraining(LayerLockViTPreTrainedModel):
         is_at_hand = type(pixel_values_videos) is torch.Tensor and pixel_values_videos.device.type == "cpu"
         if is_at_hand and not torch.compiler.is_compiling():
             self.check_masks(pixel_values_videos, context_ids, target_ids)
+        masks = pair_masks(context_ids, target_ids)
         targets = self._targets(pixel_values_videos, stage, teacher)
-        masks, num_tokens = pair_masks(context_ids, target_ids), targets.num_tokens
-        settles = settle_blocks and stage.local and torch.is_grad_enabled()
-        total, predictions = 0, []
-        losses, variances = [0] * len(stage.objectives), [0] * len(stage.objectives)
-        for mask_type, (context_ids, target_ids) in enumerate(masks):
-            for source, modules, decode in self._read(pixel_values_videos, context_ids, mask_type, stage):
-                of_block = 0
-                for index, objective in enumerate(stage.objectives):
-                    if objective.source != source:
-                        continue
-                    ids = objective.select(target_ids, num_tokens)
-                    prediction = self.decoders[str(source)].heads[objective.target.head](decode(ids))
-                    target = targets.at(objective, ids)
-                    if target.shape != prediction.shape:
-                        raise ValueError(
-                            f"the targets {tuple(target.shape)} do not fit the predictions {tuple(prediction.shape)}: "
-                            "set teacher_hidden_size"
-                        )
-                    # In fp32 also under autocast (LayerLock, sec. 3.4)
-                    loss = objective.target.error(prediction.float(), target) / len(masks)
-                    constant = target.mean(dim=(0, 1), keepdim=True).expand_as(target)
-                    of_block = of_block + objective.weight * loss
-                    losses[index] = losses[index] + loss.detach()
-                    variances[index] = variances[index] + objective.target.error(target, constant) / len(masks)
-                    predictions.append(prediction.detach() if settles else prediction)
-                total = total + (settle(of_block, modules) if settles else of_block)
+        sums = StageLosses(stage, len(masks), settles=settle_blocks and stage.local and torch.is_grad_enabled())
+        for block in self._blocks(pixel_values_videos, masks, stage):
+            for objective in block.objectives:
+                ids = objective.select(block.target_ids, targets.num_tokens)
+                sums.add(objective, block.predict(objective.target.head, ids), targets.at(objective, ids))
+            sums.complete_block(block.modules)
         return LayerLockViTForPretrainingOutput(
-            loss=total, losses=tuple(losses), target_variances=tuple(variances), predictions=tuple(predictions)
+            loss=sums.total,
+            losses=tuple(sums.losses.values()),
+            target_variances=tuple(sums.target_variances.values()),
+            predictions=tuple(sums.predictions),
         )
 
     @torch.no_grad()
@@ -220,33 +210,26 @@ class LayerLockViTForPretraining(LayerLockViTPreTrainedModel):
         num_tokens = math.prod(self.encoder.grid_size(video))
         return Targets({"encoder": self.encoder, "teacher": teacher}, video, num_tokens)
 
-    def _read(self, video: torch.Tensor, context_ids: torch.Tensor, mask_type: int, stage: Stage):
-        """Run the encoder from source to source: yields each with the modules that learn from it if the stage is
-        local, and a function that decodes the context at some positions, (B, M) -> (B, M, D or W)."""
+    def _blocks(self, video: torch.Tensor, masks: list[tuple], stage: Stage) -> Iterator[Block]:
+        """Run the encoder from source to source, for each type of mask, and give each block once it has been run."""
         grid_size = self.encoder.grid_size(video)
-        hidden_states, rotation = self.encoder.embed(video, context_ids)
-        passed = 0
-        for source in stage.sources:
-            decoder = self.decoders[str(source)]
-            begin, end = passed, decoder.context_depth
-            if stage.local:
-                passed = max(begin, end - stage.overlap)
-                hidden_states = self.encoder.run_layers(hidden_states, rotation, begin, passed)
-                beyond_cut = hidden_states.detach()
-            context = self.encoder.run_layers(hidden_states, rotation, passed, end)
-            decoded = {}  # objectives that predict the same tokens share the decoder's pass
-
-            def decode(ids, decoder=decoder, context=context, decoded=decoded):
-                key = None if ids is None else ids.shape[1]
-                if key not in decoded:
-                    decoded[key] = decoder(self.encoder, context, context_ids, ids, grid_size, mask_type)
-                return decoded[key]
-
-            modules = [decoder, *self.encoder.layers[begin:end]]
-            modules += [self.encoder.embeddings] if source == stage.sources[0] else []
-            modules += [self.encoder.norm] if end == len(self.encoder.layers) else []
-            yield source, modules, decode
-            hidden_states, passed = (beyond_cut, passed) if stage.local else (context, end)
+        for mask_type, (context_ids, target_ids) in enumerate(masks):
+            hidden_states, rotation = self.encoder.embed(video, context_ids)
+            passed = 0
+            for source in stage.sources:
+                decoder = self.decoders[str(source)]
+                end = decoder.context_depth
+                # From the cut on the next block reads, too
+                cut = max(passed, end - stage.overlap) if stage.local else end
+                hidden_states = self.encoder.run_layers(hidden_states, rotation, passed, cut)
+                context = self.encoder.run_layers(hidden_states, rotation, cut, end)
+                modules = [decoder, *self.encoder.layers[passed:end]]
+                modules += [self.encoder.embeddings] if source == stage.sources[0] else []
+                modules += [self.encoder.norm] if end == len(self.encoder.layers) else []
+                decode = partial(decoder, self.encoder, context, context_ids, grid_size=grid_size, mask_type=mask_type)
+                objectives = [objective for objective in stage.objectives if objective.source == source]
+                yield Block(objectives, target_ids, modules, decoder.heads, decode)
+                hidden_states, passed = hidden_states.detach() if stage.local else hidden_states, cut
 
     def check_masks(
         self,

@@ -26,7 +26,7 @@ MAX_WAIT_S = 10  # for data, after a signal. Schedulers kill after 30 or more
 
 
 class StageCallback(TrainerCallback):
-    """Enters a new stage at the beginning of its first optimizer step; lets the teacher follow after each."""
+    """Enters a new stage at the beginning of its first optimizer step; updates the teacher after each."""
 
     def __init__(self, trainer):
         self.trainer = trainer
@@ -43,7 +43,7 @@ class StageCallback(TrainerCallback):
             control.should_log = True
 
     def on_optimizer_step(self, args, state, control, **kwargs):
-        self.trainer.move_teacher(state.global_step)
+        self.trainer.update_teacher(state.global_step)
 
 
 class ScheduleCallback(TrainerCallback):

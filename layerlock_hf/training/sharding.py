@@ -89,9 +89,9 @@ def let_means_be_taken(model: nn.Module):
 
 
 def shard_teacher(teacher: nn.Module, accelerator: Accelerator) -> nn.Module:
-    """Shard a copy of the encoder as accelerate shards the encoder, so that its parts can follow those."""
+    """Shard a copy of the encoder as accelerate shards the encoder, so that each part has its counterpart."""
     teacher = fsdp2_prepare_model(accelerator, teacher)
-    # The root stays gathered until its backward, and a teacher has none: what follows would not be what teaches
+    # The root stays gathered until its backward, and a teacher has none: what is updated would not be what teaches
     teacher.set_reshard_after_forward(True)
     register_fsdp_forward_method(teacher, "tap")
     return teacher

@@ -1,10 +1,12 @@
-"""Networks whose latents are predicted: a copy that follows the encoder, or one that was trained before."""
+"""Networks whose latents are predicted: the moving average of the encoder, or one that was trained before."""
 
 import copy
+import functools
 import pickle
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -16,12 +18,14 @@ from transformers.utils import SAFE_WEIGHTS_NAME, logging
 from ..models.configuration_layerlock import LayerLockViTConfig
 from ..models.configuration_transformers_encoder import TransformersEncoderConfig
 from ..models.modeling_layerlock import LayerLockViTModel
+from ..models.modeling_layerlock_pretraining import LayerLockViTForPretraining
 from ..models.modeling_transformers_encoder import TransformersEncoder
 from ..models.objectives import Stage
 from ..models.pixel_statistics import pixel_statistics
 from ..utils.hub_names import check_checkpoint
+from ..utils.weight_hash import hash_weights
 from .foreign import check_weight_names
-from .sharding import load_whole_state, local, whole_state
+from .sharding import load_whole_state, local, shard_teacher, whole_state
 
 
 logger = logging.get_logger(__name__)
@@ -29,42 +33,147 @@ logger = logging.get_logger(__name__)
 TEACHER_FOLDER = "teacher"
 
 
-def copy_of(encoder: LayerLockViTModel) -> LayerLockViTModel:
-    """A teacher that starts as the encoder is, in eval mode, and never learns by gradient."""
-    teacher = copy.deepcopy(encoder)
-    return teacher.eval().requires_grad_(False)
+class Teacher:
+    """A network whose latents are predicted, as a value: the trainer does the same with each, whichever it is.
+
+    Attributes:
+        network: has the verb `tap`; None for no teacher.
+        sizes: those of the network, in the words of our configuration; None where it tells none.
+        weight_hash: of weights that a resumed run must share with the one that wrote its checkpoint, None where there
+            are none to compare.
+    """
+
+    weight_hash: str | None = None
+
+    def __init__(self, network: nn.Module | None):
+        self.network = network
+        self.sizes = sizes_of(getattr(network, "config", None))
+
+    def to(self, device: torch.device):
+        """Bring the network there."""
+        if self.network is not None:
+            self.network.to(device)
+
+    def shard(self, accelerator: Accelerator):
+        """Called under FSDP: what must lie as the encoder does is sharded, everything else is held whole."""
+
+    def update(self, encoder: LayerLockViTModel, momentum: float):
+        """Called after every optimizer step: what moves, moves."""
+
+    def save(self, checkpoint: str, is_main: bool):
+        """Write what a checkpoint must hold of it; every process must call it, and the main one writes."""
+
+    def load(self, checkpoint: str):
+        """The inverse of `save`."""
+
+    def diagnostics(self, encoder: LayerLockViTModel) -> dict[str, torch.Tensor]:
+        """What there is to log of it beside the encoder, by name."""
+        return {}
 
 
-@torch.no_grad()
-def follow(teacher: nn.Module, encoder: nn.Module, momentum: float):
-    """teacher <- momentum * teacher + (1 - momentum) * encoder, where the encoder learns; elsewhere not by one bit."""
-    teachers = dict(teacher.named_parameters())
-    learning = [
-        (teachers[name], parameter) for name, parameter in encoder.named_parameters() if parameter.requires_grad
-    ]
-    if learning and momentum < 1:
-        followers, leaders = zip(*learning, strict=True)
-        torch._foreach_lerp_(list(map(local, followers)), list(map(local, leaders)), 1 - momentum)
+class NoTeacher(Teacher):
+    """That of a run which predicts no teacher's latents."""
+
+    def __init__(self):
+        super().__init__(None)
 
 
-def save_teacher(teacher: PreTrainedModel, checkpoint: str, is_main: bool):
-    """Beside the model a teacher that may be sharded; every process must call it, and the main one writes."""
-    state = whole_state(teacher)
-    if is_main:
-        teacher.save_pretrained(Path(checkpoint) / TEACHER_FOLDER, state_dict=state)
+class FixedTeacher(Teacher):
+    """A network that was trained before and never moves (SALT), in eval mode.
+
+    Args:
+        network: has the verb `tap`, and a configuration if its tokens and layers are to be checked.
+
+    Raises:
+        ValueError: if it is a model of Transformers whose configuration does not tell its sizes.
+    """
+
+    def __init__(self, network: nn.Module):
+        super().__init__(network.eval().requires_grad_(False))
+
+    @functools.cached_property
+    def weight_hash(self) -> str:
+        return hash_weights(self.network)
 
 
-def restore_teacher(teacher: PreTrainedModel, checkpoint: str):
-    """The inverse of `save_teacher`."""
-    load_whole_state(teacher, load_file(Path(checkpoint) / TEACHER_FOLDER / SAFE_WEIGHTS_NAME))
+class EMATeacher(Teacher):
+    """The exponential moving average of the encoder (V-JEPA), in eval mode. It starts as a copy.
+
+    Args:
+        encoder: what it starts from.
+    """
+
+    def __init__(self, encoder: LayerLockViTModel):
+        super().__init__(copy.deepcopy(encoder).eval().requires_grad_(False))
+
+    def shard(self, accelerator: Accelerator):
+        """As accelerate shards the encoder, so that a process updates its parts from its parts."""
+        self.network = shard_teacher(self.network, accelerator)
+
+    @torch.no_grad()
+    def update(self, encoder: LayerLockViTModel, momentum: float):
+        """teacher <- momentum * teacher + (1 - momentum) * encoder, where the encoder learns; elsewhere not by one
+        bit."""
+        averages = dict(self.network.named_parameters())
+        learning = [
+            (averages[name], parameter) for name, parameter in encoder.named_parameters() if parameter.requires_grad
+        ]
+        if learning and momentum < 1:
+            averages, parameters = zip(*learning, strict=True)
+            torch._foreach_lerp_(list(map(local, averages)), list(map(local, parameters)), 1 - momentum)
+
+    def save(self, checkpoint: str, is_main: bool):
+        state = whole_state(self.network)
+        if is_main:
+            self.network.save_pretrained(Path(checkpoint) / TEACHER_FOLDER, state_dict=state)
+
+    def load(self, checkpoint: str):
+        load_whole_state(self.network, load_file(Path(checkpoint) / TEACHER_FOLDER / SAFE_WEIGHTS_NAME))
+
+    @torch.no_grad()
+    def diagnostics(self, encoder: LayerLockViTModel) -> dict[str, torch.Tensor]:
+        """`teacher_distance`: norm of the difference of their parameters, over the norm of the encoder's, ()."""
+        pairs = list(zip(self.network.parameters(), encoder.parameters(), strict=True))
+        difference = sum((average.float() - parameter.float()).square().sum() for average, parameter in pairs)
+        norm = sum(parameter.float().square().sum() for _, parameter in pairs)
+        return {"teacher_distance": (difference / norm).sqrt()}
 
 
-@torch.no_grad()
-def distance(teacher: nn.Module, encoder: nn.Module) -> torch.Tensor:
-    """Norm of the difference of their parameters, over the norm of the encoder's: ()."""
-    pairs = list(zip(teacher.parameters(), encoder.parameters(), strict=True))
-    difference = sum((ours.float() - theirs.float()).square().sum() for ours, theirs in pairs)
-    return (difference / sum(theirs.float().square().sum() for _, theirs in pairs)).sqrt()
+def teacher_of_run(
+    given: nn.Module | None, model: LayerLockViTForPretraining, stages: list[Stage], momentum: float
+) -> Teacher:
+    """The teacher of a run: the network that is given, else the average of the encoder where a stage predicts a
+    teacher's latents.
+
+    Raises:
+        ValueError: if stages, momentum and the given contradict each other, or the network cannot teach this model.
+    """
+    targets = [objective.target for stage in stages for objective in stage.objectives]
+    depths = [target.depth for target in targets if target.of == "teacher"]
+    if given is not None and momentum != 1:
+        raise ValueError("a teacher that is given never moves: set teacher_momentum to 1")
+    if given is not None and not depths:
+        raise ValueError("a teacher is given, but no stage predicts its latents")
+    if given is None and depths and momentum == 1:
+        raise ValueError("teacher_momentum=1 means a teacher that never moves: give one that has learned (--teacher)")
+    if not depths:
+        return NoTeacher()
+    teacher = EMATeacher(model.encoder) if given is None else FixedTeacher(given)
+    check_teacher(teacher, max(depths), model.config)
+    return teacher
+
+
+def check_teacher(teacher: Teacher, depth: int, config: LayerLockViTConfig):
+    """Raise a `ValueError` unless the teacher, as far as it tells its sizes, has this depth and the tokens of a model
+    of this configuration."""
+    theirs = teacher.sizes
+    if theirs is None:
+        return
+    if depth > theirs.num_hidden_layers:
+        raise ValueError(f"layer {depth} is predicted, but the teacher has {theirs.num_hidden_layers}")
+    boxes = [f"patch_size={c.patch_size}, tubelet_size={c.tubelet_size}" for c in (theirs, config)]
+    if boxes[0] != boxes[1]:
+        raise ValueError(f"the teacher's tokens ({boxes[0]}) are not those of the model ({boxes[1]})")
 
 
 def as_teacher(
@@ -112,22 +221,6 @@ def sizes_of(config: PreTrainedConfig | None) -> LayerLockViTConfig | None:
         )
     except (AttributeError, StrictDataclassError) as error:
         raise ValueError(f"teacher: no video ViT with tokens like ours, by its configuration: {error}") from error
-
-
-def check_teacher(teacher: nn.Module | None, stages: list[Stage], config: LayerLockViTConfig):
-    """Raise a `ValueError` unless the stages of a model of this configuration can be taught by the teacher."""
-    targets = [objective.target for stage in stages for objective in stage.objectives]
-    depths = [target.depth for target in targets if target.of == "teacher"]
-    theirs = sizes_of(getattr(teacher, "config", None))
-    if teacher is not None and not depths:
-        raise ValueError("a teacher is given, but no stage predicts its latents")
-    if theirs is None:
-        return
-    if depths and max(depths) > theirs.num_hidden_layers:
-        raise ValueError(f"layer {max(depths)} is predicted, but the teacher has {theirs.num_hidden_layers}")
-    boxes = [f"patch_size={c.patch_size}, tubelet_size={c.tubelet_size}" for c in (theirs, config)]
-    if boxes[0] != boxes[1]:
-        raise ValueError(f"the teacher's tokens ({boxes[0]}) are not those of the model ({boxes[1]})")
 
 
 def load_teacher(path: str) -> tuple[nn.Module, int, int]:

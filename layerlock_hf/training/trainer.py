@@ -1,6 +1,5 @@
 """A Trainer that walks through the stages of a run: freezes, swaps heads and keeps the optimizer to what trains."""
 
-import functools
 import math
 from collections.abc import Callable
 
@@ -16,7 +15,6 @@ from ..models.modeling_layerlock_pretraining import LayerLockViTForPretraining, 
 from ..models.objectives import Stage
 from ..utils.memory import peak_memory_gib
 from ..utils.processes import raised_together
-from ..utils.weight_hash import hash_weights
 from .arguments import LayerLockTrainingArguments
 from .callbacks import ScheduleCallback, StageCallback
 from .checking import check_batches, check_masks
@@ -27,11 +25,11 @@ from .flops import step_flops
 from .run_file import CheckpointRefused, check_run_file, describe, read_run_file, write_run_file
 from .running_means import RunningMeans
 from .schedules import check_schedule, cosine, linear, scheduled_factor
-from .sharding import let_means_be_taken, set_up_sharding, shard_teacher
+from .sharding import let_means_be_taken, set_up_sharding
 from .stages import check_stages, stage_at
 from .surviving import SurvivingTrainer
 from .switching import discard_a_backward, freeze, rebuild_optimizer, rewrap
-from .teachers import check_teacher, copy_of, distance, follow, restore_teacher, save_teacher, sizes_of
+from .teachers import teacher_of_run
 
 
 logger = logging.get_logger(__name__)
@@ -96,22 +94,13 @@ class LayerLockTrainer(SurvivingTrainer):
             raise ValueError("frozen_dtype: FSDP shards the parameters of a layer together, which needs one dtype")
         self.stage = self.stages[0]
         self.batch_transform = batch_transform
-        self._teacher_moves = teacher is None and any(stage.needs_teacher for stage in self.stages)
-        if self._teacher_moves and args.teacher_momentum == 1:
-            raise ValueError(
-                "teacher_momentum=1 means a teacher that never moves: give one that has learned (--teacher)"
-            )
-        if teacher is not None and args.teacher_momentum != 1:
-            raise ValueError("a teacher that is given never moves: set teacher_momentum to 1")
-        self.teacher = copy_of(model.encoder) if self._teacher_moves else teacher
-        check_teacher(self.teacher, self.stages, model.config)
-        if self.teacher is not None:
-            self.teacher.to(self.args.device)
+        self.teacher = teacher_of_run(teacher, model, self.stages, args.teacher_momentum)
+        self.teacher.to(self.args.device)
         if self._dynamo.backend != DynamoBackend.NO:
-            for network in (model, self.teacher):
+            for network in (model, self.teacher.network):
                 compile_layers(network, self.args.gradient_checkpointing, **self._dynamo.to_kwargs())
-        if self._teacher_moves and self.is_fsdp_enabled:
-            self.teacher = shard_teacher(self.teacher, self.accelerator)
+        if self.is_fsdp_enabled:
+            self.teacher.shard(self.accelerator)
         self._wrapper_is_new, self._diagnosed_step = False, -1
         self._batches = []
         self._means = RunningMeans()
@@ -158,12 +147,12 @@ class LayerLockTrainer(SurvivingTrainer):
         """Whether a stage starts at this step."""
         return any(stage.start == step for stage in self.stages)
 
-    def move_teacher(self, step: int):
-        """After the optimizer's step: the teacher follows what learns."""
-        if self._teacher_moves and not self.accelerator.optimizer_step_was_skipped:
+    def update_teacher(self, step: int):
+        """After the optimizer's step."""
+        if not self.accelerator.optimizer_step_was_skipped:
             begin, end = self.args.teacher_momentum, self.args.teacher_momentum_end
             momentum = linear(begin, begin if end is None else end, step / self._schedule_steps)
-            follow(self.teacher, self._core().encoder, momentum)
+            self.teacher.update(self._core().encoder, momentum)
 
     @property
     def _schedule_steps(self) -> float:
@@ -215,7 +204,7 @@ class LayerLockTrainer(SurvivingTrainer):
             inputs = self._prepare_inputs(dict(batch))
             video, *ids = (inputs.get(name) for name in ("pixel_values_videos", "context_ids", "target_ids"))
             with self.accelerator.autocast():
-                means.append(model.target_means(video, *ids, stage=self.stage, teacher=self.teacher))
+                means.append(model.target_means(video, *ids, stage=self.stage, teacher=self.teacher.network))
         if self.is_fsdp_enabled:
             model.reshard()  # else the next forward would use the biases that are gathered now
         for objective, parts in zip(self.stage.objectives, zip(*means, strict=True), strict=True):
@@ -267,7 +256,7 @@ class LayerLockTrainer(SurvivingTrainer):
             return model(
                 **inputs,
                 stage=stage,
-                teacher=self.teacher,
+                teacher=self.teacher.network,
                 # FSDP must see the backward; with fp16, gradients settled before the loss is scaled would underflow
                 settle_blocks=self.args.settle_blocks and not self.is_fsdp_enabled and not self.args.fp16,
             )
@@ -298,8 +287,7 @@ class LayerLockTrainer(SurvivingTrainer):
         )
         masks = [(seen.shape[1], hidden.shape[1]) for seen, hidden in pair_masks(context_ids, target_ids)]
         num_tokens = math.prod(self._core().encoder.grid_size(video))
-        teacher = sizes_of(getattr(self.teacher, "config", None))
-        return video.shape[0] * step_flops(self._core().config, self.stage, masks, num_tokens, teacher)
+        return video.shape[0] * step_flops(self._core().config, self.stage, masks, num_tokens, self.teacher.sizes)
 
     # ---- logs
 
@@ -316,8 +304,8 @@ class LayerLockTrainer(SurvivingTrainer):
             prefix = f"depth_{source}/" if len(depths) > 1 else ""
             for name, value in feature_statistics(features).items():
                 self._means.add(prefix + name, value)
-        if self._teacher_moves:
-            self._means.add("teacher_distance", distance(self.teacher, model.encoder))
+        for name, value in self.teacher.diagnostics(model.encoder).items():
+            self._means.add(name, value)
 
     def log(self, logs: dict[str, float], start_time: float | None = None):
         if self.is_finished:
@@ -343,9 +331,8 @@ class LayerLockTrainer(SurvivingTrainer):
     # ---- checkpoints
 
     def write_model(self, folder: str, is_final: bool):
-        if self._teacher_moves:  # to which every process comes
-            with self._failure_noted():
-                save_teacher(self.teacher, folder, self.args.should_save)
+        with self._failure_noted():
+            self.teacher.save(folder, self.args.should_save)
         super().write_model(folder, is_final)
         if self.args.should_save:
             model = self._core()
@@ -365,19 +352,13 @@ class LayerLockTrainer(SurvivingTrainer):
             * self.args.world_size,
             "order": repr(getattr(self.train_dataset, "order", None)),
             "masks": repr(getattr(self.data_collator, "masks", None)),
-            "teacher": self._teacher_digest,
+            "teacher": self.teacher.weight_hash,
         }
-
-    @functools.cached_property
-    def _teacher_digest(self) -> str | None:
-        """Of a teacher that is given, which never moves."""
-        return hash_weights(self.teacher) if self.teacher is not None and not self._teacher_moves else None
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         check_run_file(resume_from_checkpoint, self.stages, self._core(model).config, self._identity())
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        if self._teacher_moves:
-            restore_teacher(self.teacher, resume_from_checkpoint)
+        self.teacher.load(resume_from_checkpoint)
 
     def _load_optimizer_and_scheduler(self, checkpoint):
         if checkpoint is not None:

@@ -21,7 +21,7 @@ from layerlock_hf.training import (
     step_flops,
     teacher_latents,
 )
-from layerlock_hf.training.teachers import copy_of, sizes_of
+from layerlock_hf.training.teachers import EMATeacher, sizes_of
 
 
 def measured(config, stage, num_context):
@@ -112,7 +112,7 @@ def test_predictor_is_what_pytorch_counts(tiny_sizes, sizes, num_frozen):
 def test_moving_teacher_is_what_pytorch_counts(tiny_sizes, sizes, num_frozen, depth):
     model, config = make_model(tiny_sizes)
     stage = Stage(0, num_frozen, teacher_latents(6, depth)[0].objectives)
-    teacher = copy_of(model.encoder)
+    teacher = EMATeacher(model.encoder).network
     assert step_flops(config, stage, sizes, teacher=teacher.config) == count(model, stage, sizes, teacher)
 
 

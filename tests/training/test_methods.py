@@ -28,14 +28,14 @@ class Recorder(TrainerCallback):
 
     def on_step_begin(self, args, state, control, **kwargs):
         self.before.append(weights(self.trainer.model))
-        if self.trainer.teacher is not None:
-            self.teacher_before.append(weights(self.trainer.teacher))
+        if self.trainer.teacher.network is not None:
+            self.teacher_before.append(weights(self.trainer.teacher.network))
 
     def on_step_end(self, args, state, control, **kwargs):
         self.after.append(weights(self.trainer.model))
         self.learning.append({n for n, p in self.trainer.model.named_parameters() if p.requires_grad})
-        if self.trainer.teacher is not None:
-            self.teacher_after.append(weights(self.trainer.teacher))
+        if self.trainer.teacher.network is not None:
+            self.teacher_after.append(weights(self.trainer.teacher.network))
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +148,7 @@ def test_the_teacher_follows_where_the_encoder_learns(recordings, name):
 
 @pytest.mark.parametrize("name", ["vjepa", "vjepa_locked", "salt"])
 def test_the_teacher_never_learns(recordings, name):
-    teacher = recordings(name).trainer.teacher
+    teacher = recordings(name).trainer.teacher.network
     assert not teacher.training and not any(module.training for module in teacher.modules())
     assert not any(p.requires_grad or p.grad is not None for p in teacher.parameters())
 
@@ -173,14 +173,14 @@ def test_resume_is_bit_identical(tmp_path, name):
         clips = Clips()
         resumed = make_trainer(name, tmp_path / "resumed", clips)
         with torch.no_grad():  # what a checkpoint does not restore would show
-            for module in (resumed.model, resumed.teacher if name.startswith("vjepa") else None):
+            for module in (resumed.model, resumed.teacher.network if name.startswith("vjepa") else None):
                 for parameter in module.parameters() if module is not None else ():
                     parameter.add_(0.1)
         resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{step}"))
         again = weights(resumed.model)
         assert [n for n in whole if not torch.equal(again[n], whole[n])] == []
-        if trainer.teacher is not None:
-            teachers = weights(resumed.teacher), weights(trainer.teacher)
+        if trainer.teacher.network is not None:
+            teachers = weights(resumed.teacher.network), weights(trainer.teacher.network)
             assert all(torch.equal(teachers[0][n], teachers[1][n]) for n in teachers[1])
         assert clips.read[:4] == list(range(4 * step, 4 * step + 4))  # skipped clips are not decoded
         for before, after in zip(rows[step:], step_logs(resumed)[step:], strict=True):
@@ -203,7 +203,7 @@ def test_four_small_batches_equal_a_large_one(tmp_path, name):
         )
         assert trainer.args.gradient_accumulation_steps == 4 // batch_size
         trainer.train()
-        teacher = weights(trainer.teacher) if trainer.teacher is not None else {}
+        teacher = weights(trainer.teacher.network) if trainer.teacher.network is not None else {}
         numbers = [(row["loss"], row["grad_norm"]) for row in step_logs(trainer)]
         runs.append((numbers, weights(trainer.model), teacher))
     for accumulated, whole in zip(runs[1], runs[0], strict=True):

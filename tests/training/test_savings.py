@@ -64,8 +64,8 @@ def test_frozen_dtype_changes_no_result(folder, name, checkpointing):
         assert torch.equal(found[name], tensor.to(torch.bfloat16) if name in frozen else tensor), name
     saved = num_bytes(expected.values()) - num_bytes(found.values())
     assert saved == 2 * sum(expected[name].numel() for name in frozen)
-    if plain.teacher is not None:
-        teachers = (plain.teacher.parameters(), halved.teacher.parameters())
+    if plain.teacher.network is not None:
+        teachers = (plain.teacher.network.parameters(), halved.teacher.network.parameters())
         assert all(torch.equal(a, b) for a, b in zip(*teachers, strict=True))
 
 

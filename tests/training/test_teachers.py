@@ -30,7 +30,8 @@ from layerlock_hf.training import (
     teacher_latents,
 )
 from layerlock_hf.training.schedules import linear
-from layerlock_hf.training.teachers import copy_of, distance, follow
+from layerlock_hf.training.teachers import EMATeacher, FixedTeacher, NoTeacher
+from layerlock_hf.utils.weight_hash import hash_weights
 
 
 def make_model(**sizes):
@@ -75,7 +76,7 @@ def vjepa_by_hand(model, teacher, batch, depth=6):
 
 @pytest.mark.parametrize("depth", [2, 6])
 def test_loss_of_vjepa_by_hand(model, batch, depth):
-    teacher = copy_of(make_model().encoder)  # other weights than the encoder's
+    teacher = EMATeacher(make_model().encoder).network  # other weights than the encoder's
     (stage,) = teacher_latents(6, depth)
     outputs = model(**batch, stage=stage, teacher=teacher)
     expected, by_mask = vjepa_by_hand(model, teacher, batch, depth)
@@ -104,7 +105,7 @@ def test_gradient_of_vjepa_reaches_the_student_and_both_tokens(model, batch):
 
 
 def test_the_teacher_runs_once_for_all_masks(model, batch):
-    teacher, calls = copy_of(model.encoder), []
+    teacher, calls = EMATeacher(model.encoder).network, []
     teacher.layers[0].register_forward_hook(lambda module, args, output: calls.append(output.shape[1]))
     (stage,) = teacher_latents(6, 6)
     model(**batch, stage=stage, teacher=teacher)
@@ -115,44 +116,75 @@ def test_mask_types_and_tokens_must_agree(model, batch):
     (stage,) = teacher_latents(6, 6)
     three = {k: v if k == "pixel_values_videos" else [*v, v[0]] for k, v in batch.items()}
     with pytest.raises(ValueError, match="mask type 2 has no mask token"):
-        model(**three, stage=stage, teacher=copy_of(model.encoder))
+        model(**three, stage=stage, teacher=EMATeacher(model.encoder).network)
     with pytest.raises(ValueError, match="2 types of mask: give as many"):
         model(batch["pixel_values_videos"], batch["context_ids"], batch["target_ids"][:1], stage, model.encoder)
     with pytest.raises(ValueError, match="give teacher"):
         model(**batch, stage=stage)
 
 
-# ---- a teacher that follows
+# ---- the moving average
 
 
-def test_follow_by_hand():
+def test_average_by_hand():
     encoder = make_model().encoder
-    teacher = copy_of(make_model().encoder)
-    assert not teacher.training and not any(p.requires_grad for p in teacher.parameters())
+    teacher = EMATeacher(make_model().encoder)
+    network = teacher.network
+    assert not network.training and not any(p.requires_grad for p in network.parameters())
     encoder.freeze(2)
-    before = {n: p.clone() for n, p in teacher.named_parameters()}
-    follow(teacher, encoder, 0.75)
-    leaders = dict(encoder.named_parameters())
-    for name, parameter in teacher.named_parameters():
-        if leaders[name].requires_grad:
-            torch.testing.assert_close(parameter, 0.75 * before[name] + 0.25 * leaders[name])
+    before = {n: p.clone() for n, p in network.named_parameters()}
+    teacher.update(encoder, 0.75)
+    learning = dict(encoder.named_parameters())
+    for name, parameter in network.named_parameters():
+        if learning[name].requires_grad:
+            torch.testing.assert_close(parameter, 0.75 * before[name] + 0.25 * learning[name])
         else:
             assert torch.equal(parameter, before[name])
-    after = copy.deepcopy(teacher)
-    follow(teacher, encoder, 1.0)
+    after = copy.deepcopy(network)
+    teacher.update(encoder, 1.0)
     encoder.freeze(6)
-    follow(teacher, encoder, 0.5)
-    assert all(torch.equal(a, b) for a, b in zip(after.parameters(), teacher.parameters(), strict=True))
+    teacher.update(encoder, 0.5)
+    assert all(torch.equal(a, b) for a, b in zip(after.parameters(), network.parameters(), strict=True))
 
 
 def test_distance():
     encoder = make_model().encoder
-    teacher = copy_of(encoder)
-    assert distance(teacher, encoder) == 0
+    teacher = EMATeacher(encoder)
+    assert teacher.diagnostics(encoder) == {"teacher_distance": 0}
     with torch.no_grad():
-        for parameter in teacher.parameters():
+        for parameter in teacher.network.parameters():
             parameter.mul_(1.5)
-    assert distance(teacher, encoder).item() == pytest.approx(0.5, rel=1e-4)
+    assert teacher.diagnostics(encoder)["teacher_distance"].item() == pytest.approx(0.5, rel=1e-4)
+
+
+def test_an_average_is_saved_and_loaded(tmp_path):
+    teacher, again = EMATeacher(make_model().encoder), EMATeacher(make_model().encoder)
+    teacher.save(str(tmp_path), is_main=False)
+    assert not list(tmp_path.iterdir())
+    teacher.save(str(tmp_path), is_main=True)
+    assert (tmp_path / "teacher" / "model.safetensors").is_file()
+    again.load(str(tmp_path))
+    expected, found = teacher.network.state_dict(), again.network.state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    assert teacher.weight_hash is None and teacher.sizes.hidden_size == 32
+
+
+@pytest.mark.parametrize("make", [NoTeacher, lambda: FixedTeacher(make_given_teacher().train())])
+def test_teachers_that_do_not_move(make, tmp_path):
+    teacher, encoder = make(), make_model().encoder
+    if teacher.network is not None:
+        assert not any(module.training for module in teacher.network.modules())
+        assert not any(parameter.requires_grad for parameter in teacher.network.parameters())
+        assert teacher.weight_hash == hash_weights(make_given_teacher())
+    else:
+        assert teacher.weight_hash is None and teacher.sizes is None
+    teacher.to(torch.device("cpu"))
+    teacher.update(encoder, 0.5)
+    teacher.save(str(tmp_path), is_main=True)
+    teacher.load(str(tmp_path))
+    assert not list(tmp_path.iterdir()) and teacher.diagnostics(encoder) == {}
+    if teacher.network is not None:
+        assert hash_weights(teacher.network) == teacher.weight_hash
 
 
 def test_momentum_of_vjepa_v1():
@@ -165,7 +197,7 @@ def test_momentum_of_a_run(tmp_path, monkeypatch):
     from toy_methods import make_trainer
 
     found = []
-    monkeypatch.setattr("layerlock_hf.training.trainer.follow", lambda teacher, encoder, m: found.append(m))
+    monkeypatch.setattr(EMATeacher, "update", lambda teacher, encoder, momentum: found.append(momentum))
     settings = {"schedule_stretch": 1.25, "teacher_momentum": 0.998, "gradient_accumulation_steps": 2}
     make_trainer("vjepa", tmp_path, per_device_train_batch_size=2, **settings).train()
     assert found == pytest.approx([0.998 + 0.002 * step / 12.5 for step in range(10)])  # once per optimizer step
@@ -376,7 +408,7 @@ def test_contradictions_about_the_teacher(tmp_path, stages, given, settings, mes
 
 def test_a_teacher_beside_other_targets(model, batch):
     """Pixels and a teacher's latents at once: each its own loss, from one pass of the decoder per mask."""
-    teacher = copy_of(make_model().encoder)
+    teacher = EMATeacher(make_model().encoder).network
     latents = teacher_latents(6, 6)[0].objectives[0]
     both = Stage(0, 0, (Objective(6, Pixels(True), weight=0.5), latents))
     calls = []

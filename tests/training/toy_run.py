@@ -137,9 +137,11 @@ def run(job: Job, output_dir: str, traffic: Traffic | None = None):
     if job.watch:
         trainer.add_callback(watch)
     trainer.train(resume_from_checkpoint=job.resume and f"{output_dir}/{job.resume}")
-    networks = {"model": trainer.model} | ({"teacher": trainer.teacher} if trainer.teacher is not None else {})
+    networks = {"model": trainer.model, "teacher": trainer.teacher.network}
     states = {
-        part: {name: whole(p).clone() for name, p in network.named_parameters()} for part, network in networks.items()
+        part: {name: whole(p).clone() for name, p in network.named_parameters()}
+        for part, network in networks.items()
+        if network is not None
     }
     logs = step_logs(trainer)
     rank = trainer.args.process_index
