@@ -20,6 +20,7 @@ from .callbacks import ScheduleCallback, StageCallback
 from .checking import check_batches, check_masks
 from .compiling import compile_layers
 from .diagnostics import feature_statistics
+from .fault_tolerance import FaultTolerantTrainer
 from .fitting import DoesNotFit, check_fits
 from .flops import step_flops
 from .run_file import CheckpointRefused, check_run_file, describe, read_run_file, write_run_file
@@ -27,7 +28,6 @@ from .running_means import RunningMeans
 from .schedules import check_schedule, cosine, linear, scheduled_factor
 from .sharding import let_means_be_taken, set_up_sharding
 from .stages import check_stages, stage_at
-from .surviving import SurvivingTrainer
 from .switching import discard_a_backward, freeze, rebuild_optimizer, rewrap
 from .teachers import teacher_of_run
 
@@ -39,7 +39,7 @@ class LossNotFinite(RuntimeError):
     """The run has diverged; the message is for the user."""
 
 
-class LayerLockTrainer(SurvivingTrainer):
+class LayerLockTrainer(FaultTolerantTrainer):
     """`transformers.Trainer` for a run of several stages.
 
     The stage is a pure function of `state.global_step`. A checkpoint of step N is written before the switch at N, so

@@ -1,4 +1,4 @@
-"""A Trainer whose runs survive: crashes, full disks, preemption, hung processes and restarts."""
+"""Fault tolerance: a Trainer whose runs survive crashes, full disks, preemption, hung processes and restarts."""
 
 import contextlib
 import functools
@@ -26,7 +26,7 @@ from .sharding import check_weights, load_whole_weights, save_whole_optimizer, s
 logger = logging.get_logger(__name__)
 
 
-class SurvivingTrainer(Trainer):
+class FaultTolerantTrainer(Trainer):
     """`transformers.Trainer` with checkpoints that are complete or do not exist, which stops in good order on SIGTERM
     and SIGINT (Ctrl-C), and does nothing when a finished run is started again."""
 
