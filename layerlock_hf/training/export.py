@@ -13,7 +13,7 @@ from ..models.configuration_layerlock import LayerLockViTConfig
 from ..models.modeling_layerlock_pretraining import LayerLockViTForPretraining
 from ..utils.outputs import check_output
 from .checkpoints import fault
-from .metadata import check_metadata
+from .pickle_check import check_pickles
 from .run_file import CheckpointRefused
 from .sharding import SHARDED_MODEL
 
@@ -33,7 +33,7 @@ def load_sharded(checkpoint: str | Path) -> LayerLockViTForPretraining:
         )
     if reason := fault(Path(checkpoint)):
         raise CheckpointRefused(f"{checkpoint} is not complete: {reason}")
-    check_metadata(weights)
+    check_pickles(weights)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "torch.distributed is disabled")  # as it is meant

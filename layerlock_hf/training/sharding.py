@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 from transformers.trainer import OPTIMIZER_NAME, OPTIMIZER_NAME_BIN
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from .metadata import check_metadata
+from .pickle_check import check_pickles
 from .run_file import CheckpointRefused
 
 
@@ -75,7 +75,7 @@ def check_weights(checkpoint: str, accelerator: Accelerator):
         )
     for part in (SHARDED_MODEL, SHARDED_OPTIMIZER):
         if (folder / part).is_dir():
-            check_metadata(folder / part)
+            check_pickles(folder / part)
 
 
 def save_whole_optimizer(optimizer, model: nn.Module, accelerator: Accelerator, folder: str):

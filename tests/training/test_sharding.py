@@ -12,7 +12,7 @@ from accelerate.utils import FullyShardedDataParallelPlugin
 from toy_methods import make_trainer
 
 from layerlock_hf.training.export import load_sharded
-from layerlock_hf.training.metadata import check_metadata
+from layerlock_hf.training.pickle_check import check_pickles
 from layerlock_hf.training.run_file import CheckpointRefused
 from layerlock_hf.training.sharding import check_weights, set_up_sharding
 
@@ -94,13 +94,13 @@ def saved(tmp_path):
 
 
 def test_metadata_of_dcp(saved):
-    check_metadata(saved)
+    check_pickles(saved)
 
 
 def test_planted_metadata(saved, tmp_path):
     (saved / ".metadata").write_bytes(pickle.dumps(Planted(tmp_path / "owned")))
     with pytest.raises(CheckpointRefused, match="which no checkpoint needs"):
-        check_metadata(saved)
+        check_pickles(saved)
     assert not (tmp_path / "owned").exists()
     pickle.loads((saved / ".metadata").read_bytes())  # it would have
     assert (tmp_path / "owned").exists()
@@ -143,7 +143,7 @@ def test_names_in_metadata(saved, name):
     module, attribute = name.split()
     (saved / ".metadata").write_bytes(f"c{module}\n{attribute}\n.".encode())
     with pytest.raises(CheckpointRefused, match=f"it names {module}.{attribute}"):
-        check_metadata(saved)
+        check_pickles(saved)
 
 
 def test_planted_value(tmp_path):
@@ -151,7 +151,7 @@ def test_planted_value(tmp_path):
     dcp.save({"lr": Planted(tmp_path / "owned")}, checkpoint_id=tmp_path / "dcp", no_dist=True)
     assert not (tmp_path / "owned").exists()
     with pytest.raises(CheckpointRefused, match="weights_only|Unsupported"):
-        check_metadata(tmp_path / "dcp")
+        check_pickles(tmp_path / "dcp")
     assert not (tmp_path / "owned").exists()
     dcp.load({"lr": None}, checkpoint_id=tmp_path / "dcp", no_dist=True)
     assert (tmp_path / "owned").exists()
@@ -164,8 +164,8 @@ def test_metadata_that_leads_outside(saved, tmp_path):
         stored.relative_path = "../elsewhere"
     (saved / ".metadata").write_bytes(pickle.dumps(metadata))
     with pytest.raises(CheckpointRefused, match="outside of it"):
-        check_metadata(saved)
+        check_pickles(saved)
     for content in (b"", b"no pickle", pickle.dumps({"a": 1})):
         (saved / ".metadata").write_bytes(content)
         with pytest.raises(CheckpointRefused):
-            check_metadata(saved)
+            check_pickles(saved)

@@ -45,7 +45,7 @@ class DataUnpickler(pickle.Unpickler):
         raise CheckpointRefused(f"it names {module}.{name}, which no checkpoint needs")
 
 
-def check_metadata(folder: Path):
+def check_pickles(folder: Path):
     """Raise `CheckpointRefused` if loading this folder of DCP could run code or read files outside of it."""
     try:
         with (folder / ".metadata").open("rb") as file:
