@@ -18,9 +18,9 @@ from ..utils.handing_over import HandOver, received
 from ..utils.processes import check_shared_folder, init_worker, shielded
 from .callbacks import PreemptionCallback
 from .checkpoints import ASIDE, CheckpointNotWritten, fault, keep_newest, newest_complete, publish, take_the_place_of
-from .foreign import check_weight_names
 from .run_file import CheckpointRefused
 from .sharding import check_weights, load_whole_weights, save_whole_optimizer, saves_shards, saves_whole
+from .weight_index import check_weight_names
 
 
 logger = logging.get_logger(__name__)

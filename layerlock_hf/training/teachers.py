@@ -24,8 +24,8 @@ from ..models.objectives import Stage
 from ..models.pixel_statistics import pixel_statistics
 from ..utils.hub_names import check_checkpoint
 from ..utils.weight_hash import hash_weights
-from .foreign import check_weight_names
 from .sharding import load_whole_state, local, shard_teacher, whole_state
+from .weight_index import check_weight_names
 
 
 logger = logging.get_logger(__name__)
