@@ -70,12 +70,12 @@ def run(encoder, task, task_name, members, args) -> tuple[dict, float]:
         sweep = Sweep(task, EncodedFeatures(encoder), members, args, training, test, Path(output), {})
         synchronize()
         start = time.perf_counter()
-        judged = sweep.run()
+        samples = sweep.run()
         synchronize()
         seconds = time.perf_counter() - start
         rows = [json.loads(line) for line in (Path(output) / METRICS).read_text().splitlines()]
     found = {(row["depth"], row["learning_rate"], "loss", row["step"]): row["loss"] for row in rows if "loss" in row}
-    for member, results in judged.items():
+    for member, results in samples.items():
         found |= {(member.depth, member.learning_rate, name): values.item() for name, values in results.items()}
     return found, seconds
 

@@ -74,7 +74,7 @@ def constant_scores(fit: ProbeClips, test: ProbeClips, rungs: Sequence[Rung] = R
     scores = {}
     for rung in answerable(rungs, fit, test):
         known, asked = (answers[~answers.isnan().any(dim=1)] for answers in map(rung.answers, (fit, test)))
-        found = measure(rung.form.measure, rung.form.judge(known.mean(dim=0).expand_as(asked), asked))
+        found = measure(rung.form.measure, rung.form.score_samples(known.mean(dim=0).expand_as(asked), asked))
         scores |= {f"{rung.name}_{metric}": found[metric] for metric in rung.metrics}
     return scores
 

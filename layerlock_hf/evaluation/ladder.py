@@ -15,7 +15,7 @@ from torch import nn
 
 from ..data.procedural import MOTIONS
 from .attention_probe import ClipAnswers, Question, TokenAnswers, fit_readouts, predict
-from .metrics import Judged, Measure, intervals
+from .metrics import Measure, SampleScores, intervals
 from .probe_clips import ProbeClips
 from .probes import HELD_OUT, abs_rel, accuracy, clip_features, encode, fit_and_predict, place_features, r2
 
@@ -24,12 +24,12 @@ MIN_CLIPS = 10  # with an answer, to fit and to test: with fewer, a rung is left
 ATTENTION = "_attention"  # how names of scores end that are read by attention
 
 
-def _judge_classes(predicted: torch.Tensor, targets: torch.Tensor) -> Judged:
+def _judge_classes(predicted: torch.Tensor, targets: torch.Tensor) -> SampleScores:
     is_right = predicted.argmax(dim=1) == targets.argmax(dim=1)
     return {"index": torch.arange(len(targets)), "right": is_right.double()}
 
 
-def _judge_values(predicted: torch.Tensor, targets: torch.Tensor) -> Judged:
+def _judge_values(predicted: torch.Tensor, targets: torch.Tensor) -> SampleScores:
     predicted, targets = predicted.double(), targets.double()
     sums = {
         "num": torch.ones_like(targets),
@@ -40,22 +40,22 @@ def _judge_values(predicted: torch.Tensor, targets: torch.Tensor) -> Judged:
     return {"index": torch.arange(len(targets)), **{name: values.sum(dim=1) for name, values in sums.items()}}
 
 
-def _judge_maps(predicted: torch.Tensor, targets: torch.Tensor) -> Judged:
+def _judge_maps(predicted: torch.Tensor, targets: torch.Tensor) -> SampleScores:
     relative = ((predicted - targets).abs() / targets).double().sum(dim=1)
     return {**_judge_values(predicted, targets), "relative": relative}
 
 
-def _class_metrics(judged: Judged, weights: torch.Tensor) -> dict[str, torch.Tensor]:
-    return {"accuracy": weights @ judged["right"] / weights.sum(dim=1)}
+def _class_metrics(samples: SampleScores, weights: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {"accuracy": weights @ samples["right"] / weights.sum(dim=1)}
 
 
-def _value_metrics(judged: Judged, weights: torch.Tensor) -> dict[str, torch.Tensor]:
-    num, total, squares, error = (weights @ judged[name] for name in ("num", "sum", "squares", "squared_error"))
+def _value_metrics(samples: SampleScores, weights: torch.Tensor) -> dict[str, torch.Tensor]:
+    num, total, squares, error = (weights @ samples[name] for name in ("num", "sum", "squares", "squared_error"))
     return {"r2": 1 - error / (squares - total.square() / num)}
 
 
-def _map_metrics(judged: Judged, weights: torch.Tensor) -> dict[str, torch.Tensor]:
-    return {**_value_metrics(judged, weights), "abs_rel": weights @ judged["relative"] / (weights @ judged["num"])}
+def _map_metrics(samples: SampleScores, weights: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {**_value_metrics(samples, weights), "abs_rel": weights @ samples["relative"] / (weights @ samples["num"])}
 
 
 def _token_rows(tokens: torch.Tensor, grid_size: tuple[int, int, int]) -> torch.Tensor:
@@ -73,7 +73,7 @@ class Form:
         loss: that it minimises.
         is_standardised: whether it learns answers brought to mean 0 and deviation 1.
         score: what is the higher the better of predictions and answers, to choose by.
-        judge: sums per clip of predictions and answers, (B, K) each.
+        score_samples: sums per clip of predictions and answers, (B, K) each.
         measure: what metrics are made of such sums.
     """
 
@@ -82,7 +82,7 @@ class Form:
     loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
     is_standardised: bool
     score: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-    judge: Callable[[torch.Tensor, torch.Tensor], Judged]
+    score_samples: Callable[[torch.Tensor, torch.Tensor], SampleScores]
     measure: Measure
 
 
@@ -206,8 +206,8 @@ def measured(rung: Rung, predicted: torch.Tensor, test: ProbeClips, ending: str 
     """
     answers = rung.answers(test)
     has_answer = ~answers.isnan().any(dim=1)
-    judged, videos = rung.form.judge(predicted, answers[has_answer]), test.videos[has_answer].tolist()
-    found = intervals(rung.form.measure, judged, [str(video) for video in videos])
+    samples, videos = rung.form.score_samples(predicted, answers[has_answer]), test.videos[has_answer].tolist()
+    found = intervals(rung.form.measure, samples, [str(video) for video in videos])
     names = {metric: f"{rung.name}_{metric}{ending}" for metric in rung.metrics}
     edges = {name: [found[metric]["low"], found[metric]["high"]] for metric, name in names.items()}
     return {name: found[metric]["value"] for metric, name in names.items()} | {"intervals": edges}

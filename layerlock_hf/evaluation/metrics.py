@@ -21,7 +21,7 @@ MIN_GROUPS = 10  # from which on they are enough to draw from
 CHUNK = 2**21  # weights of a bootstrap that are held at once
 
 # Columns of n values each, on the CPU. All have "index", of the test item, and "num", how many true values it has
-Judged = dict[str, torch.Tensor]
+SampleScores = dict[str, torch.Tensor]
 
 
 def mean_probabilities(logits: torch.Tensor) -> torch.Tensor:
@@ -29,7 +29,7 @@ def mean_probabilities(logits: torch.Tensor) -> torch.Tensor:
     return logits.cpu().double().softmax(dim=-1).mean(dim=1)
 
 
-def judge_classes(probabilities: torch.Tensor, labels: torch.Tensor, indices: torch.Tensor) -> Judged:
+def score_classes(probabilities: torch.Tensor, labels: torch.Tensor, indices: torch.Tensor) -> SampleScores:
     """One row per video: its class, the likeliest class, whether the true one is among five, and its probability.
 
     Of equally likely classes the first comes first. The probability is NaN where any of a video is not finite.
@@ -61,7 +61,7 @@ def judge_classes(probabilities: torch.Tensor, labels: torch.Tensor, indices: to
     }
 
 
-def judge_depth(predicted: torch.Tensor, metres: torch.Tensor, indices: torch.Tensor) -> Judged:
+def score_depth(predicted: torch.Tensor, metres: torch.Tensor, indices: torch.Tensor) -> SampleScores:
     """One row per clip: sums over its pixels of known depth, `MIN_DEPTH` <= d <= `MAX_DEPTH`.
 
     Predictions are compared as they are, without any alignment of scale. A regression may predict less than nothing:
@@ -106,7 +106,7 @@ def _depth_sums(predicted: torch.Tensor, metres: torch.Tensor) -> dict[str, floa
     return {name: value.item() for name, value in sums.items()}
 
 
-def in_order(parts: list[Judged]) -> Judged:
+def in_order(parts: list[SampleScores]) -> SampleScores:
     """All rows by index, each index once: processes that share a test set unevenly repeat some of it.
 
     Raises:
@@ -122,17 +122,17 @@ def in_order(parts: list[Judged]) -> Judged:
     return {name: values[order[is_first]] for name, values in columns.items()}
 
 
-def without(judged: Judged, indices: Collection[int]) -> Judged:
+def without(samples: SampleScores, indices: Collection[int]) -> SampleScores:
     """The rows of all other items."""
-    is_kept = torch.tensor([index not in indices for index in judged["index"].tolist()], dtype=torch.bool)
-    return {name: values[is_kept] for name, values in judged.items()}
+    is_kept = torch.tensor([index not in indices for index in samples["index"].tolist()], dtype=torch.bool)
+    return {name: values[is_kept] for name, values in samples.items()}
 
 
-def classification_metrics(judged: Judged, weights: torch.Tensor) -> dict[str, torch.Tensor]:
+def classification_metrics(samples: SampleScores, weights: torch.Tensor) -> dict[str, torch.Tensor]:
     """Accuracies over videos, over classes that occur, and the mean -log of the probability of the true class.
 
     Args:
-        judged: rows of `judge_classes`.
+        samples: rows of `score_classes`.
         weights: (R, n), how often each row counts.
 
     Returns:
@@ -140,12 +140,12 @@ def classification_metrics(judged: Judged, weights: torch.Tensor) -> dict[str, t
         `log_loss`.
     """
     total = weights.sum(dim=1)
-    is_right = (judged["predicted"] == judged["label"]).double()
-    num, num_right = _per_class(judged, weights)
-    likelihood = judged["probability"].clamp(min=torch.finfo(torch.float32).eps)
+    is_right = (samples["predicted"] == samples["label"]).double()
+    num, num_right = _per_class(samples, weights)
+    likelihood = samples["probability"].clamp(min=torch.finfo(torch.float32).eps)
     metrics = {
         "top1": weights @ is_right / total,
-        "top5": weights @ judged["is_in_top5"].double() / total,
+        "top5": weights @ samples["is_in_top5"].double() / total,
         "mean_class_accuracy": (num_right / num).nanmean(dim=1),
         "log_loss": weights @ -likelihood.log() / total,
     }
@@ -153,15 +153,15 @@ def classification_metrics(judged: Judged, weights: torch.Tensor) -> dict[str, t
     return {name: values.where(metrics["log_loss"].isfinite(), torch.nan) for name, values in metrics.items()}
 
 
-def _per_class(judged: Judged, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _per_class(samples: SampleScores, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Weights of all videos of each class, and of those that are recognised: (R, n) -> (R, classes) each."""
-    labels = judged["label"]
-    is_right = (judged["predicted"] == labels).double()
+    labels = samples["label"]
+    is_right = (samples["predicted"] == labels).double()
     zeros = weights.new_zeros(len(weights), int(labels.max()) + 1)
     return zeros.index_add(1, labels, weights), zeros.index_add(1, labels, weights * is_right)
 
 
-def depth_metrics(judged: Judged, weights: torch.Tensor) -> dict[str, torch.Tensor]:
+def depth_metrics(samples: SampleScores, weights: torch.Tensor) -> dict[str, torch.Tensor]:
     """Errors of depth in which all known pixels of the test set weigh alike, and AbsRel once more over frames.
 
     `abs_rel` is the mean of |d* - d| / (d + EPSILON), with d* predicted and d true (LayerLock, sec. A.4.3);
@@ -170,7 +170,7 @@ def depth_metrics(judged: Judged, weights: torch.Tensor) -> dict[str, torch.Tens
     |log10 d* - log10 d|) of logarithms.
 
     Args:
-        judged: rows of `judge_depth`.
+        samples: rows of `score_depth`.
         weights: (R, n), how often each row counts.
 
     Returns:
@@ -178,7 +178,7 @@ def depth_metrics(judged: Judged, weights: torch.Tensor) -> dict[str, torch.Tens
     """
 
     def mean(name: str, num: str = "num") -> torch.Tensor:
-        return weights @ judged[name] / (weights @ judged[num])
+        return weights @ samples[name] / (weights @ samples[num])
 
     return {
         "abs_rel": mean("relative"),
@@ -202,7 +202,7 @@ class Measure:
         bounds: that no metric can pass.
     """
 
-    metrics: Callable[[Judged, torch.Tensor], dict[str, torch.Tensor]]
+    metrics: Callable[[SampleScores, torch.Tensor], dict[str, torch.Tensor]]
     main_metric: str
     is_higher_better: bool
     bounds: tuple[float, float] = (-math.inf, math.inf)
@@ -214,15 +214,15 @@ MEASURES = {
 }
 
 
-def measure(kind: Measure, judged: Judged) -> dict[str, float]:
+def measure(kind: Measure, samples: SampleScores) -> dict[str, float]:
     """The metrics of all rows. They are not finite where predictions are not."""
-    weights = torch.ones(1, len(judged["index"]), dtype=torch.float64)
-    return {name: value.item() for name, value in kind.metrics(judged, weights).items()}
+    weights = torch.ones(1, len(samples["index"]), dtype=torch.float64)
+    return {name: value.item() for name, value in kind.metrics(samples, weights).items()}
 
 
-def confusion_matrix(judged: Judged, num_classes: int) -> torch.Tensor:
+def confusion_matrix(samples: SampleScores, num_classes: int) -> torch.Tensor:
     """How many videos of a class (row) are taken for which (column): (num_classes, num_classes)."""
-    cells = judged["label"] * num_classes + judged["predicted"]
+    cells = samples["label"] * num_classes + samples["predicted"]
     return torch.bincount(cells, minlength=num_classes**2).view(num_classes, num_classes)
 
 
@@ -246,7 +246,7 @@ def resampling_units(num_items: int, groups: list[str] | None) -> tuple[torch.Te
 
 def intervals(
     kind: Measure,
-    judged: Judged,
+    samples: SampleScores,
     groups: list[str] | None = None,
     num_resamples: int = NUM_RESAMPLES,
     confidence: float = CONFIDENCE,
@@ -265,7 +265,7 @@ def intervals(
 
     Args:
         kind: a value of `MEASURES`.
-        judged: rows in the order of the test items.
+        samples: rows in the order of the test items.
         groups: the group of each row.
         num_resamples: draws.
         confidence: share of the draws within the interval.
@@ -274,27 +274,27 @@ def intervals(
     Raises:
         ValueError: without rows, for less than one draw, or no share.
     """
-    if not len(judged["index"]):
+    if not len(samples["index"]):
         raise ValueError("there are no test items to measure")
     if num_resamples < 1 or not 0 < confidence < 1:
         raise ValueError(f"a bootstrap needs draws and a share in (0, 1), got {num_resamples} and {confidence}")
-    units, unit_name = resampling_units(len(judged["index"]), groups)
+    units, unit_name = resampling_units(len(samples["index"]), groups)
     num_units = int(units.max()) + 1
     is_few = unit_name == "groups" and num_units < MIN_GROUPS
     drawn = torch.arange(len(units)) if is_few else units
-    found = _bootstrap(kind, judged, drawn, num_resamples, confidence, seed)
+    found = _bootstrap(kind, samples, drawn, num_resamples, confidence, seed)
     if is_few:
-        for name, edges in _jackknife(kind, judged, units, confidence).items():
+        for name, edges in _jackknife(kind, samples, units, confidence).items():
             found[name] = (min(found[name][0], edges[0]), max(found[name][1], edges[1]))
     lowest, highest = kind.bounds
     return {
         name: {"value": value, "low": max(found[name][0], lowest), "high": min(found[name][1], highest)}
-        for name, value in measure(kind, judged).items()
+        for name, value in measure(kind, samples).items()
     }
 
 
 def _bootstrap(
-    kind: Measure, judged: Judged, units: torch.Tensor, num_resamples: int, confidence: float, seed: int
+    kind: Measure, samples: SampleScores, units: torch.Tensor, num_resamples: int, confidence: float, seed: int
 ) -> dict[str, tuple[float, float]]:
     generator = torch.Generator().manual_seed(seed)
     num_units, parts = int(units.max()) + 1, []
@@ -304,20 +304,20 @@ def _bootstrap(
         counts = torch.zeros(size, num_units, dtype=torch.float64).scatter_add_(
             1, drawn, torch.ones_like(drawn, dtype=torch.float64)
         )
-        parts.append(kind.metrics(judged, counts[:, units]))
+        parts.append(kind.metrics(samples, counts[:, units]))
     edges = torch.tensor([(1 - confidence) / 2, (1 + confidence) / 2], dtype=torch.float64)
     return {name: tuple(torch.cat([part[name] for part in parts]).quantile(edges).tolist()) for name in parts[0]}
 
 
 def _jackknife(
-    kind: Measure, judged: Judged, units: torch.Tensor, confidence: float
+    kind: Measure, samples: SampleScores, units: torch.Tensor, confidence: float
 ) -> dict[str, tuple[float, float]]:
     num_units = int(units.max()) + 1
     without = (torch.arange(num_units).unsqueeze(1) != units).double()
     factor = student_quantile((1 + confidence) / 2, num_units - 1)
     found = {}
-    for name, value in measure(kind, judged).items():
-        values = kind.metrics(judged, without)[name]
+    for name, value in measure(kind, samples).items():
+        values = kind.metrics(samples, without)[name]
         error = ((num_units - 1) ** 2 / num_units * values.var()).sqrt().item()
         found[name] = (value - factor * error, value + factor * error)
     return found

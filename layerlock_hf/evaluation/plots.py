@@ -269,7 +269,7 @@ class DepthClip:
     Args:
         name: of the sequence.
         video: (T, 3, H, W), bytes or in [0, 1].
-        metres: true depth (T, H, W); what is not within the limits of `judge_depth` is unknown.
+        metres: true depth (T, H, W); what is not within the limits of `score_depth` is unknown.
         predicted: (T, H, W) in metres.
     """
 

@@ -15,7 +15,7 @@ from .metrics import (
     CONFIDENCE,
     MEASURES,
     NUM_RESAMPLES,
-    Judged,
+    SampleScores,
     confusion_matrix,
     intervals,
     measure,
@@ -79,10 +79,10 @@ class TestSet:
 
 def build_results(
     task: str,
-    members: dict[Member, Judged],
+    members: dict[Member, SampleScores],
     test_set: TestSet,
     num_layers: int,
-    baselines: dict[str, Judged],
+    baselines: dict[str, SampleScores],
     about: dict,
     num_resamples: int = NUM_RESAMPLES,
     seed: int = 0,
@@ -97,7 +97,7 @@ def build_results(
 
     Args:
         task: a key of `MEASURES`.
-        members: of the sweep, each with a row for every item that did not fail (`judge_classes`, `judge_depth`).
+        members: of the sweep, each with a row for every item that did not fail (`score_classes`, `score_depth`).
         test_set: the items.
         num_layers: of the encoder; says which depth is at the fraction 0.95.
         baselines: rows of predictions that need no encoder, by name.
@@ -113,10 +113,10 @@ def build_results(
         raise ValueError(f"task is {task!r}; choose among {', '.join(MEASURES)}")
     if not members:
         raise ValueError("a sweep without members has no results")
-    for member, judged in members.items():
-        _check_rows(f"depth {member.depth}, learning rate {member.learning_rate:g}", judged, test_set)
-    for name, judged in baselines.items():
-        _check_rows(f"baseline {name}", judged, test_set)
+    for member, samples in members.items():
+        _check_rows(f"depth {member.depth}, learning rate {member.learning_rate:g}", samples, test_set)
+    for name, samples in baselines.items():
+        _check_rows(f"baseline {name}", samples, test_set)
     any_rows = next(iter(members.values()))  # all have the same items
     is_measurable = any_rows["num"] > 0
     kept = any_rows["index"][is_measurable].tolist()
@@ -125,8 +125,8 @@ def build_results(
     groups = None if test_set.groups is None else [test_set.groups[index] for index in kept]
     units, unit_name = resampling_units(len(kept), groups)
 
-    def with_intervals(judged: Judged) -> dict:
-        rows = {name: values[is_measurable] for name, values in judged.items()}
+    def with_intervals(samples: SampleScores) -> dict:
+        rows = {name: values[is_measurable] for name, values in samples.items()}
         found = intervals(MEASURES[task], rows, groups, num_resamples, seed=seed)
         return {name: {key: _finite(number) for key, number in values.items()} for name, values in found.items()}
 
@@ -167,17 +167,17 @@ def build_results(
         "fixed_depth": next((shown[member] for member in of_depths if member.depth == fixed_depth), None),
         "per_depth": [shown[member] for member in of_depths],
         **_per_class(members[best], test_set.class_names),
-        "baselines": {name: with_intervals(judged) for name, judged in baselines.items()},
+        "baselines": {name: with_intervals(samples) for name, samples in baselines.items()},
         **({} if probes is None else {"probes": probes}),
     }
     check_results(results)
     return results
 
 
-def _check_rows(whose: str, judged: Judged, test_set: TestSet):
+def _check_rows(whose: str, samples: SampleScores, test_set: TestSet):
     """Every test item is judged once, or failed."""
     expected = [index for index in range(len(test_set.names)) if index not in test_set.failed]
-    found = judged["index"].tolist()
+    found = samples["index"].tolist()
     if found != expected:
         wrong = sorted(set(found) ^ set(expected))
         names = ", ".join(test_set.names[index] if index < len(test_set.names) else str(index) for index in wrong[:3])
@@ -192,21 +192,21 @@ def _first_error(test_set: TestSet) -> str:
     return NOT_MEASURABLE if index is None else f"{test_set.names[index]}: {test_set.failed[index]}"
 
 
-def _scores(task: str, members: dict[Member, Judged]) -> dict[Member, float]:
+def _scores(task: str, members: dict[Member, SampleScores]) -> dict[Member, float]:
     """Least for the best member, infinite for those that do not predict finite values."""
     metric, sign = MEASURES[task].main_metric, -1 if MEASURES[task].is_higher_better else 1
     scores = {}
-    for member, judged in members.items():
-        value = measure(MEASURES[task], judged)[metric]
+    for member, samples in members.items():
+        value = measure(MEASURES[task], samples)[metric]
         scores[member] = sign * value if math.isfinite(value) else math.inf
     return scores
 
 
-def _per_class(judged: Judged, class_names: list[str]) -> dict:
+def _per_class(samples: SampleScores, class_names: list[str]) -> dict:
     if not class_names:
         return {}
-    matrix = confusion_matrix(judged, len(class_names))
-    nums = torch.bincount(judged["label"], minlength=len(class_names)).tolist()
+    matrix = confusion_matrix(samples, len(class_names))
+    nums = torch.bincount(samples["label"], minlength=len(class_names)).tolist()
     right = matrix.diagonal().tolist()
     return {
         "per_class": [

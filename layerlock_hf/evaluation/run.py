@@ -94,11 +94,11 @@ def run(arguments: list[str]) -> dict | None:
     with kernels_are_deterministic():
         evaluation = build(settings)
         fill(evaluation.stores, evaluation.encoder, evaluation.task, settings.sweep)
-        judged = evaluation.sweep.run()
+        samples = evaluation.sweep.run()
         probes = probe_features(evaluation) if settings.clips.probes else None
         if not PartialState().is_main_process:
             return None
-        results = results_of(evaluation, judged, probes, shlex.join(["layerlock", "readout", *arguments]))
+        results = results_of(evaluation, samples, probes, shlex.join(["layerlock", "readout", *arguments]))
         write(results, evaluation)
     return results
 
@@ -199,7 +199,7 @@ def probe_features(evaluation: Evaluation) -> list[dict] | None:
     )
 
 
-def results_of(evaluation: Evaluation, judged, probes: list[dict] | None, command: str) -> dict:
+def results_of(evaluation: Evaluation, samples, probes: list[dict] | None, command: str) -> dict:
     """What `results.json` holds."""
     encoder_args, args, _ = evaluation.settings
     sweep, sets = evaluation.sweep, evaluation.sets
@@ -219,10 +219,10 @@ def results_of(evaluation: Evaluation, judged, probes: list[dict] | None, comman
     }
     return build_results(
         args.task,
-        judged,
+        samples,
         sets.test_set(sweep.errors),
         evaluation.config.num_hidden_layers,
-        sweep.judged_baselines,
+        sweep.baseline_samples,
         about,
         probes=probes,
     )

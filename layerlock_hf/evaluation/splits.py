@@ -22,7 +22,7 @@ from ..evaluation import (
 from .adapters import read_depth, read_labelled
 from .arguments import ClipArguments
 from .baselines import TrainingDepth, class_frequencies, frame_shape_probabilities
-from .metrics import Judged, judge_classes, judge_depth
+from .metrics import SampleScores, score_classes, score_depth
 from .results import TestSet
 from .sweep import Baseline
 from .tasks import Classification, Depth, Task
@@ -122,7 +122,7 @@ class LabelledSets:
         def frame_size(batch: dict) -> torch.Tensor:
             return frame_shape_probabilities(sizes, labels, batch["size"], num_classes, uses_size=True)
 
-        return {predict.__name__: _judged(predict) for predict in (majority, aspect_ratio, frame_size)}
+        return {predict.__name__: _samples_of(predict) for predict in (majority, aspect_ratio, frame_size)}
 
     def _training_sizes(self) -> tuple[torch.Tensor, list[int]]:
         """Height and width of training videos that can be read, (n, 2), and their labels."""
@@ -203,14 +203,14 @@ class DepthSets:
             ValueError: if the depth of no training clip is known.
         """
 
-        def judged(predicted: torch.Tensor) -> Baseline:
-            def judge(batch: dict) -> Judged:
+        def samples(predicted: torch.Tensor) -> Baseline:
+            def score_samples(batch: dict) -> SampleScores:
                 metres = batch["labels"]
-                return judge_depth(predicted.to(metres.device).expand_as(metres), metres, batch["index"])
+                return score_depth(predicted.to(metres.device).expand_as(metres), metres, batch["index"])
 
-            return judge
+            return score_samples
 
-        return {name: judged(predicted) for name, predicted in _from_main_process(self._training_depth).items()}
+        return {name: samples(predicted) for name, predicted in _from_main_process(self._training_depth).items()}
 
     def _training_depth(self) -> dict[str, torch.Tensor]:
         depth = TrainingDepth()
@@ -229,8 +229,8 @@ def _names(videos) -> list[str]:
     return [name_of(row, index) for index, row in enumerate(videos)]
 
 
-def _judged(predict: Callable[[dict], torch.Tensor]) -> Baseline:
-    return lambda batch: judge_classes(predict(batch), batch["labels"], batch["index"])
+def _samples_of(predict: Callable[[dict], torch.Tensor]) -> Baseline:
+    return lambda batch: score_classes(predict(batch), batch["labels"], batch["index"])
 
 
 def _from_main_process(make: Callable):

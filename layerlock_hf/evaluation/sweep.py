@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from ..utils.files import remove_left_over, write_aside
 from ..utils.handing_over import Loader
-from .metrics import Judged, in_order, measure, without
+from .metrics import SampleScores, in_order, measure, without
 from .protocol import Member, SweepArguments
 
 
@@ -26,7 +26,7 @@ METRICS, PROGRESS, WEIGHTS = "metrics.jsonl", "progress.pt", "readouts"
 NUM_TRIED = 16  # test items that are read before any training
 
 # Predicts without an encoder: from a batch of test items to rows of `metrics`
-Baseline = Callable[[dict], Judged]
+Baseline = Callable[[dict], SampleScores]
 
 
 class _Batches:
@@ -160,8 +160,8 @@ class Sweep:
         members = sorted(members, key=lambda member: member.depth)  # a round reads as few depths as possible
         self.rounds = [members[start : start + size] for start in range(0, len(members), size)]
         self.errors: dict[int, str] = {}
-        self.finished: dict[str, Judged] = {}
-        self._baseline_rows: dict[str, Judged] = {}
+        self.finished: dict[str, SampleScores] = {}
+        self._baseline_rows: dict[str, SampleScores] = {}
         self._seconds_before, self._started = 0.0, time.monotonic()
         self._unfinished: dict | None = None
         self._load_progress()
@@ -172,11 +172,11 @@ class Sweep:
         return self._seconds_before + time.monotonic() - self._started
 
     @property
-    def judged_baselines(self) -> dict[str, Judged]:
+    def baseline_samples(self) -> dict[str, SampleScores]:
         """As what `run` returns, by the names of the baselines."""
         return {name: without(rows, self.errors) for name, rows in self._baseline_rows.items()}
 
-    def run(self) -> dict[Member, Judged]:
+    def run(self) -> dict[Member, SampleScores]:
         """Train and test every member.
 
         Returns:
@@ -238,7 +238,7 @@ class Sweep:
                 elif this.step % self.args.save_steps == 0:
                     self._save_progress(this.state_dict())
         results = self._measure(this, baselines)
-        self.finished |= {member.name: judged for member, judged in results.items()}
+        self.finished |= {member.name: samples for member, samples in results.items()}
         self._save_progress(None)
 
     def _save_trained(self, this: _Round):
@@ -298,15 +298,15 @@ class Sweep:
                 outputs = readout.read(normalized)
             yield outputs
 
-    def _measure(self, this: _Round, baselines: dict[str, Baseline]) -> dict[Member, Judged]:
+    def _measure(self, this: _Round, baselines: dict[str, Baseline]) -> dict[Member, SampleScores]:
         """Test the readouts, and write what comes of it."""
         results = self._test(this, baselines)
-        metrics = {member: measure(self.task.metrics, judged) for member, judged in results.items()}
+        metrics = {member: measure(self.task.metrics, samples) for member, samples in results.items()}
         self._write_metrics(this.step, metrics)
         return results
 
     @torch.no_grad()
-    def _test(self, this: _Round, baselines: dict[str, Baseline]) -> dict[Member, Judged]:
+    def _test(self, this: _Round, baselines: dict[str, Baseline]) -> dict[Member, SampleScores]:
         indices = range(self.state.process_index, len(self.test), self.state.num_processes)
         size = max(1, self.args.clips_at_once(self.state.num_processes) // self.task.num_test_clips)
         loader = self._loader(self.test, self.task.collate_test, sampler=indices, batch_size=size)
@@ -318,16 +318,16 @@ class Sweep:
                 batch["labels"] = batch["labels"].to(self.state.device, non_blocking=True)
                 for member, outputs in zip(this.readouts, self._outputs(this, batch), strict=True):
                     parts[member].append(self.task.test(outputs.float(), batch))
-                for name, judge in baselines.items():
-                    parts[name].append(judge(batch))
+                for name, score_samples in baselines.items():
+                    parts[name].append(score_samples(batch))
         gathered = gather_object([(parts, self.errors)])
         for _, errors in gathered:
             self.errors |= errors
         if len(self.errors) == len(self.test):
             raise ValueError(f"no test item can be read; the first says: {self.errors[min(self.errors)]}")
-        judged = {name: in_order([rows for parts, _ in gathered for rows in parts[name]]) for name in names}
-        self._baseline_rows = {name: judged.pop(name) for name in baselines}
-        return judged
+        samples = {name: in_order([rows for parts, _ in gathered for rows in parts[name]]) for name in names}
+        self._baseline_rows = {name: samples.pop(name) for name in baselines}
+        return samples
 
     def _sum_over_processes(self, tensors: list[torch.Tensor]):
         if self.state.num_processes > 1:

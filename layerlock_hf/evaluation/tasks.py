@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import default_collate
 
 from ..models.modeling_layerlock_readout import depth_loss, depth_of_boxes, is_known_depth
-from .metrics import MEASURES, Judged, judge_classes, judge_depth, mean_probabilities
+from .metrics import MEASURES, SampleScores, mean_probabilities, score_classes, score_depth
 from .readouts import attention
 
 
@@ -62,7 +62,7 @@ class Task:
         """The sum of the losses over the labels that count: (B, Q, O) -> ()"""
         raise NotImplementedError
 
-    def test(self, outputs: torch.Tensor, batch: dict) -> Judged:
+    def test(self, outputs: torch.Tensor, batch: dict) -> SampleScores:
         """A row per test item, of what its clips gave, (n * K, Q, O)."""
         raise NotImplementedError
 
@@ -98,9 +98,9 @@ class Classification(Task):
     def loss(self, outputs: torch.Tensor, batch: dict) -> torch.Tensor:
         return F.cross_entropy(outputs.squeeze(1), batch["labels"], reduction="sum")
 
-    def test(self, outputs: torch.Tensor, batch: dict) -> Judged:
+    def test(self, outputs: torch.Tensor, batch: dict) -> SampleScores:
         logits = outputs.squeeze(1).unflatten(0, (-1, self.num_test_clips))
-        return judge_classes(mean_probabilities(logits), batch["labels"], batch["index"])
+        return score_classes(mean_probabilities(logits), batch["labels"], batch["index"])
 
 
 class Depth(Task):
@@ -120,8 +120,8 @@ class Depth(Task):
     def loss(self, outputs: torch.Tensor, batch: dict) -> torch.Tensor:
         return depth_loss(depth_of_boxes(outputs, self.config), batch["labels"], num_items_in_batch=1)
 
-    def test(self, outputs: torch.Tensor, batch: dict) -> Judged:
-        return judge_depth(depth_of_boxes(outputs, self.config), batch["labels"], batch["index"])
+    def test(self, outputs: torch.Tensor, batch: dict) -> SampleScores:
+        return score_depth(depth_of_boxes(outputs, self.config), batch["labels"], batch["index"])
 
 
 TASK_CLASSES = {task.name: task for task in (Classification, Depth)}

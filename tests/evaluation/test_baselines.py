@@ -2,13 +2,13 @@ import pytest
 import torch
 
 from layerlock_hf.evaluation.baselines import TrainingDepth, class_frequencies, frame_shape_probabilities
-from layerlock_hf.evaluation.metrics import MEASURES, judge_classes, judge_depth, measure
+from layerlock_hf.evaluation.metrics import MEASURES, measure, score_classes, score_depth
 
 
 def test_the_majority_of_training_is_predicted_for_all():
     probabilities = class_frequencies([2, 0, 2, 1, 2, 0], num_classes=4, num_test=3)
     assert probabilities.tolist() == [[2 / 6, 1 / 6, 3 / 6, 0]] * 3
-    rows = judge_classes(probabilities, torch.tensor([2, 0, 3]), torch.arange(3))
+    rows = score_classes(probabilities, torch.tensor([2, 0, 3]), torch.arange(3))
     assert measure(MEASURES["classification"], rows)["top1"] == pytest.approx(1 / 3)
 
 
@@ -78,7 +78,7 @@ def test_the_median_is_the_better_constant_for_relative_errors():
     depth = TrainingDepth()
     depth.add(metres)
     error = {
-        name: measure(MEASURES["depth"], judge_depth(guess.expand(metres.shape), metres, torch.arange(4)))
+        name: measure(MEASURES["depth"], score_depth(guess.expand(metres.shape), metres, torch.arange(4)))
         for name, guess in depth.baselines().items()
     }
     assert error["median_depth"]["abs_rel"] < error["mean_depth"]["abs_rel"]

@@ -7,7 +7,7 @@ import torch
 
 from layerlock_hf.cli import compare as program
 from layerlock_hf.evaluation import compare
-from layerlock_hf.evaluation.metrics import judge_classes, judge_depth
+from layerlock_hf.evaluation.metrics import score_classes, score_depth
 from layerlock_hf.evaluation.protocol import Member
 from layerlock_hf.evaluation.results import TestSet, build_results, write_results
 
@@ -34,9 +34,9 @@ def write(tmp_path):
         indices = torch.tensor([index for index in range(8) if index not in failed])
         if task == "classification":
             predicted = torch.where(torch.arange(8) < num_right, LABELS, 1 - LABELS)[indices]
-            rows = judge_classes(torch.eye(2)[predicted], LABELS[indices], indices)
+            rows = score_classes(torch.eye(2)[predicted], LABELS[indices], indices)
         else:
-            rows = judge_depth(torch.full((len(indices), 1, 2, 2), 1.25), torch.ones(len(indices), 1, 2, 2), indices)
+            rows = score_depth(torch.full((len(indices), 1, 2, 2), 1.25), torch.ones(len(indices), 1, 2, 2), indices)
         names = [f"{index}.mp4" for index in range(8)]
         test_set = TestSet(names, dict.fromkeys(failed, "empty"), None, ["hug", "kick"] * (task == "classification"))
         settings = {"max_steps": steps, **(settings or {})}

@@ -13,11 +13,11 @@ from layerlock_hf.evaluation.metrics import (
     confusion_matrix,
     in_order,
     intervals,
-    judge_classes,
-    judge_depth,
     mean_probabilities,
     measure,
     resampling_units,
+    score_classes,
+    score_depth,
     student_quantile,
 )
 
@@ -44,13 +44,13 @@ def clips():
     return predicted, torch.where(torch.rand_like(metres) < 0.33, 0, metres)
 
 
-def judged(arguments, judge=judge_classes):
-    return judge(*arguments, torch.arange(len(arguments[1])))
+def samples(arguments, score_samples=score_classes):
+    return score_samples(*arguments, torch.arange(len(arguments[1])))
 
 
 def test_accuracies_are_those_of_scikit_learn(videos):
     probabilities, labels = videos
-    rows = judged(videos)
+    rows = samples(videos)
     predicted = probabilities.argmax(dim=1)
     names = range(NUM_CLASSES)
     assert measure(CLASSIFICATION, rows) == pytest.approx(
@@ -69,7 +69,7 @@ def test_accuracies_are_those_of_scikit_learn(videos):
 
 def test_accuracies_are_those_of_torchmetrics(videos):
     probabilities, labels = videos
-    rows = judged(videos)
+    rows = samples(videos)
     found = measure(CLASSIFICATION, rows)
     for k in (1, 5):
         expected = multiclass_accuracy(probabilities, labels, NUM_CLASSES, average="micro", top_k=k)
@@ -87,14 +87,14 @@ def test_clips_are_averaged_after_softmax():
 
 
 def test_two_classes_have_no_top_five_to_miss():
-    rows = judged((torch.tensor([[0.9, 0.1], [0.9, 0.1]]), torch.tensor([0, 1])))
+    rows = samples((torch.tensor([[0.9, 0.1], [0.9, 0.1]]), torch.tensor([0, 1])))
     assert measure(CLASSIFICATION, rows)["top1"] == 0.5
     assert measure(CLASSIFICATION, rows)["top5"] == 1
 
 
 def test_equal_probabilities_do_not_make_everything_right():
     labels = torch.arange(NUM_CLASSES)
-    found = measure(CLASSIFICATION, judged((torch.full((NUM_CLASSES, NUM_CLASSES), 0.125), labels)))
+    found = measure(CLASSIFICATION, samples((torch.full((NUM_CLASSES, NUM_CLASSES), 0.125), labels)))
     assert found["top1"] == 1 / NUM_CLASSES
     assert found["top5"] == 5 / NUM_CLASSES
 
@@ -104,17 +104,17 @@ def test_a_readout_that_diverged_has_no_accuracy(videos, value):
     """One video, and one class of it, are enough: the order of what is not finite means nothing."""
     probabilities, labels = videos
     probabilities[3, (labels[3] + 1) % NUM_CLASSES] = value
-    found = measure(CLASSIFICATION, judged(videos))
+    found = measure(CLASSIFICATION, samples(videos))
     assert len(found) == 4 and all(math.isnan(number) for number in found.values())
 
 
-@pytest.mark.parametrize("judge, data", [(judge_classes, "videos"), (judge_depth, "clips")])
-def test_neither_batches_nor_their_order_matter(request, judge, data):
+@pytest.mark.parametrize("score_samples, data", [(score_classes, "videos"), (score_depth, "clips")])
+def test_neither_batches_nor_their_order_matter(request, score_samples, data):
     first, second = request.getfixturevalue(data)
-    whole = judge(first, second, torch.arange(len(second)))
+    whole = score_samples(first, second, torch.arange(len(second)))
     ids = torch.randperm(len(second))
     # Uneven parts, out of order, and one that comes twice
-    parts = [judge(first[part], second[part], part) for part in [*ids.split(3), ids[:2]]]
+    parts = [score_samples(first[part], second[part], part) for part in [*ids.split(3), ids[:2]]]
     joined = in_order(parts)
     assert joined.keys() == whole.keys()
     for name, values in whole.items():
@@ -132,17 +132,17 @@ def test_neither_batches_nor_their_order_matter(request, judge, data):
 )
 def test_classes_that_cannot_be_judged(arguments, message):
     with pytest.raises(ValueError, match=message):
-        judge_classes(*arguments)
+        score_classes(*arguments)
 
 
 def test_depth_that_cannot_be_judged():
     with pytest.raises(ValueError, match=r"\(1, 2, 4, 4\), \(1, 2, 4, 5\)"):
-        judge_depth(torch.ones(1, 2, 4, 4), torch.ones(1, 2, 4, 5), torch.arange(1))
+        score_depth(torch.ones(1, 2, 4, 4), torch.ones(1, 2, 4, 5), torch.arange(1))
 
 
 def test_parts_of_different_kinds_do_not_join(videos, clips):
     with pytest.raises(ValueError, match="same columns"):
-        in_order([judged(videos), judged(clips, judge_depth)])
+        in_order([samples(videos), samples(clips, score_depth)])
     with pytest.raises(ValueError, match="same columns"):
         in_order([])
 
@@ -154,7 +154,7 @@ def test_depth_by_hand():
     errors, truth = [1.0, 0, 5.0, 0, 0.2], [2.0, 10, 4.0, 0.001, 1]
     relative = [error / (depth + EPSILON) for error, depth in zip(errors, truth, strict=True)]
     logs = [math.log(1.5), 0, math.log(4 / 0.001), 0, math.log(1.2)]
-    found = measure(DEPTH, judge_depth(predicted, metres, torch.arange(1)))
+    found = measure(DEPTH, score_depth(predicted, metres, torch.arange(1)))
     assert (
         found
         == pytest.approx(
@@ -176,7 +176,7 @@ def test_depth_by_hand():
 
 def test_epsilon_is_in_the_denominator():
     metres = torch.full((1, 1, 1, 1), 0.001)
-    found = measure(DEPTH, judge_depth(2 * metres, metres, torch.arange(1)))
+    found = measure(DEPTH, score_depth(2 * metres, metres, torch.arange(1)))
     assert found["abs_rel"] == pytest.approx(0.001 / (0.001 + EPSILON), rel=1e-6)
     assert found["abs_rel"] != pytest.approx(1, rel=1e-4)
 
@@ -185,7 +185,7 @@ def test_errors_are_those_of_scikit_learn_and_torchmetrics(clips):
     predicted, metres = clips
     is_known = metres > 0
     pair = metres[is_known], predicted[is_known]
-    found = measure(DEPTH, judged(clips, judge_depth))
+    found = measure(DEPTH, samples(clips, score_depth))
     logs = [values.clamp(min=0.001).log() for values in pair]
     for name, expected in {
         "mae": sklearn.metrics.mean_absolute_error(*pair),
@@ -205,10 +205,10 @@ def test_errors_are_those_of_scikit_learn_and_torchmetrics(clips):
 
 def test_what_is_predicted_where_depth_is_unknown_is_ignored(clips):
     predicted, metres = clips
-    before = judged(clips, judge_depth)
+    before = samples(clips, score_depth)
     predicted[metres == 0] = torch.nan
     metres[0, 0, metres[0, 0] == 0] = torch.nan
-    after = judged((predicted, metres), judge_depth)
+    after = samples((predicted, metres), score_depth)
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
@@ -216,7 +216,7 @@ def test_pixels_weigh_alike_and_clips_without_depth_do_not_count(clips):
     predicted, metres = clips
     metres[1] = 0
     metres[2, :, 1:] = 0
-    rows = judged((predicted, metres), judge_depth)
+    rows = samples((predicted, metres), score_depth)
     assert rows["num"][1] == 0
     is_known = metres > 0
     expected = ((predicted - metres).abs() / (metres + EPSILON))[is_known].double().mean().item()
@@ -229,13 +229,13 @@ def test_pixels_weigh_alike_and_clips_without_depth_do_not_count(clips):
 def test_depth_that_is_not_finite_does_not_hide(clips):
     predicted, metres = clips
     predicted[0, 0, metres[0, 0] > 0] = torch.nan
-    assert math.isnan(measure(DEPTH, judged(clips, judge_depth))["abs_rel"])
+    assert math.isnan(measure(DEPTH, samples(clips, score_depth))["abs_rel"])
 
 
 def test_intervals_of_independent_videos_are_binomial():
     num, share = 800, 0.7
     labels = (torch.arange(num) >= share * num).long()
-    rows = judged((torch.tensor([[1.0, 0.0]]).expand(num, 2), labels))
+    rows = samples((torch.tensor([[1.0, 0.0]]).expand(num, 2), labels))
     found = intervals(CLASSIFICATION, rows)["top1"]
     half = 1.96 * math.sqrt(share * (1 - share) / num)
     assert found["value"] == share
@@ -245,7 +245,7 @@ def test_intervals_of_independent_videos_are_binomial():
 
 def test_groups_that_succeed_together_widen_the_interval():
     labels = torch.arange(400) // 20 % 2  # 20 groups, of which every second is wrong
-    rows = judged((torch.tensor([[1.0, 0.0]]).expand(400, 2), labels))
+    rows = samples((torch.tensor([[1.0, 0.0]]).expand(400, 2), labels))
     groups = [str(place // 20) for place in range(400)]
     alone, together = (intervals(CLASSIFICATION, rows, names)["top1"] for names in (None, groups))
     width = {name: found["high"] - found["low"] for name, found in (("alone", alone), ("together", together))}
@@ -263,7 +263,7 @@ def test_a_single_group_is_no_sample():
 
 
 def test_intervals_of_depth_weigh_pixels(clips):
-    rows = judged(clips, judge_depth)
+    rows = samples(clips, score_depth)
     found = intervals(DEPTH, rows, num_resamples=300)
     # By hand: every resample is the mean over the pixels of the clips drawn
     drawn = torch.randint(5, (3000, 5))
@@ -275,7 +275,7 @@ def test_intervals_of_depth_weigh_pixels(clips):
 
 
 def test_intervals_depend_on_their_seed_alone(videos):
-    rows = judged(videos)
+    rows = samples(videos)
     torch.manual_seed(1)
     first = intervals(CLASSIFICATION, rows, num_resamples=200)
     torch.manual_seed(2)
@@ -290,7 +290,7 @@ def test_intervals_depend_on_their_seed_alone(videos):
 def judged_of(is_right):
     """Videos of class 0, some of which are taken for class 1."""
     probabilities = torch.stack([is_right, ~is_right], dim=1).double()
-    return judge_classes(probabilities, torch.zeros(len(is_right)).long(), torch.arange(len(is_right)))
+    return score_classes(probabilities, torch.zeros(len(is_right)).long(), torch.arange(len(is_right)))
 
 
 def test_few_groups_have_honest_intervals():

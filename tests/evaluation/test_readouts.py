@@ -176,5 +176,5 @@ def test_readouts_learn_together_as_alone(config, tmp_path, name):
         assert torch.equal(values, results[members[1]][key])
     assert measure(task.metrics, results[members[1]])["top1"] > 0.9
     batch = task.collate_test([together.test[index] for index in range(30)])
-    judged = task.test(together.load_readout(members[1])(batch["features"]), batch)
-    assert measure(task.metrics, judged) == pytest.approx(measure(task.metrics, results[members[1]]), rel=1e-4)
+    samples = task.test(together.load_readout(members[1])(batch["features"]), batch)
+    assert measure(task.metrics, samples) == pytest.approx(measure(task.metrics, results[members[1]]), rel=1e-4)

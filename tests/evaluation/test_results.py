@@ -4,7 +4,7 @@ import re
 import pytest
 import torch
 
-from layerlock_hf.evaluation.metrics import judge_classes, judge_depth
+from layerlock_hf.evaluation.metrics import score_classes, score_depth
 from layerlock_hf.evaluation.protocol import Member
 from layerlock_hf.evaluation.results import (
     NOT_MEASURABLE,
@@ -34,11 +34,11 @@ def rows_with(num_right: int, labels=LABELS, indices=None):
     probabilities = torch.full((len(labels), 3), 0.1)
     predicted = torch.where(torch.arange(len(labels)) < num_right, labels, (labels + 1) % 3)
     probabilities[range(len(labels)), predicted] = 0.8
-    return judge_classes(probabilities, labels, indices)
+    return score_classes(probabilities, labels, indices)
 
 
 def depth_rows(factor: float, metres):
-    return judge_depth(factor * metres, metres, torch.arange(len(metres)))
+    return score_depth(factor * metres, metres, torch.arange(len(metres)))
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from layerlock_hf.cli import readout
 from layerlock_hf.data import ClipTransform
 from layerlock_hf.evaluation import DepthTestClips, clips, report
 from layerlock_hf.evaluation.adapters import read_depth, read_labelled
-from layerlock_hf.evaluation.metrics import MEASURES, in_order, judge_classes, judge_depth, mean_probabilities, measure
+from layerlock_hf.evaluation.metrics import MEASURES, in_order, mean_probabilities, measure, score_classes, score_depth
 from layerlock_hf.evaluation.results import read_results
 from layerlock_hf.models import LayerLockViTForPretraining
 
@@ -66,12 +66,12 @@ def test_the_saved_classifier_answers_as_the_results_say(root, outputs):
     videos = read_labelled("procedural", f"{root / 'data'}?train=0-7&test=8-12", "test")
     assert model.config.id2label == dict(enumerate(videos.class_names))
     items = clips.TestClips(videos.videos, videos.labels, 4, 1, ClipTransform(16, 1.15), 2, decode_timeout=0)
-    judged = []
+    samples = []
     for item in items:
         logits = model(item["pixel_values_videos"].float() / 255).logits
         label, index = torch.tensor([item["labels"]]), torch.tensor([item["index"]])
-        judged.append(judge_classes(mean_probabilities(logits[None]), label, index))
-    measured = measure(MEASURES["classification"], in_order(judged))
+        samples.append(score_classes(mean_probabilities(logits[None]), label, index))
+    measured = measure(MEASURES["classification"], in_order(samples))
     expected = {name: value["value"] for name, value in results["best"]["metrics"].items()}
     assert measured == pytest.approx(expected, rel=1e-4)
 
@@ -86,11 +86,11 @@ def test_the_saved_depth_estimator_answers_as_the_results_say(root, outputs):
     items = DepthTestClips(
         read_depth("procedural", f"{root / 'data'}?train=0-7&test=8-12", "test"), 4, 1, ClipTransform(16, 1.15)
     )
-    judged = []
+    samples = []
     for item in items:
         predicted = model(item["pixel_values_videos"].float() / 255).predicted_depth
-        judged.append(judge_depth(predicted, item["labels"][None], torch.tensor([item["index"]])))
-    measured = measure(MEASURES["depth"], in_order(judged))
+        samples.append(score_depth(predicted, item["labels"][None], torch.tensor([item["index"]])))
+    measured = measure(MEASURES["depth"], in_order(samples))
     expected = {name: value["value"] for name, value in results["best"]["metrics"].items()}
     assert measured == pytest.approx(expected, rel=1e-4)
 

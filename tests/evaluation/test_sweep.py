@@ -7,7 +7,7 @@ import torch
 from torch.utils.data import Dataset
 
 from layerlock_hf.evaluation.features import EncodedFeatures
-from layerlock_hf.evaluation.metrics import judge_classes, measure
+from layerlock_hf.evaluation.metrics import measure, score_classes
 from layerlock_hf.evaluation.protocol import Member, SweepArguments, sweep_members
 from layerlock_hf.evaluation.sweep import METRICS, PROGRESS, Sweep
 from layerlock_hf.evaluation.tasks import Classification, Depth
@@ -100,8 +100,8 @@ def sweep(encoder, output, args=ARGS, members=None, task="classification", basel
 
 def assert_same(results, others, **tolerance):
     assert results.keys() == others.keys()
-    for member, judged in results.items():
-        for name, values in judged.items():
+    for member, samples in results.items():
+        for name, values in samples.items():
             torch.testing.assert_close(values.double(), others[member][name].double(), **tolerance)
 
 
@@ -154,11 +154,11 @@ def rows(folder):
 def always_the_first():
     """A baseline."""
 
-    def judge(batch):
+    def score_samples(batch):
         probabilities = torch.tensor([[1.0, 0.0, 0.0]]).expand(len(batch["labels"]), 3)
-        return judge_classes(probabilities, batch["labels"], batch["index"])
+        return score_classes(probabilities, batch["labels"], batch["index"])
 
-    return {"first": judge}
+    return {"first": score_samples}
 
 
 @pytest.mark.parametrize("num_saves", range(1, 6))
@@ -185,14 +185,14 @@ def test_a_stopped_run_goes_on_bit_for_bit(encoder, tmp_path, monkeypatch, num_s
     goes_on = sweep(encoder, tmp_path / "stopped", args, baselines=always_the_first)
     results = goes_on.run()
     assert_same(results, expected, rtol=0, atol=0)
-    assert_same(goes_on.judged_baselines, whole.judged_baselines, rtol=0, atol=0)
+    assert_same(goes_on.baseline_samples, whole.baseline_samples, rtol=0, atol=0)
     assert goes_on.errors == {4: "damaged"}
     assert rows(tmp_path / "stopped") == rows(tmp_path / "whole")
     for path in (tmp_path / "whole" / "readouts").iterdir():
         assert path.read_bytes() == (tmp_path / "stopped" / "readouts" / path.name).read_bytes()
     finished = sweep(encoder, tmp_path / "stopped", args, baselines=None)  # which it does not ask for
     assert_same(finished.run(), expected, rtol=0, atol=0)
-    assert_same(finished.judged_baselines, whole.judged_baselines, rtol=0, atol=0)
+    assert_same(finished.baseline_samples, whole.baseline_samples, rtol=0, atol=0)
 
 
 def test_a_folder_of_another_run_is_refused(encoder, tmp_path):
@@ -230,8 +230,8 @@ def test_a_damaged_checkpoint_is_named(encoder, tmp_path, num_bytes):
 def test_baselines_are_measured_on_the_same_items(encoder, tmp_path):
     run = sweep(encoder, tmp_path / "out", baselines=always_the_first)
     results = run.run()
-    (rows,) = run.judged_baselines.values()
-    assert all(torch.equal(rows["index"], judged["index"]) for judged in results.values())
+    (rows,) = run.baseline_samples.values()
+    assert all(torch.equal(rows["index"], samples["index"]) for samples in results.values())
     assert measure(Classification.metrics, rows)["top1"] == 3 / 6  # 0, 3 and 6 of 0 to 6, of which 4 is damaged
 
 
@@ -243,9 +243,9 @@ def test_what_is_logged(encoder, tmp_path):
     assert sorted(losses) == [(step, rate) for step in (2, 4, 6) for rate in (1e-3, 1e-2)]
     tested = {(line["step"], line["learning_rate"]): line["top1"] for line in lines if "top1" in line}
     assert sorted(tested) == [(step, rate) for step in (3, 6) for rate in (1e-3, 1e-2)]
-    for member, judged in results.items():
-        assert judged["index"].tolist() == [0, 1, 2, 3, 5, 6]
-        assert tested[6, member.learning_rate] == measure(Classification.metrics, judged)["top1"]
+    for member, samples in results.items():
+        assert samples["index"].tolist() == [0, 1, 2, 3, 5, 6]
+        assert tested[6, member.learning_rate] == measure(Classification.metrics, samples)["top1"]
 
 
 @pytest.mark.parametrize(("task", "metric"), [("classification", "log_loss"), ("depth", "abs_rel")])
@@ -253,8 +253,8 @@ def test_readouts_learn(encoder, tmp_path, task, metric):
     args = SweepArguments(
         learning_rates=[3e-3], depth_fractions=[0.5], num_examples=3200, batch_size=16, warmup_steps=9
     )
-    (judged,) = sweep(encoder, tmp_path / "out", args, task=task).run().values()
-    assert measure(TASKS[task][0](encoder.config).metrics, judged)[metric] < 0.12
+    (samples,) = sweep(encoder, tmp_path / "out", args, task=task).run().values()
+    assert measure(TASKS[task][0](encoder.config).metrics, samples)[metric] < 0.12
 
 
 class Flickering(Clips):
@@ -275,7 +275,7 @@ def test_members_are_compared_on_what_could_be_read_for_all(encoder, tmp_path):
     run.test = Flickering(lambda: not run.finished)
     results = run.run()
     assert sorted(run.errors) == [4, 5, 6]
-    assert [judged["index"].tolist() for judged in results.values()] == 6 * [[0, 1, 2, 3]]
+    assert [samples["index"].tolist() for samples in results.values()] == 6 * [[0, 1, 2, 3]]
 
 
 def test_nothing_to_test_is_an_error(encoder, tmp_path):

@@ -58,10 +58,10 @@ def test_answers_of_clips_are_averaged_as_probabilities(config):
     """And not as logits, of which the first clip's would win."""
     task = Classification(config, 3, num_test_clips=2)
     outputs = torch.tensor([[9.0, 0, 0], [0, 2.0, 0], [0, 0, 1.0], [0, 0, 1.0]]).unsqueeze(1)
-    judged = task.test(outputs, {"labels": torch.tensor([0, 2]), "index": torch.tensor([4, 7])})
-    assert judged["index"].tolist() == [4, 7] and judged["predicted"].tolist() == [0, 2]
+    samples = task.test(outputs, {"labels": torch.tensor([0, 2]), "index": torch.tensor([4, 7])})
+    assert samples["index"].tolist() == [4, 7] and samples["predicted"].tolist() == [0, 2]
     expected = outputs[:2, 0].double().softmax(-1).mean(0)[0]
-    torch.testing.assert_close(judged["probability"][0], expected)
+    torch.testing.assert_close(samples["probability"][0], expected)
 
 
 def test_losses_are_sums_over_what_counts(config):
