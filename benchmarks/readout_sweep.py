@@ -2,7 +2,7 @@
 
 python benchmarks/readout_sweep.py --preset 4ds-b --task classification --num_steps 3 --batch_size 2
 
-Trains all members of a sweep (3 learning rates x 6 depths) from one frozen pass, and each of them by itself, on the
+Trains all points of a sweep (3 learning rates x 6 depths) from one frozen pass, and each of them by itself, on the
 same random clips in memory, for the same steps, with a test of one clip at the end. Prints seconds, FLOPs (2 per
 multiply-accumulate), both ratios, and how far the losses and the predictions of both ways are apart.
 """
@@ -18,7 +18,7 @@ import torch
 from torch.utils.data import Dataset
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from layerlock_hf.evaluation import Sweep, SweepArguments, sweep_members
+from layerlock_hf.evaluation import Sweep, SweepArguments, sweep_points
 from layerlock_hf.evaluation.features import EncodedFeatures
 from layerlock_hf.evaluation.sweep import METRICS
 from layerlock_hf.evaluation.tasks import Classification, Depth
@@ -62,12 +62,12 @@ class Clips(Dataset):
         return self.items[index]
 
 
-def run(encoder, task, task_name, members, args) -> tuple[dict, float]:
-    """What the members lost and predict, as numbers by name, and the seconds it took."""
+def run(encoder, task, task_name, points, args) -> tuple[dict, float]:
+    """What the points lost and predict, as numbers by name, and the seconds it took."""
     training = Clips(encoder.config, task_name, args.num_examples, is_test=False)
     test = Clips(encoder.config, task_name, 1, is_test=True)
     with tempfile.TemporaryDirectory() as output:
-        sweep = Sweep(task, EncodedFeatures(encoder), members, args, training, test, Path(output), {})
+        sweep = Sweep(task, EncodedFeatures(encoder), points, args, training, test, Path(output), {})
         synchronize()
         start = time.perf_counter()
         samples = sweep.run()
@@ -75,8 +75,8 @@ def run(encoder, task, task_name, members, args) -> tuple[dict, float]:
         seconds = time.perf_counter() - start
         rows = [json.loads(line) for line in (Path(output) / METRICS).read_text().splitlines()]
     found = {(row["depth"], row["learning_rate"], "loss", row["step"]): row["loss"] for row in rows if "loss" in row}
-    for member, results in samples.items():
-        found |= {(member.depth, member.learning_rate, name): values.item() for name, values in results.items()}
+    for point, results in samples.items():
+        found |= {(point.depth, point.learning_rate, name): values.item() for name, values in results.items()}
     return found, seconds
 
 
@@ -108,8 +108,8 @@ def main():
         warmup_steps=0,
         bf16=options.bf16,
     )
-    members = sweep_members(args, config.num_hidden_layers)
-    groups = {"together": [members], "one by one": [[member] for member in members]}
+    points = sweep_points(args, config.num_hidden_layers)
+    groups = {"together": [points], "one by one": [[point] for point in points]}
 
     flops, found, times = {}, {}, {name: [] for name in groups}
     for name, parts in groups.items():
@@ -129,7 +129,7 @@ def main():
     if found["together"].keys() != found["one by one"].keys():
         raise SystemExit("error: the two ways did not train and test the same readouts")
     differences = torch.tensor([value - found["one by one"][key] for key, value in found["together"].items()])
-    print(f"{options.preset}, {options.task}, {len(members)} readouts, {options.num_steps} steps of {args.batch_size}")
+    print(f"{options.preset}, {options.task}, {len(points)} readouts, {options.num_steps} steps of {args.batch_size}")
     for name in groups:
         print(f"{name:12} {seconds[name]:8.1f} s{flops[name] / 1e12:10.3g} TFLOP")
     measured = seconds["one by one"] / seconds["together"]

@@ -20,7 +20,7 @@ from .probes import (
     probe_depths,
     r2,
 )
-from .protocol import SweepArguments, sweep_members
+from .protocol import SweepArguments, sweep_points
 from .sweep import Sweep
 
 
@@ -53,5 +53,5 @@ __all__ = [
     "place_features",
     "probe_depths",
     "r2",
-    "sweep_members",
+    "sweep_points",
 ]

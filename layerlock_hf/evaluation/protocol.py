@@ -85,7 +85,7 @@ class SweepArguments:
 
 
 @dataclass(frozen=True)
-class Member:
+class SweepPoint:
     """A readout of the sweep: where it reads, and how fast it learns."""
 
     depth: int
@@ -97,11 +97,11 @@ class Member:
         return f"depth-{self.depth:02d}_lr-{self.learning_rate:g}"
 
 
-def sweep_members(args: SweepArguments, num_layers: int) -> list[Member]:
+def sweep_points(args: SweepArguments, num_layers: int) -> list[SweepPoint]:
     """All pairs of depth and learning rate. In shallow encoders fractions share a depth, which is then read once.
 
     Raises:
         ValueError: if there is no such depth.
     """
     fractions = {readout_depth_from_fraction(num_layers, fraction): fraction for fraction in args.depth_fractions}
-    return [Member(depth, fractions[depth], rate) for depth in sorted(fractions) for rate in args.learning_rates]
+    return [SweepPoint(depth, fractions[depth], rate) for depth in sorted(fractions) for rate in args.learning_rates]

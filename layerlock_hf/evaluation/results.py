@@ -21,7 +21,7 @@ from .metrics import (
     measure,
     resampling_units,
 )
-from .protocol import Member
+from .protocol import SweepPoint
 
 
 FIXED_DEPTH_FRACTION = 0.95  # (LayerLock, sec. 4)
@@ -29,7 +29,7 @@ NOT_MEASURABLE = "nothing is known of it to compare a prediction with"
 
 # What `results.json` holds: types by key, `...` for every key, and lists of one type
 NUMBER = (int, float)
-NUMBER_OR_NULL = (int, float, type(None))  # null where a member diverged, or where there is nothing to count
+NUMBER_OR_NULL = (int, float, type(None))  # null where a point diverged, or where there is nothing to count
 ABOUT = {
     "dataset": str,
     "model": str,
@@ -79,7 +79,7 @@ class TestSet:
 
 def build_results(
     task: str,
-    members: dict[Member, SampleScores],
+    points: dict[SweepPoint, SampleScores],
     test_set: TestSet,
     num_layers: int,
     baselines: dict[str, SampleScores],
@@ -90,14 +90,14 @@ def build_results(
 ) -> dict:
     """What `results.json` holds.
 
-    The best member is chosen by the main metric of the task on the test items, as the paper does (LayerLock, sec.
+    The best point is chosen by the main metric of the task on the test items, as the paper does (LayerLock, sec.
     A.4: "report the best results"), which flatters it. Members whose predictions are not finite have null for metrics,
     and are never the best. Items without any known truth, such as clips without depth, are listed with those that
     failed.
 
     Args:
         task: a key of `MEASURES`.
-        members: of the sweep, each with a row for every item that did not fail (`score_classes`, `score_depth`).
+        points: of the sweep, each with a row for every item that did not fail (`score_classes`, `score_depth`).
         test_set: the items.
         num_layers: of the encoder; says which depth is at the fraction 0.95.
         baselines: rows of predictions that need no encoder, by name.
@@ -107,17 +107,17 @@ def build_results(
         probes: what else was asked of the features (`probes.probe_accuracies`).
 
     Raises:
-        ValueError: if rows are missing or too many, or no member predicts finite values.
+        ValueError: if rows are missing or too many, or no point predicts finite values.
     """
     if task not in MEASURES:
         raise ValueError(f"task is {task!r}; choose among {', '.join(MEASURES)}")
-    if not members:
-        raise ValueError("a sweep without members has no results")
-    for member, samples in members.items():
-        _check_rows(f"depth {member.depth}, learning rate {member.learning_rate:g}", samples, test_set)
+    if not points:
+        raise ValueError("a sweep without points has no results")
+    for point, samples in points.items():
+        _check_rows(f"depth {point.depth}, learning rate {point.learning_rate:g}", samples, test_set)
     for name, samples in baselines.items():
         _check_rows(f"baseline {name}", samples, test_set)
-    any_rows = next(iter(members.values()))  # all have the same items
+    any_rows = next(iter(points.values()))  # all have the same items
     is_measurable = any_rows["num"] > 0
     kept = any_rows["index"][is_measurable].tolist()
     if not kept:
@@ -130,22 +130,22 @@ def build_results(
         found = intervals(MEASURES[task], rows, groups, num_resamples, seed=seed)
         return {name: {key: _finite(number) for key, number in values.items()} for name, values in found.items()}
 
-    def entry(member: Member, metrics: dict) -> dict:
+    def entry(point: SweepPoint, metrics: dict) -> dict:
         return {
-            "depth": member.depth,
-            "depth_fraction": member.depth_fraction,
-            "learning_rate": member.learning_rate,
+            "depth": point.depth,
+            "depth_fraction": point.depth_fraction,
+            "learning_rate": point.learning_rate,
             "metrics": metrics,
         }
 
-    ordered = sorted(members, key=lambda member: (member.depth, member.learning_rate))
-    scores = _scores(task, members)
+    ordered = sorted(points, key=lambda point: (point.depth, point.learning_rate))
+    scores = _scores(task, points)
     best = min(ordered, key=scores.get)
     if math.isinf(scores[best]):
-        raise ValueError("no member of the sweep predicts finite values; use lower learning rates")
-    of_depths = [min(group, key=scores.get) for _, group in groupby(ordered, key=lambda member: member.depth)]
+        raise ValueError("no point of the sweep predicts finite values; use lower learning rates")
+    of_depths = [min(group, key=scores.get) for _, group in groupby(ordered, key=lambda point: point.depth)]
     fixed_depth = readout_depth_from_fraction(num_layers, FIXED_DEPTH_FRACTION)
-    shown = {member: entry(member, with_intervals(members[member])) | {"is_chosen_on": "test"} for member in of_depths}
+    shown = {point: entry(point, with_intervals(points[point])) | {"is_chosen_on": "test"} for point in of_depths}
     failed = test_set.failed | {index: NOT_MEASURABLE for index in any_rows["index"][~is_measurable].tolist()}
     results = {
         "task": task,
@@ -160,13 +160,13 @@ def build_results(
             "num_units": int(units.max()) + 1,
         },
         "members": [
-            entry(member, {name: _finite(value) for name, value in measure(MEASURES[task], members[member]).items()})
-            for member in ordered
+            entry(point, {name: _finite(value) for name, value in measure(MEASURES[task], points[point]).items()})
+            for point in ordered
         ],
         "best": shown[best],
-        "fixed_depth": next((shown[member] for member in of_depths if member.depth == fixed_depth), None),
-        "per_depth": [shown[member] for member in of_depths],
-        **_per_class(members[best], test_set.class_names),
+        "fixed_depth": next((shown[point] for point in of_depths if point.depth == fixed_depth), None),
+        "per_depth": [shown[point] for point in of_depths],
+        **_per_class(points[best], test_set.class_names),
         "baselines": {name: with_intervals(samples) for name, samples in baselines.items()},
         **({} if probes is None else {"probes": probes}),
     }
@@ -192,13 +192,13 @@ def _first_error(test_set: TestSet) -> str:
     return NOT_MEASURABLE if index is None else f"{test_set.names[index]}: {test_set.failed[index]}"
 
 
-def _scores(task: str, members: dict[Member, SampleScores]) -> dict[Member, float]:
-    """Least for the best member, infinite for those that do not predict finite values."""
+def _scores(task: str, points: dict[SweepPoint, SampleScores]) -> dict[SweepPoint, float]:
+    """Least for the best point, infinite for those that do not predict finite values."""
     metric, sign = MEASURES[task].main_metric, -1 if MEASURES[task].is_higher_better else 1
     scores = {}
-    for member, samples in members.items():
+    for point, samples in points.items():
         value = measure(MEASURES[task], samples)[metric]
-        scores[member] = sign * value if math.isfinite(value) else math.inf
+        scores[point] = sign * value if math.isfinite(value) else math.inf
     return scores
 
 

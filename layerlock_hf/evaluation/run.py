@@ -23,7 +23,7 @@ from ..utils.version import VERSION
 from .arguments import SIZED, ClipArguments, EncoderArguments, ReadoutSettings, parse
 from .encoders import load_encoder
 from .feature_sources import features_and_clips, fill, probe, sources_of
-from .protocol import sweep_members
+from .protocol import sweep_points
 from .readouts import READOUTS
 from .report import draw, save_model
 from .results import build_results, write_results
@@ -150,12 +150,12 @@ def build(settings: ReadoutSettings) -> Evaluation:
     config = readout_config(encoder, encoder_args)
     sets = SETS[args.task](args, sweep_args, config)
     task = sets.task(READOUTS[encoder_args.readout])
-    members = sweep_members(sweep_args, config.num_hidden_layers)
-    depths = sorted({member.depth for member in members})
+    points = sweep_points(sweep_args, config.num_hidden_layers)
+    depths = sorted({point.depth for point in points})
     if state.is_main_process:
         num_weights = sum(parameter.numel() for parameter in task.build_readout().parameters())
         print(
-            f"{len(members)} readouts of {num_weights:,} parameters at depths {depths} of "
+            f"{len(points)} readouts of {num_weights:,} parameters at depths {depths} of "
             f"{config.num_hidden_layers}, {sweep_args.num_steps} steps"
         )
     recorded = settings_of(encoder_args, args, sweep_args, config)
@@ -163,7 +163,7 @@ def build(settings: ReadoutSettings) -> Evaluation:
     read_features, training, test, stores = features_and_clips(encoder, sets, args, sweep_args, depths, sources)
     # Which readouts share a checkpoint depends on how many are trained at once
     identity = recorded | sources | {"max_parallel_readouts": sweep_args.max_parallel_readouts}
-    sweep = Sweep(task, read_features, members, sweep_args, training, test, output, identity, sets.baselines)
+    sweep = Sweep(task, read_features, points, sweep_args, training, test, output, identity, sets.baselines)
     return Evaluation(settings, encoder, config, sets, task, sweep, read_features, stores, recorded)
 
 
@@ -186,7 +186,7 @@ def kernels_are_deterministic() -> Iterator[None]:
 def probe_features(evaluation: Evaluation) -> list[dict] | None:
     """What mean features tell without any training."""
     sweep = evaluation.sweep
-    depths = sorted({member.depth for members in sweep.rounds for member in members})
+    depths = sorted({point.depth for points in sweep.rounds for point in points})
     return probe(
         evaluation.sets,
         evaluation.task,

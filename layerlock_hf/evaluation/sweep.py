@@ -19,7 +19,7 @@ from tqdm import tqdm
 from ..utils.files import remove_left_over, write_aside
 from ..utils.handing_over import Loader
 from .metrics import SampleScores, in_order, measure, without
-from .protocol import Member, SweepArguments
+from .protocol import SweepArguments, SweepPoint
 
 
 METRICS, PROGRESS, WEIGHTS = "metrics.jsonl", "progress.pt", "readouts"
@@ -57,27 +57,27 @@ class _Round:
     """The readouts that are trained at once, their optimizer, and how far they are.
 
     Attributes:
-        readouts: by member.
+        readouts: by point.
         step: optimizer steps done.
-        losses: of each member, summed since the last log.
+        losses: of each point, summed since the last log.
         num_summed: over how many steps.
     """
 
-    def __init__(self, members: Sequence[Member], build: Callable[[], nn.Module], args: SweepArguments, device):
+    def __init__(self, points: Sequence[SweepPoint], build: Callable[[], nn.Module], args: SweepArguments, device):
         self.args = args
         self.readouts = {}
-        for member in members:
+        for point in points:
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(args.seed)  # of every member: the start does not depend on the others
-                self.readouts[member] = build().to(device)
+                torch.manual_seed(args.seed)  # of every point: the start does not depend on the others
+                self.readouts[point] = build().to(device)
         groups = [
-            {"params": list(readout.parameters()), "highest": member.learning_rate}
-            for member, readout in self.readouts.items()
+            {"params": list(readout.parameters()), "highest": point.learning_rate}
+            for point, readout in self.readouts.items()
         ]
         # Fused: one pass over the weights, which are many for what a step of a frozen encoder computes
         self.optimizer = torch.optim.AdamW(groups, lr=0.0, weight_decay=args.weight_decay, fused=True)
         self.step, self.num_summed = 0, 0
-        self.losses = torch.zeros(len(members), device=device)
+        self.losses = torch.zeros(len(points), device=device)
 
     def state_dict(self) -> dict:
         return {
@@ -96,7 +96,7 @@ class _Round:
         self.optimizer.load_state_dict(state["optimizer"])
 
     def update(self, losses: torch.Tensor):
-        """An optimizer step with the gradients that lie on the parameters; `losses` is (members,)."""
+        """An optimizer step with the gradients that lie on the parameters; `losses` is (points,)."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.args.learning_rate_at(self.step, group["highest"])
         self.optimizer.step()
@@ -105,7 +105,7 @@ class _Round:
         self.num_summed += 1
         self.step += 1
 
-    def mean_losses(self) -> dict[Member, float]:
+    def mean_losses(self) -> dict[SweepPoint, float]:
         """Since the last call."""
         means = dict(zip(self.readouts, (self.losses / self.num_summed).tolist(), strict=True))
         self.losses.zero_()
@@ -114,16 +114,16 @@ class _Round:
 
 
 class Sweep:
-    """Trains all members and tests them.
+    """Trains all points and tests them.
 
     The gradient of a batch is that of the mean loss over what counts in it, whatever the number of processes and of
-    parts that the batch is encoded in. Every member starts from the same weights and sees the same clips in the same
+    parts that the batch is encoded in. Every point starts from the same weights and sees the same clips in the same
     order, so its result does not depend on the others. The same run, started again, goes on where it stopped.
 
     Args:
         task: what is learnt and measured: see `tasks`.
         read_features: from a batch and depths to features at each depth, (B, t, S, D), without autograd.
-        members: the readouts to train.
+        points: the readouts to train.
         args: the protocol.
         training: samples by position, `args.num_examples` of them.
         test: what is predicted at the end, by index.
@@ -132,7 +132,7 @@ class Sweep:
         baselines: makes what is tested beside the readouts, by name; called if there is anything left to train.
 
     Attributes:
-        rounds: the members, as they are trained together.
+        rounds: the points, as they are trained together.
         errors: of test items that could not be read, by index.
 
     Raises:
@@ -143,7 +143,7 @@ class Sweep:
         self,
         task,
         read_features: Callable[[dict, Sequence[int]], list[torch.Tensor]],
-        members: Sequence[Member],
+        points: Sequence[SweepPoint],
         args: SweepArguments,
         training: Dataset,
         test: Dataset,
@@ -156,9 +156,9 @@ class Sweep:
         self.output, self.identity, self.baselines = output, identity, baselines
         self.state = PartialState()
         _Batches(args, self.state)  # raises before anything is read
-        size = args.max_parallel_readouts or len(members)
-        members = sorted(members, key=lambda member: member.depth)  # a round reads as few depths as possible
-        self.rounds = [members[start : start + size] for start in range(0, len(members), size)]
+        size = args.max_parallel_readouts or len(points)
+        points = sorted(points, key=lambda point: point.depth)  # a round reads as few depths as possible
+        self.rounds = [points[start : start + size] for start in range(0, len(points), size)]
         self.errors: dict[int, str] = {}
         self.finished: dict[str, SampleScores] = {}
         self._baseline_rows: dict[str, SampleScores] = {}
@@ -176,11 +176,11 @@ class Sweep:
         """As what `run` returns, by the names of the baselines."""
         return {name: without(rows, self.errors) for name, rows in self._baseline_rows.items()}
 
-    def run(self) -> dict[Member, SampleScores]:
-        """Train and test every member.
+    def run(self) -> dict[SweepPoint, SampleScores]:
+        """Train and test every point.
 
         Returns:
-            The rows of `metrics` of all test items but those in `errors`, for each member.
+            The rows of `metrics` of all test items but those in `errors`, for each point.
 
         Raises:
             ValueError: if no test item can be read.
@@ -189,20 +189,18 @@ class Sweep:
         if self.state.is_main_process:
             remove_left_over(self.output / PROGRESS)
         self._cut_metrics()
-        left = [members for members in self.rounds if members[0].name not in self.finished]
+        left = [points for points in self.rounds if points[0].name not in self.finished]
         baselines = self._prepare_test() if left else {}
-        for members in left:
-            number = self.rounds.index(members) + 1
-            self._run_round(f"readouts {number}/{len(self.rounds)}", members, baselines)
-        # What could be read for one round and not for another counts for none: members are compared on the same items
-        return {
-            member: without(self.finished[member.name], self.errors) for members in self.rounds for member in members
-        }
+        for points in left:
+            number = self.rounds.index(points) + 1
+            self._run_round(f"readouts {number}/{len(self.rounds)}", points, baselines)
+        # What could be read for one round and not for another counts for none: points are compared on the same items
+        return {point: without(self.finished[point.name], self.errors) for points in self.rounds for point in points}
 
-    def load_readout(self, member: Member) -> nn.Module:
-        """The trained readout of a member."""
+    def load_readout(self, point: SweepPoint) -> nn.Module:
+        """The trained readout of a point."""
         readout = self.task.build_readout()
-        readout.load_state_dict(load_file(self._weights_of(member)))
+        readout.load_state_dict(load_file(self._weights_of(point)))
         return readout
 
     def _prepare_test(self) -> dict[str, Baseline]:
@@ -215,8 +213,8 @@ class Sweep:
                 raise ValueError(f"none of {len(tried)} test items can be read; the first says: {errors[0]}")
         return self.baselines()
 
-    def _run_round(self, name: str, members: list[Member], baselines: dict[str, Baseline]):
-        this = _Round(members, self.task.build_readout, self.args, self.state.device)
+    def _run_round(self, name: str, points: list[SweepPoint], baselines: dict[str, Baseline]):
+        this = _Round(points, self.task.build_readout, self.args, self.state.device)
         if self._unfinished is not None:
             self._restore(this, self._unfinished)
             self._unfinished = None
@@ -230,7 +228,7 @@ class Sweep:
                 if this.step % self.args.logging_steps == 0 or this.step == last:
                     losses = this.mean_losses()
                     bar.set_postfix_str(f"loss {min(losses.values()):.4f} to {max(losses.values()):.4f}")
-                    self._write_metrics(this.step, {member: {"loss": loss} for member, loss in losses.items()})
+                    self._write_metrics(this.step, {point: {"loss": loss} for point, loss in losses.items()})
                 if self.args.eval_steps and this.step % self.args.eval_steps == 0 and this.step < last:
                     self._measure(this, baselines)
                 if this.step == last:
@@ -238,14 +236,14 @@ class Sweep:
                 elif this.step % self.args.save_steps == 0:
                     self._save_progress(this.state_dict())
         results = self._measure(this, baselines)
-        self.finished |= {member.name: samples for member, samples in results.items()}
+        self.finished |= {point.name: samples for point, samples in results.items()}
         self._save_progress(None)
 
     def _save_trained(self, this: _Round):
         """Weights alone are left to save: what lacks is the test, which may take long and be stopped."""
         if self.state.is_main_process:
-            for member, readout in this.readouts.items():
-                with write_aside(self._weights_of(member)) as aside:
+            for point, readout in this.readouts.items():
+                with write_aside(self._weights_of(point)) as aside:
                     save_file({key: value.cpu() for key, value in readout.state_dict().items()}, aside)
         self._save_progress({"step": this.step})
 
@@ -254,8 +252,8 @@ class Sweep:
             this.load_state_dict(saved)
         else:
             this.step = saved["step"]
-            for member, readout in this.readouts.items():
-                readout.load_state_dict(load_file(self._weights_of(member)))
+            for point, readout in this.readouts.items():
+                readout.load_state_dict(load_file(self._weights_of(point)))
 
     def _loader(self, dataset: Dataset, collate: Callable, **options) -> Loader:
         return Loader(
@@ -284,29 +282,29 @@ class Sweep:
 
     def _outputs(self, this: _Round, batch: dict) -> Iterator[torch.Tensor]:
         """What the readouts, in their order, make of a batch: (B, Q, O) each."""
-        depths = sorted({member.depth for member in this.readouts})
+        depths = sorted({point.depth for point in this.readouts})
         # Not a `with` around the `yield`s, which would enclose what the caller does in between
         autocast = torch.autocast(self.state.device.type, torch.bfloat16, enabled=self.args.bf16)
         with torch.no_grad(), autocast:
             features = dict(zip(depths, self.read_features(batch, depths), strict=True))
         depth, normalized = None, None
-        for member, readout in this.readouts.items():
+        for point, readout in this.readouts.items():
             with autocast:
-                if member.depth != depth:
-                    depth, normalized = member.depth, readout.normalize(features.pop(member.depth))
+                if point.depth != depth:
+                    depth, normalized = point.depth, readout.normalize(features.pop(point.depth))
                     normalized = normalized.bfloat16() if self.args.bf16 else normalized
                 outputs = readout.read(normalized)
             yield outputs
 
-    def _measure(self, this: _Round, baselines: dict[str, Baseline]) -> dict[Member, SampleScores]:
+    def _measure(self, this: _Round, baselines: dict[str, Baseline]) -> dict[SweepPoint, SampleScores]:
         """Test the readouts, and write what comes of it."""
         results = self._test(this, baselines)
-        metrics = {member: measure(self.task.metrics, samples) for member, samples in results.items()}
+        metrics = {point: measure(self.task.metrics, samples) for point, samples in results.items()}
         self._write_metrics(this.step, metrics)
         return results
 
     @torch.no_grad()
-    def _test(self, this: _Round, baselines: dict[str, Baseline]) -> dict[Member, SampleScores]:
+    def _test(self, this: _Round, baselines: dict[str, Baseline]) -> dict[SweepPoint, SampleScores]:
         indices = range(self.state.process_index, len(self.test), self.state.num_processes)
         size = max(1, self.args.clips_at_once(self.state.num_processes) // self.task.num_test_clips)
         loader = self._loader(self.test, self.task.collate_test, sampler=indices, batch_size=size)
@@ -316,8 +314,8 @@ class Sweep:
             self.errors |= {item["index"]: item["error"] for item in batch["failed"]}
             if len(batch["index"]):
                 batch["labels"] = batch["labels"].to(self.state.device, non_blocking=True)
-                for member, outputs in zip(this.readouts, self._outputs(this, batch), strict=True):
-                    parts[member].append(self.task.test(outputs.float(), batch))
+                for point, outputs in zip(this.readouts, self._outputs(this, batch), strict=True):
+                    parts[point].append(self.task.test(outputs.float(), batch))
                 for name, score_samples in baselines.items():
                     parts[name].append(score_samples(batch))
         gathered = gather_object([(parts, self.errors)])
@@ -336,14 +334,14 @@ class Sweep:
             for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
                 tensor.copy_(part.view_as(tensor))
 
-    def _weights_of(self, member: Member) -> Path:
-        return self.output / WEIGHTS / f"{member.name}.safetensors"
+    def _weights_of(self, point: SweepPoint) -> Path:
+        return self.output / WEIGHTS / f"{point.name}.safetensors"
 
-    def _write_metrics(self, step: int, values: dict[Member, dict[str, float]]):
+    def _write_metrics(self, step: int, values: dict[SweepPoint, dict[str, float]]):
         if self.state.is_main_process:
             with (self.output / METRICS).open("a") as file:
-                for member, metrics in values.items():
-                    where = {"step": step, "depth": member.depth, "learning_rate": member.learning_rate}
+                for point, metrics in values.items():
+                    where = {"step": step, "depth": point.depth, "learning_rate": point.learning_rate}
                     finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
                     file.write(json.dumps(where | finite) + "\n")
 
@@ -353,7 +351,7 @@ class Sweep:
         if not self.state.is_main_process or not path.exists():
             return
         step = 0 if self._unfinished is None else self._unfinished["step"]
-        done = {(m.depth, m.learning_rate) for members in self.rounds for m in members if m.name in self.finished}
+        done = {(m.depth, m.learning_rate) for points in self.rounds for m in points if m.name in self.finished}
         kept = []
         for line in path.read_text().splitlines(keepends=True):
             row = json.loads(line) if line.endswith("\n") else None  # the last line may be torn

@@ -8,7 +8,7 @@ import torch
 from layerlock_hf.cli import compare as program
 from layerlock_hf.evaluation import compare
 from layerlock_hf.evaluation.metrics import score_classes, score_depth
-from layerlock_hf.evaluation.protocol import Member
+from layerlock_hf.evaluation.protocol import SweepPoint
 from layerlock_hf.evaluation.results import TestSet, build_results, write_results
 
 
@@ -41,7 +41,7 @@ def write(tmp_path):
         test_set = TestSet(names, dict.fromkeys(failed, "empty"), None, ["hug", "kick"] * (task == "classification"))
         settings = {"max_steps": steps, **(settings or {})}
         about = ABOUT | {"model": model, "settings": settings} | about
-        members = {Member(10, 0.95, 1e-3): rows, Member(7, 0.75, 1e-3): rows}
+        members = {SweepPoint(10, 0.95, 1e-3): rows, SweepPoint(7, 0.75, 1e-3): rows}
         path = tmp_path / folder / "results.json"
         path.parent.mkdir()
         write_results(build_results(task, members, test_set, 12, {"majority": rows}, about, 20, probes=probes), path)

@@ -8,7 +8,7 @@ import torch
 from layerlock_hf.data.transforms import generator_for
 from layerlock_hf.evaluation import arguments, compare, run
 from layerlock_hf.evaluation.adapters import DEPTH, LABELLED
-from layerlock_hf.evaluation.protocol import sweep_members
+from layerlock_hf.evaluation.protocol import sweep_points
 from layerlock_hf.evaluation.tasks import Classification, Depth
 from layerlock_hf.models import LayerLockViTConfig
 from layerlock_hf.recipes import list_recipes
@@ -36,10 +36,10 @@ def test_what_all_tasks_share(name):
     assert (sweep.warmup_steps, sweep.final_learning_rate) == (1000, 1e-7)
     assert sweep.learning_rates == [1e-4, 3e-4, 1e-3]
     assert sweep.depth_fractions == [0.25, 0.5, 0.75, 0.85, 0.95, 1.0]
-    members = sweep_members(sweep, 48)
-    assert len(members) == 18
+    points = sweep_points(sweep, 48)
+    assert len(points) == 18
     # "Layer 45" of 48 (sec. 3.6) is what enters it, in the code of 4DS
-    assert {member.depth for member in members if member.depth_fraction == 0.95} == {44}
+    assert {point.depth for point in points if point.depth_fraction == 0.95} == {44}
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from transformers import VideoMAEConfig
 
 from layerlock_hf.evaluation.metrics import measure
-from layerlock_hf.evaluation.protocol import SweepArguments, sweep_members
+from layerlock_hf.evaluation.protocol import SweepArguments, sweep_points
 from layerlock_hf.evaluation.readouts import READOUTS
 from layerlock_hf.evaluation.sweep import Sweep
 from layerlock_hf.evaluation.tasks import Classification, Depth
@@ -154,14 +154,14 @@ def test_readouts_learn_together_as_alone(config, tmp_path, name):
         learning_rates=[3e-3, 1e-2], depth_fractions=[1.0], num_examples=640, batch_size=16, warmup_steps=5
     )
     task = Classification(config, 3, readout=READOUTS[name])
-    members = sweep_members(args, 6)
+    points = sweep_points(args, 6)
 
-    def run(members, folder):
+    def run(points, folder):
         folder.mkdir()
         sweep = Sweep(
             task,
             lambda batch, depths: [batch["features"] for _ in depths],
-            members,
+            points,
             args,
             Clusters(640, False),
             Clusters(30, True),
@@ -170,11 +170,11 @@ def test_readouts_learn_together_as_alone(config, tmp_path, name):
         )
         return sweep, sweep.run()
 
-    together, results = run(members, tmp_path / "together")
-    _, alone = run(members[1:], tmp_path / "alone")
-    for key, values in alone[members[1]].items():
-        assert torch.equal(values, results[members[1]][key])
-    assert measure(task.metrics, results[members[1]])["top1"] > 0.9
+    together, results = run(points, tmp_path / "together")
+    _, alone = run(points[1:], tmp_path / "alone")
+    for key, values in alone[points[1]].items():
+        assert torch.equal(values, results[points[1]][key])
+    assert measure(task.metrics, results[points[1]])["top1"] > 0.9
     batch = task.collate_test([together.test[index] for index in range(30)])
-    samples = task.test(together.load_readout(members[1])(batch["features"]), batch)
-    assert measure(task.metrics, samples) == pytest.approx(measure(task.metrics, results[members[1]]), rel=1e-4)
+    samples = task.test(together.load_readout(points[1])(batch["features"]), batch)
+    assert measure(task.metrics, samples) == pytest.approx(measure(task.metrics, results[points[1]]), rel=1e-4)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from layerlock_hf.evaluation.metrics import score_classes, score_depth
-from layerlock_hf.evaluation.protocol import Member
+from layerlock_hf.evaluation.protocol import SweepPoint
 from layerlock_hf.evaluation.results import (
     NOT_MEASURABLE,
     TestSet,
@@ -49,18 +49,18 @@ def test_set():
 
 
 @pytest.fixture
-def members():
-    """Four members; the best is at depth 7."""
+def points():
+    """Four points; the best is at depth 7."""
     rights = {(10, 1e-3): 3, (10, 1e-4): 4, (7, 1e-3): 5, (7, 1e-4): 2}
-    return {Member(depth, depth / 12, rate): rows_with(right) for (depth, rate), right in rights.items()}
+    return {SweepPoint(depth, depth / 12, rate): rows_with(right) for (depth, rate), right in rights.items()}
 
 
-def build(members, test_set, task="classification", **options):
-    return build_results(task, members, test_set, NUM_LAYERS, options.pop("baselines", {}), ABOUT, 50, **options)
+def build(points, test_set, task="classification", **options):
+    return build_results(task, points, test_set, NUM_LAYERS, options.pop("baselines", {}), ABOUT, 50, **options)
 
 
-def test_results_of_a_sweep(members, test_set):
-    results = build(members, test_set, baselines={"majority": rows_with(2)})
+def test_results_of_a_sweep(points, test_set):
+    results = build(points, test_set, baselines={"majority": rows_with(2)})
     assert {key: results[key] for key in ABOUT} == ABOUT
     assert (results["num_test"], results["failed"]) == (6, [])
     assert [(row["depth"], row["learning_rate"]) for row in results["members"]] == [
@@ -94,30 +94,30 @@ def test_results_of_a_sweep(members, test_set):
     }
 
 
-def test_probes_are_kept_and_checked(members, test_set):
+def test_probes_are_kept_and_checked(points, test_set):
     probes = [{"depth": 4, "knn_top1": 0.4, "ridge_top1": 0.5}]
-    assert build(members, test_set, probes=probes)["probes"] == probes
+    assert build(points, test_set, probes=probes)["probes"] == probes
     with pytest.raises(ValueError, match=r"probes\[0\].ridge_top1 is missing"):
-        build(members, test_set, probes=[{"depth": 4, "knn_top1": 0.4}])
+        build(points, test_set, probes=[{"depth": 4, "knn_top1": 0.4}])
 
 
-def test_the_order_of_members_decides_nothing(members, test_set):
-    tie = {Member(10, 0.95, 3e-4): rows_with(5)}
-    expected = build(members | tie, test_set)
-    assert build(tie | dict(reversed(members.items())), test_set) == expected
+def test_the_order_of_members_decides_nothing(points, test_set):
+    tie = {SweepPoint(10, 0.95, 3e-4): rows_with(5)}
+    expected = build(points | tie, test_set)
+    assert build(tie | dict(reversed(points.items())), test_set) == expected
     assert expected["best"]["depth"] == 7
 
 
-def test_a_sweep_that_leaves_out_the_fixed_depth(members, test_set):
-    assert build({m: rows for m, rows in members.items() if m.depth == 7}, test_set)["fixed_depth"] is None
+def test_a_sweep_that_leaves_out_the_fixed_depth(points, test_set):
+    assert build({m: rows for m, rows in points.items() if m.depth == 7}, test_set)["fixed_depth"] is None
 
 
 def test_depth_is_better_when_lower_and_unknown_depth_fails(tmp_path):
     metres = 1 + torch.rand(4, 2, 4, 4)
     metres[2] = 0
     test_set = TestSet(["a", "b", "c", "d", "e"], {4: "truncated"}, None, [])
-    members = {Member(10, 0.95, rate): depth_rows(factor, metres) for rate, factor in ((1e-4, 1.5), (1e-3, 0.9))}
-    results = build(members, test_set, "depth", baselines={"mean_depth": depth_rows(2, metres)})
+    points = {SweepPoint(10, 0.95, rate): depth_rows(factor, metres) for rate, factor in ((1e-4, 1.5), (1e-3, 0.9))}
+    results = build(points, test_set, "depth", baselines={"mean_depth": depth_rows(2, metres)})
     assert results["best"]["learning_rate"] == 1e-3
     assert results["best"]["metrics"]["abs_rel"]["value"] == pytest.approx(0.1, rel=1e-4)
     assert results["fixed_depth"] == results["best"]
@@ -132,34 +132,34 @@ def test_depth_is_better_when_lower_and_unknown_depth_fails(tmp_path):
 def test_a_member_that_diverged_is_never_the_best(tmp_path):
     metres = 1 + torch.rand(3, 2, 4, 4)
     test_set = TestSet(["a", "b", "c"], {}, None, [])
-    diverged = {Member(10, 0.95, 1.0): depth_rows(torch.nan, metres)}
-    results = build(diverged | {Member(7, 0.75, 1e-3): depth_rows(2, metres)}, test_set, "depth")
+    diverged = {SweepPoint(10, 0.95, 1.0): depth_rows(torch.nan, metres)}
+    results = build(diverged | {SweepPoint(7, 0.75, 1e-3): depth_rows(2, metres)}, test_set, "depth")
     assert results["best"]["depth"] == 7
     assert results["members"][1]["metrics"]["abs_rel"] is None
     assert results["fixed_depth"]["metrics"]["abs_rel"] == {"value": None, "low": None, "high": None}
     write_results(results, tmp_path / "results.json")
     assert read_results(tmp_path / "results.json") == results
-    with pytest.raises(ValueError, match="no member of the sweep predicts finite values"):
+    with pytest.raises(ValueError, match="no point of the sweep predicts finite values"):
         build(diverged, test_set, "depth")
 
 
-def test_failed_videos_are_listed_and_no_other_is_lost(members, test_set):
+def test_failed_videos_are_listed_and_no_other_is_lost(points, test_set):
     few = rows_with(4, LABELS[[0, 1, 3, 4, 5]], [0, 1, 3, 4, 5])
     without_one = TestSet(test_set.names, {2: "missing"}, test_set.groups, test_set.class_names)
-    results = build({Member(10, 0.95, 1e-3): few}, without_one)
+    results = build({SweepPoint(10, 0.95, 1e-3): few}, without_one)
     assert (results["num_test"], results["failed"]) == (5, [{"name": "2.mp4", "error": "missing"}])
     with pytest.raises(ValueError, match=r"depth 10, learning rate 0\.001: 5 test items .* differ: 2\.mp4"):
-        build({Member(10, 0.95, 1e-3): few}, test_set)
+        build({SweepPoint(10, 0.95, 1e-3): few}, test_set)
     with pytest.raises(ValueError, match=r"baseline majority: 5 test items"):
-        build(members, test_set, baselines={"majority": few})
+        build(points, test_set, baselines={"majority": few})
     twice = {name: torch.cat([values, values]) for name, values in rows_with(3).items()}
     with pytest.raises(ValueError, match="12 test items are judged.* in order, each once"):
-        build({Member(10, 0.95, 1e-3): twice}, test_set)
+        build({SweepPoint(10, 0.95, 1e-3): twice}, test_set)
 
 
-def test_tasks_that_do_not_exist(members, test_set):
+def test_tasks_that_do_not_exist(points, test_set):
     with pytest.raises(ValueError, match="task is 'pose'; choose among classification, depth"):
-        build(members, test_set, "pose")
+        build(points, test_set, "pose")
 
 
 def test_nothing_to_build_from(test_set):
@@ -167,13 +167,13 @@ def test_nothing_to_build_from(test_set):
         build({}, test_set)
     all_failed = TestSet(["a", "b"], {0: "missing", 1: "empty"}, None, ["hug"])
     with pytest.raises(ValueError, match="none of 2 test items could be measured; a: missing"):
-        build({Member(10, 0.95, 1e-3): rows_with(0, LABELS[:0], [])}, all_failed)
+        build({SweepPoint(10, 0.95, 1e-3): rows_with(0, LABELS[:0], [])}, all_failed)
 
 
-def test_a_file_of_results(members, test_set, tmp_path):
+def test_a_file_of_results(points, test_set, tmp_path):
     path = tmp_path / "results.json"
     path.write_text("old")
-    results = build(members, test_set)
+    results = build(points, test_set)
     write_results(results, path)
     assert read_results(path) == results
     assert list(read_results(path)) == list(results)
@@ -181,11 +181,11 @@ def test_a_file_of_results(members, test_set, tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_what_is_no_json_replaces_no_file(members, test_set, tmp_path):
+def test_what_is_no_json_replaces_no_file(points, test_set, tmp_path):
     path = tmp_path / "results.json"
     path.write_text("old")
     with pytest.raises(ValueError):
-        write_results(build(members, test_set) | {"seconds": float("nan")}, path)
+        write_results(build(points, test_set) | {"seconds": float("nan")}, path)
     with pytest.raises(ValueError, match="num_train is missing"):
         write_results({"task": "depth"} | {key: value for key, value in ABOUT.items() if key != "num_train"}, path)
     assert path.read_text() == "old"
@@ -209,15 +209,15 @@ def test_what_is_no_json_replaces_no_file(members, test_set, tmp_path):
         ({"baselines": {"majority": {}}}, "baselines.majority has no top1"),
     ],
 )
-def test_a_damaged_file(members, test_set, tmp_path, change, message):
+def test_a_damaged_file(points, test_set, tmp_path, change, message):
     path = tmp_path / "results.json"
-    path.write_text(json.dumps(build(members, test_set) | change))
+    path.write_text(json.dumps(build(points, test_set) | change))
     with pytest.raises(ValueError, match=f"{re.escape(str(path))} holds no results: .*{message}"):
         read_results(path)
 
 
-def test_the_best_has_a_value(members, test_set, tmp_path):
-    results = build(members, test_set)
+def test_the_best_has_a_value(points, test_set, tmp_path):
+    results = build(points, test_set)
     results["best"]["metrics"]["top1"]["low"] = None
     with pytest.raises(ValueError, match="top1 of best is null"):
         write_results(results, tmp_path / "results.json")

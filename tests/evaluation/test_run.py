@@ -214,7 +214,7 @@ def test_settings_come_from_a_recipe_and_flags_go_before(root, tmp_path):
     readout.main(given)
     results = read_results(data / "out" / "results.json")
     assert results["settings"]["weight_decay"] == 0.5 and results["settings"]["augment"] is False
-    assert {member["learning_rate"] for member in results["members"]} == {0.003}
+    assert {point["learning_rate"] for point in results["members"]} == {0.003}
     assert results["command"].startswith("layerlock readout --config ")
 
 

@@ -8,7 +8,7 @@ from torch.utils.data import Dataset
 
 from layerlock_hf.evaluation.features import EncodedFeatures
 from layerlock_hf.evaluation.metrics import measure, score_classes
-from layerlock_hf.evaluation.protocol import Member, SweepArguments, sweep_members
+from layerlock_hf.evaluation.protocol import SweepArguments, SweepPoint, sweep_points
 from layerlock_hf.evaluation.sweep import METRICS, PROGRESS, Sweep
 from layerlock_hf.evaluation.tasks import Classification, Depth
 from layerlock_hf.models import LayerLockViTConfig, LayerLockViTModel
@@ -82,13 +82,13 @@ class DepthClips(Clips):
 TASKS = {"classification": (lambda config: Classification(config, 3), Clips), "depth": (Depth, DepthClips)}
 
 
-def sweep(encoder, output, args=ARGS, members=None, task="classification", baselines=dict, **identity):
+def sweep(encoder, output, args=ARGS, points=None, task="classification", baselines=dict, **identity):
     build, clips = TASKS[task]
     output.mkdir(exist_ok=True)
     return Sweep(
         build(encoder.config),
         EncodedFeatures(encoder),
-        members or sweep_members(args, 6),
+        points or sweep_points(args, 6),
         args,
         clips(args.num_examples, False),
         clips(NUM_TEST, True),
@@ -100,22 +100,22 @@ def sweep(encoder, output, args=ARGS, members=None, task="classification", basel
 
 def assert_same(results, others, **tolerance):
     assert results.keys() == others.keys()
-    for member, samples in results.items():
+    for point, samples in results.items():
         for name, values in samples.items():
-            torch.testing.assert_close(values.double(), others[member][name].double(), **tolerance)
+            torch.testing.assert_close(values.double(), others[point][name].double(), **tolerance)
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_members_learn_together_as_alone(encoder, tmp_path, task):
     """And the encoder does not learn, nor does it run beyond the deepest readout, nor once per readout."""
     weights = {name: value.clone() for name, value in encoder.state_dict().items()}
-    members = sweep_members(replace(ARGS, depth_fractions=[0.5, 0.75]), 6)
+    points = sweep_points(replace(ARGS, depth_fractions=[0.5, 0.75]), 6)
     ran = []
     hooks = [
         layer.register_forward_hook(lambda *_, number=number: ran.append(number))
         for number, layer in enumerate(encoder.layers, start=1)
     ]
-    together = sweep(encoder, tmp_path / "together", members=members, task=task)
+    together = sweep(encoder, tmp_path / "together", points=points, task=task)
     results = together.run()
     for hook in hooks:
         hook.remove()
@@ -123,11 +123,11 @@ def test_members_learn_together_as_alone(encoder, tmp_path, task):
     assert [ran.count(number) for number in range(1, 7)] == 3 * [num_passes] + 3 * [0]
     assert all(torch.equal(value, weights[name]) for name, value in encoder.state_dict().items())
     assert all(parameter.grad is None for parameter in encoder.parameters())
-    for member in members:
-        alone = sweep(encoder, tmp_path / member.name, members=[member], task=task)
-        assert_same(alone.run(), {member: results[member]}, rtol=0, atol=0)
+    for point in points:
+        alone = sweep(encoder, tmp_path / point.name, points=[point], task=task)
+        assert_same(alone.run(), {point: results[point]}, rtol=0, atol=0)
         for mine, other in zip(
-            alone.load_readout(member).parameters(), together.load_readout(member).parameters(), strict=True
+            alone.load_readout(point).parameters(), together.load_readout(point).parameters(), strict=True
         ):
             assert torch.equal(mine, other)
 
@@ -139,7 +139,7 @@ def test_neither_parts_of_batches_nor_rounds_change_results(encoder, tmp_path, t
     in_parts = sweep(encoder, tmp_path / "parts", replace(ARGS, micro_batch_size=2), task=task)
     assert_same(in_parts.run(), expected, rtol=1e-4, atol=1e-5)
     in_rounds = sweep(encoder, tmp_path / "rounds", replace(ARGS, max_parallel_readouts=4), task=task)
-    assert [len(members) for members in in_rounds.rounds] == [4, 2]
+    assert [len(points) for points in in_rounds.rounds] == [4, 2]
     assert_same(in_rounds.run(), expected, rtol=0, atol=0)
 
 
@@ -243,9 +243,9 @@ def test_what_is_logged(encoder, tmp_path):
     assert sorted(losses) == [(step, rate) for step in (2, 4, 6) for rate in (1e-3, 1e-2)]
     tested = {(line["step"], line["learning_rate"]): line["top1"] for line in lines if "top1" in line}
     assert sorted(tested) == [(step, rate) for step in (3, 6) for rate in (1e-3, 1e-2)]
-    for member, samples in results.items():
+    for point, samples in results.items():
         assert samples["index"].tolist() == [0, 1, 2, 3, 5, 6]
-        assert tested[6, member.learning_rate] == measure(Classification.metrics, samples)["top1"]
+        assert tested[6, point.learning_rate] == measure(Classification.metrics, samples)["top1"]
 
 
 @pytest.mark.parametrize(("task", "metric"), [("classification", "log_loss"), ("depth", "abs_rel")])
@@ -319,8 +319,8 @@ def test_the_learning_rate_warms_up_and_ends_low():
 
 def test_depths_of_the_paper():
     """The paper's layer 45 of 48 is what 44 have passed; where fractions share a depth it is read once."""
-    members = sweep_members(SweepArguments(), 48)
-    assert len(members) == 18
-    assert Member(44, 0.95, 1e-4) in members
-    shallow = sweep_members(SweepArguments(), 6)
-    assert len({(member.depth, member.learning_rate) for member in shallow}) == len(shallow) < 18
+    points = sweep_points(SweepArguments(), 48)
+    assert len(points) == 18
+    assert SweepPoint(44, 0.95, 1e-4) in points
+    shallow = sweep_points(SweepArguments(), 6)
+    assert len({(point.depth, point.learning_rate) for point in shallow}) == len(shallow) < 18
