@@ -24,12 +24,12 @@ MIN_CLIPS = 10  # with an answer, to fit and to test: with fewer, a rung is left
 ATTENTION = "_attention"  # how names of scores end that are read by attention
 
 
-def _judge_classes(predicted: torch.Tensor, targets: torch.Tensor) -> SampleScores:
+def _score_classes(predicted: torch.Tensor, targets: torch.Tensor) -> SampleScores:
     is_right = predicted.argmax(dim=1) == targets.argmax(dim=1)
     return {"index": torch.arange(len(targets)), "right": is_right.double()}
 
 
-def _judge_values(predicted: torch.Tensor, targets: torch.Tensor) -> SampleScores:
+def _score_values(predicted: torch.Tensor, targets: torch.Tensor) -> SampleScores:
     predicted, targets = predicted.double(), targets.double()
     sums = {
         "num": torch.ones_like(targets),
@@ -40,9 +40,9 @@ def _judge_values(predicted: torch.Tensor, targets: torch.Tensor) -> SampleScore
     return {"index": torch.arange(len(targets)), **{name: values.sum(dim=1) for name, values in sums.items()}}
 
 
-def _judge_maps(predicted: torch.Tensor, targets: torch.Tensor) -> SampleScores:
+def _score_maps(predicted: torch.Tensor, targets: torch.Tensor) -> SampleScores:
     relative = ((predicted - targets).abs() / targets).double().sum(dim=1)
-    return {**_judge_values(predicted, targets), "relative": relative}
+    return {**_score_values(predicted, targets), "relative": relative}
 
 
 def _class_metrics(samples: SampleScores, weights: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -89,9 +89,9 @@ class Form:
 _ACCURACY = Measure(_class_metrics, "accuracy", is_higher_better=True)
 _R2 = Measure(_value_metrics, "r2", is_higher_better=True)
 _ABS_REL = Measure(_map_metrics, "abs_rel", is_higher_better=False)
-CLASS = Form(clip_features, ClipAnswers, F.cross_entropy, False, accuracy, _judge_classes, _ACCURACY)
-VECTOR = Form(place_features, ClipAnswers, F.mse_loss, True, r2, _judge_values, _R2)
-MAP = Form(_token_rows, TokenAnswers, F.mse_loss, True, lambda a, b: -abs_rel(a, b), _judge_maps, _ABS_REL)
+CLASS = Form(clip_features, ClipAnswers, F.cross_entropy, False, accuracy, _score_classes, _ACCURACY)
+VECTOR = Form(place_features, ClipAnswers, F.mse_loss, True, r2, _score_values, _R2)
+MAP = Form(_token_rows, TokenAnswers, F.mse_loss, True, lambda a, b: -abs_rel(a, b), _score_maps, _ABS_REL)
 
 
 @dataclass(frozen=True)

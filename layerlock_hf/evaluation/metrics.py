@@ -1,6 +1,6 @@
 """What predictions are worth: accuracies, errors of depth, and intervals around them.
 
-Every test item is judged by itself into a row of numbers, and metrics are made of the rows in the order of the items:
+Every test item is scored by itself, into a row of numbers, and metrics are made of the rows in the order of the items:
 neither batches nor processes change a result. T frames, K classes, n items, R resamples.
 """
 
@@ -196,7 +196,7 @@ class Measure:
     """How predictions of a kind are measured.
 
     Args:
-        metrics: of judged rows and weights (R, n), (R,) values by name.
+        metrics: of scores per sample and weights (R, n), (R,) values by name.
         main_metric: what members of a sweep are ranked by.
         is_higher_better: whether the main metric grows with quality.
         bounds: that no metric can pass.

@@ -1,4 +1,4 @@
-"""The results of a sweep of readouts: built from judged test items, checked, written and read as `results.json`."""
+"""The results of a sweep of readouts: built from scores per sample, checked, written and read as `results.json`."""
 
 import json
 import math
@@ -175,14 +175,14 @@ def build_results(
 
 
 def _check_rows(whose: str, samples: SampleScores, test_set: TestSet):
-    """Every test item is judged once, or failed."""
+    """Every test item is scored once, or failed."""
     expected = [index for index in range(len(test_set.names)) if index not in test_set.failed]
     found = samples["index"].tolist()
     if found != expected:
         wrong = sorted(set(found) ^ set(expected))
         names = ", ".join(test_set.names[index] if index < len(test_set.names) else str(index) for index in wrong[:3])
         raise ValueError(
-            f"{whose}: {len(found)} test items are judged, {len(expected)} of {len(test_set.names)} could be read"
+            f"{whose}: {len(found)} test items are scored, {len(expected)} of {len(test_set.names)} could be read"
             + (f"; these differ: {names}" if wrong else "; they must come in order, each once")
         )
 

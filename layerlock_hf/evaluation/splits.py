@@ -122,7 +122,7 @@ class LabelledSets:
         def frame_size(batch: dict) -> torch.Tensor:
             return frame_shape_probabilities(sizes, labels, batch["size"], num_classes, uses_size=True)
 
-        return {predict.__name__: _samples_of(predict) for predict in (majority, aspect_ratio, frame_size)}
+        return {predict.__name__: _class_baseline(predict) for predict in (majority, aspect_ratio, frame_size)}
 
     def _training_sizes(self) -> tuple[torch.Tensor, list[int]]:
         """Height and width of training videos that can be read, (n, 2), and their labels."""
@@ -203,14 +203,14 @@ class DepthSets:
             ValueError: if the depth of no training clip is known.
         """
 
-        def samples(predicted: torch.Tensor) -> Baseline:
+        def baseline(predicted: torch.Tensor) -> Baseline:
             def score_samples(batch: dict) -> SampleScores:
                 metres = batch["labels"]
                 return score_depth(predicted.to(metres.device).expand_as(metres), metres, batch["index"])
 
             return score_samples
 
-        return {name: samples(predicted) for name, predicted in _from_main_process(self._training_depth).items()}
+        return {name: baseline(predicted) for name, predicted in _from_main_process(self._training_depth).items()}
 
     def _training_depth(self) -> dict[str, torch.Tensor]:
         depth = TrainingDepth()
@@ -229,7 +229,7 @@ def _names(videos) -> list[str]:
     return [name_of(row, index) for index, row in enumerate(videos)]
 
 
-def _samples_of(predict: Callable[[dict], torch.Tensor]) -> Baseline:
+def _class_baseline(predict: Callable[[dict], torch.Tensor]) -> Baseline:
     return lambda batch: score_classes(predict(batch), batch["labels"], batch["index"])
 
 

@@ -153,7 +153,7 @@ def test_failed_videos_are_listed_and_no_other_is_lost(points, test_set):
     with pytest.raises(ValueError, match=r"baseline majority: 5 test items"):
         build(points, test_set, baselines={"majority": few})
     twice = {name: torch.cat([values, values]) for name, values in rows_with(3).items()}
-    with pytest.raises(ValueError, match="12 test items are judged.* in order, each once"):
+    with pytest.raises(ValueError, match="12 test items are scored.* in order, each once"):
         build({SweepPoint(10, 0.95, 1e-3): twice}, test_set)
 
 
@@ -163,7 +163,7 @@ def test_tasks_that_do_not_exist(points, test_set):
 
 
 def test_nothing_to_build_from(test_set):
-    with pytest.raises(ValueError, match="without members"):
+    with pytest.raises(ValueError, match="without points"):
         build({}, test_set)
     all_failed = TestSet(["a", "b"], {0: "missing", 1: "empty"}, None, ["hug"])
     with pytest.raises(ValueError, match="none of 2 test items could be measured; a: missing"):
