@@ -61,6 +61,7 @@ class LayerLockTrainer(FaultTolerantTrainer):
         ValueError: if the model cannot do what a stage asks.
     """
 
+    # Private methods of the Trainer that are overridden here are listed in tests/training/test_trainer_internals.py.
     # The losses are means over the batch: the Trainer divides them by the accumulation steps.
     loss_is_scaled_for_ga = False
 
