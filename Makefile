@@ -4,25 +4,28 @@ VENV ?= .venv
 bin := $(VENV)/bin
 installed := $(VENV)/.installed
 
-.PHONY: demo test test-slow test-all style quality
+.PHONY: help demo test test-slow test-all style quality
 
-demo: $(installed)
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-16s%s\n", $$1, $$2 }'
+
+demo: $(installed)  ## pretrain LayerLock and MAE on rendered videos, and see what they learned: ten minutes
 	$(bin)/python scripts/demo.py --output_dir runs/demo
 
-test: $(installed)
+test: $(installed)  ## run the fast tests
 	$(bin)/python -m pytest -m "not slow" -n 2
 
 # One at a time, because slow tests start processes of their own. Exit status 5: no test is marked slow.
-test-slow: $(installed)
+test-slow: $(installed)  ## run the slow tests, one at a time
 	$(bin)/python -m pytest -m slow || [ $$? -eq 5 ]
 
-test-all: test test-slow
+test-all: test test-slow  ## run all tests
 
-style: $(installed)
+style: $(installed)  ## format, and mend what can be mended
 	$(bin)/ruff check --fix .
 	$(bin)/ruff format .
 
-quality: $(installed)
+quality: $(installed)  ## check format, lint and spelling
 	$(bin)/ruff check .
 	$(bin)/ruff format --check .
 	$(bin)/codespell

@@ -7,7 +7,7 @@ windows in time, on one core, and take turns video by video; then by a DataLoade
 others are (a) PyAV decodes the whole video, which is then indexed; (b) random access by decord (pip install decord;
 left out where it is missing); (c) `datasets.Video` decodes (torchcodec), followed by torch operations; (d) torchcodec
 as fast as it goes, without a scan of the file and resizing frames before they become RGB. A ratio is that of the total
-times; its range that over the passes. SOURCE may be what scripts/prepare_videos.py made of some videos:
+times; its range that over the passes. SOURCE may be what `layerlock prepare` made of some videos:
 our side reads its shards, the others the same videos as plain files.
 """
 
@@ -197,7 +197,7 @@ def main(source: str, min_seconds: float, num_passes: int, num_workers: int):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--videos", required=True, help="Folder, or what scripts/prepare_videos.py made.")
+    parser.add_argument("--videos", required=True, help="Folder, or what `layerlock prepare` made.")
     parser.add_argument("--min_seconds", type=float, default=0.0, help="Leave out shorter videos (default 0).")
     parser.add_argument("--passes", type=int, default=5, help="Clips of each video (default 5).")
     parser.add_argument("--num_workers", type=int, default=2, help="Of the DataLoader (default 2).")

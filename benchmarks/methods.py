@@ -3,10 +3,10 @@
 python benchmarks/methods.py --output_dir runs/methods
 
 Every method and seed trains on the procedural clips of the demonstration, which all share and which are decoded once,
-by its demo-sized recipe in scripts/recipes; methods of several runs (SALT: teacher, then student) divide the steps as
-their recipes do. Probes read motion and depth of full scenes, as scripts/probe.py does, at the layer that does best on
-held-out clips; `random` is the encoder with random weights. Training can be stopped and continued: what is finished is
-not run again. A run that fails is named, left out of the results, and makes the program exit with 1 at its end.
+by its demo-sized recipe; methods of several runs (SALT: teacher, then student) divide the steps as their recipes do.
+Probes read motion and depth of full scenes, as `layerlock probe` does, at the layer that does best on held-out clips;
+`random` is the encoder with random weights. Training can be stopped and continued: what is finished is not run again.
+A run that fails is named, left out of the results, and makes the program exit with 1 at its end.
 
 Writes results.json, results.md and methods.png.
 """

@@ -5,8 +5,8 @@ python benchmarks/readouts.py --encoders runs/demo/layerlock runs/demo/mae --act
 
 Every encoder is asked for classes of each data set in the list of actions, all frames squeezed to squares, once with
 its clips and once with their middle frame alone; and for depth between scenes and within them. Weights drawn anew, for
-the first encoder, are a control. Each run is one of train_readout.py; those that are done are not done again. In the
-end compare.py makes a table and a picture of them.
+the first encoder, are a control. Each run is one of `layerlock readout`; those that are done are not done again. In
+the end `layerlock compare` makes a table and a picture of them.
 """
 
 import argparse
@@ -24,7 +24,7 @@ DEPTH = {"task": "depth", "dataset": "rgbd", "num_examples": 1600, "batch_size":
 
 
 def runs(options) -> dict[str, dict]:
-    """The settings of train_readout.py, by the folder of each run."""
+    """The settings of `layerlock readout`, by the folder of each run."""
     encoders = [(Path(path).name, {"model": path}) for path in options.encoders]
     encoders.append(("random", {"model": options.encoders[0], "random_weights": True}))
     found = {}

@@ -32,7 +32,7 @@ from layerlock_hf.training.schedules import scheduled_factor
 
 
 TUBE_RATIO = 0.75
-# Of a run of pretrain.py that is timed: it leaves nothing, and data are made in its own process
+# Of a run of `layerlock pretrain` that is timed: it leaves nothing, and data are made in its own process
 TIMED = {
     "use_cpu": True,
     "dataloader_num_workers": 0,
@@ -204,11 +204,11 @@ class Timed(TrainerCallback):
 
 @dataclass(frozen=True)
 class Ours:
-    """A recipe, run by `LayerLockTrainer` as pretrain.py does.
+    """A recipe, run by `LayerLockTrainer` as `layerlock pretrain` does.
 
     Attributes:
         title: its name in tables.
-        recipe: its name in scripts/recipes.
+        recipe: its name.
         learning_rates: those to choose from; that of the recipe if there are none.
     """
 
@@ -226,7 +226,7 @@ class Ours:
         return settings
 
     def arguments(self, settings: dict, data: Data, folder: str) -> list[str]:
-        """The command line of pretrain.py that has these settings."""
+        """The command line of `layerlock pretrain` that has these settings."""
         arguments = ["--config", str(recipe_path(self.recipe)), "--train_data", str(data.videos)]
         recipe = load_checked(self.recipe)
         for name, value in settings.items():

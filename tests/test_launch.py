@@ -15,6 +15,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 from transformers import HfArgumentParser
 
+from layerlock_hf.cli.launching import CONFIG_OPTION, config_file
 from layerlock_hf.models import LayerLockViTForPretraining
 from layerlock_hf.pretraining.arguments import DataArguments, parse
 from layerlock_hf.recipes import load_recipe
@@ -24,6 +25,9 @@ from layerlock_hf.training import LayerLockTrainingArguments, StageArguments
 ROOT = Path(__file__).resolve().parents[1]
 LAUNCH = ROOT / "scripts" / "launch"
 CONFIGS = sorted(LAUNCH.glob("*.yaml"))
+COMMAND = re.compile(
+    r"accelerate launch|layerlock pretrain|pretrain\.py|--(config|machine_rank|main_process_ip|per_device\w+) "
+)
 SCRIPTS = [LAUNCH / "slurm.sbatch", LAUNCH / "hf_jobs.sh", LAUNCH / "node.sh"]
 
 
@@ -57,19 +61,22 @@ def test_fsdp_wraps_our_layers():
 
 @pytest.mark.parametrize("path", CONFIGS + SCRIPTS, ids=name_of)
 def test_settings_and_files_that_are_named_exist(path):
-    """Each flag is one of pretrain.py, of accelerate launch, or of the tool that the script is for."""
+    """Each flag is one of `layerlock pretrain`, of accelerate launch, or of the tool that the script is for."""
     text = path.read_text()
-    assert "accelerate launch" in header(path) or path.name in header(path)  # the command
+    command = f"layerlock pretrain {CONFIG_OPTION} {path.stem} " if path in CONFIGS else path.name
+    assert command in header(path)
+    for name in re.findall(rf"{CONFIG_OPTION} (\S+)", text):
+        assert Path(config_file(name)).samefile(LAUNCH / f"{name}.yaml")
     for name in re.findall(r"scripts/[\w/.-]+\.(?:yaml|py|sbatch|sh)", text):
         assert (ROOT / name).is_file(), name
     parser = HfArgumentParser((StageArguments, DataArguments, LayerLockTrainingArguments))
     known = {
         name for of in (parser, launch_command_parser()) for action in of._actions for name in action.option_strings
     }
-    known |= {"--config"}
+    known |= {"--config", CONFIG_OPTION}
     for line in text.splitlines():
         # srun, sbatch, git and others have options of their own
-        if re.search(r"accelerate launch|pretrain\.py|--(config|machine_rank|main_process_ip|per_device\w+) ", line):
+        if COMMAND.search(line):
             foreign = {"--num_processes", "--nodes", "--gpus-per-node", "--time"}
             assert set(re.findall(r"(?<=\s)--[a-z][\w-]*", line)) - foreign <= known, line
 

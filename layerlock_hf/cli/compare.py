@@ -1,11 +1,11 @@
-"""Several results.json of `layerlock readout` as one table and one picture.
+"""Compare several results.json of `layerlock readout` in one table and one plot.
 
 layerlock compare RUN_A RUN_B --output FOLDER
 
 Writes results.md and results.png. Every dataset has a section. The first file of a section is what the others are
-compared with: where another test set, other steps or other settings make the numbers not comparable, a note says so.
-Encoders have clips of their own size, and readouts, single frames and seeds may be what is compared: rows tell these.
-Numbers that the LayerLock paper prints for a dataset (Table 1) stand beside it as references.
+compared with: a note says where another test set, other steps or other settings make the numbers not comparable. Rows
+tell the size of an encoder's clips, and readouts, single frames and seeds where these are what is compared. Numbers
+that the LayerLock paper prints for a dataset (Table 1) stand beside it as references.
 """
 
 import argparse

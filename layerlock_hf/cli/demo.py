@@ -27,7 +27,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         "--seed",
         type=programs.whole(0, MAX_SEED),
         default=0,
-        help="Of weights, clips and masks; the videos stay the same.",
+        help="Seed of weights, clips and masks; the videos stay the same.",
     )
     parser.add_argument("--num_videos", type=programs.whole(1), default=1500, help="Videos to pretrain on.")
     return parser.parse_args(arguments)

@@ -31,11 +31,11 @@ def parser_of_this_program() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--num_clips", type=int, default=16, help="Clips whose steps are timed (default 16).")
-    parser.add_argument("--seconds", type=float, default=5.0, help="For which workers are timed (default 5).")
+    parser.add_argument("--seconds", type=float, default=5.0, help="Seconds for which workers are timed (default 5).")
     parser.add_argument(
         "--step_seconds",
         type=float,
-        help="Of a step of pretraining by this recipe on one process; its --rehearse true tells.",
+        help="Seconds that a pretraining step takes on one process; layerlock pretrain --rehearse true prints them.",
     )
     return parser
 

@@ -17,18 +17,18 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parents[1]
 # Subcommand -> what it does. Each is the module of its name beside this one, and `main(arguments)` there
 PROGRAMS = {
-    "pretrain": "pretrain an encoder by a recipe, on one GPU or many nodes",
+    "pretrain": "pretrain an encoder from a recipe, on one GPU or many nodes",
     "readout": "train readouts on a frozen encoder, and test them",
-    "compare": "several results of readouts as one table and one picture",
+    "compare": "compare results of readouts in one table and one plot",
     "predict": "predict classes or depth of videos with a trained readout",
-    "prepare": "look at every video of a folder, and pack the good ones into shards",
+    "prepare": "check every video in a folder, and pack the good ones into shards",
     "inspect": "look at the data of a run before it starts, and time its loading",
     "probe": "probe frozen encoders on procedural clips",
     "convert": "convert released 4DS weights for the Auto classes",
-    "export": "make a model of a sharded checkpoint",
+    "export": "turn a sharded checkpoint into a model",
     "demo": "pretrain on procedural clips, and see what was learned, in ten minutes",
     "recipes": "list the recipes",
-    "env": "what this machine has, and what is missing",
+    "env": "show what this machine has, and what is missing",
 }
 MIN_TEXT = 60  # characters of what a recipe is
 HELP = ("-h", "--help", "help")

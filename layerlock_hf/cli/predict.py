@@ -18,7 +18,7 @@ a video varies, the depth video has its average. With --npz OUT/NAME.npz holds `
 float32 (T, S, S); `box`, the top, left, height and width of what it shows of the frames, in their pixels; and
 `frame_size`, their height and width.
 
-Videos are decoded in child processes, which a bad file may crash or hang. Files in OUT are whole or do not exist.
+Videos are decoded in child processes, which a bad file may crash or hang. Files in OUT are complete or do not exist.
 Exits with status 1 if the model cannot be loaded or no video can be read.
 """
 
@@ -90,7 +90,10 @@ def build_parser() -> argparse.ArgumentParser:
         help="Processes that decode; 0 is this one.",
     )
     parser.add_argument(
-        "--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu", help="As PyTorch has it."
+        "--device",
+        type=device,
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="Device, as PyTorch calls it.",
     )
     parser.add_argument("--bf16", action="store_true", help="Compute in bfloat16.")
     # Those of one task are only there if they are given
@@ -100,7 +103,7 @@ def build_parser() -> argparse.ArgumentParser:
     classes.add_argument("--num_clips", type=count, default=absent, help="Clips per video (default 1).")
     depth = parser.add_argument_group("of models for depth")
     depth.add_argument("--max_depth", type=metres, default=absent, help="Metres of the last colour (default 10).")
-    depth.add_argument("--npz", action="store_true", default=absent, help="Write the metres of depth, too.")
+    depth.add_argument("--npz", action="store_true", default=absent, help="Also write depth in metres.")
     return parser
 
 

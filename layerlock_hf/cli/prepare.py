@@ -1,15 +1,15 @@
-"""Look at every file of a tree of videos, and pack the good ones into shards.
+"""Check every file in a tree of videos, and pack the good ones into shards.
 
 layerlock prepare VIDEOS OUT --short_side 320 --gop 16
 
 VIDEOS is a folder, or a list as `layerlock pretrain` reads (.csv, .json, .jsonl). OUT receives shards in `data/`, one
 manifest per rank with the place and the facts of every packed video, one report per rank with the fate of every file,
-and at the end `report.md` and `report.png`. The same command goes on where it was killed.
+and at the end `report.md` and `report.png`. The same command resumes a run that was killed.
 
 Several machines: give each its --rank of --world_size and the same OUT, which they share. They do not talk to each
 other. In a SLURM array (`sbatch --array=0-31`) both are taken from SLURM_ARRAY_TASK_ID, _MIN and _COUNT.
 
-Exits with status 1 if no video at all is packed, and other settings or VIDEOS may be tried with the same OUT.
+Exits with status 1 if no video at all could be packed; OUT can then be used again with other settings or VIDEOS.
 """
 
 import argparse

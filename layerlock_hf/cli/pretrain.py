@@ -1,4 +1,4 @@
-"""Pretrain a video ViT by a recipe.
+"""Pretrain a video ViT from a recipe.
 
 layerlock pretrain --config demo --train_data VIDEOS --output_dir OUT [--num_processes 8 | --accelerate_config fsdp2]
 
@@ -25,7 +25,7 @@ from .run_errors import run_errors_told, settings_errors_told
 
 AFTERWARDS = """
 {out} holds the model and its video processor (AutoModel.from_pretrained), the log (metrics.jsonl), what was frozen and
-predicted when (stages.json), and the names of bad videos (bad_videos.jsonl). What the encoder knows is read by
+predicted when (stages.json), and the names of bad videos (bad_videos.jsonl). To see what the encoder knows:
   layerlock readout --model {out} --task classification --data LABELLED --output_dir {out}/readout"""
 GO_ON = ". Go on with --resume_from_checkpoint auto"
 

@@ -11,7 +11,7 @@ the models seeing the middle frame of every clip alone (`NAME_one_frame`), diffe
 (`differences`), the mean of all answers (`constant`) and, with `--ceiling STEPS`, the ViT trained with the labels
 (`ceiling`).
 
-Writes the scores with 95% intervals over videos, and a picture of them beside.
+Writes the scores with 95% intervals over videos, and a picture of them next to the file.
 """
 
 import argparse
@@ -37,10 +37,15 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--models", nargs="+", required=True, metavar="NAME=FOLDER", help="Models to probe.")
     parser.add_argument("--data", type=programs.folder, required=True, help="Folder of the datasets train and test.")
-    parser.add_argument("--resize_factor", type=float, default=1.15, help="As in pretraining.")
+    parser.add_argument(
+        "--resize_factor",
+        type=float,
+        default=1.15,
+        help="Shortest side before cropping, over image_size, as in pretraining.",
+    )
     parser.add_argument("--output", type=programs.folder, required=True, help="JSON file for the scores.")
     parser.add_argument(
-        "--ceiling", type=int, metavar="STEPS", help="Also train the ViT with labels, for so many steps."
+        "--ceiling", type=int, metavar="STEPS", help="Also train the ViT with labels, for this many steps."
     )
     parser.add_argument(
         "--ceiling_data",

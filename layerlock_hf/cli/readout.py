@@ -3,8 +3,9 @@
 layerlock readout --model PATH_OR_HUB_ID --task classification|depth --data DATA --output_dir OUT
                   [--config ssv2] [--SETTING VALUE ...]
 
-DATA names a data set, with options: EVALUATION_DATA.md says how data sets must lie. Under `accelerate launch -m
-layerlock_hf.cli.readout` or `torchrun` all processes share each batch. The same command goes on where it was stopped.
+DATA names a data set, with options; docs/evaluation_data.md of the repository has the layouts. Under `accelerate
+launch -m layerlock_hf.cli.readout` or `torchrun` all processes share each batch. The same command resumes a run that
+was stopped.
 
 OUT receives `results.json`, pictures (`sweep.png`, `curves.png`, and `confusion.png` or `depth.png`), the losses in
 `metrics.jsonl`, videos that cannot be read in `bad_videos.jsonl`, the weights of all readouts, and in `model/` the

@@ -52,7 +52,7 @@ def load_videos(
 
     Args:
         source: each of them, a local path or an address that fsspec knows (https://, s3://, hf:// ...), of
-            - a folder that `scripts/prepare_videos.py` wrote, or one of the manifests in it;
+            - a folder that `layerlock prepare` wrote, or one of the manifests in it;
             - a folder of videos (all its files, also in subfolders and those that links lead to, but hidden and side
               files such as texts and images), of tars, of parquet files, or of folders of pictures, a frame each;
             - a .csv, .tsv, .txt, .json, .jsonl or .parquet file with a column path, video or file, relative to the

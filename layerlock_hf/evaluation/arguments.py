@@ -42,9 +42,14 @@ class EncoderArguments:
     """What is read."""
 
     model: str = field(metadata={"help": "Folder or Hub id of an encoder: ours, or any ViT of Transformers."})
-    random_weights: bool = field(default=False, metadata={"help": "Draw the encoder's weights anew: a control."})
-    image_size: int | None = field(default=None, metadata={"help": "Pixels; by default what the encoder is made for."})
-    num_frames: int | None = field(default=None, metadata={"help": "Of a clip; by default as the encoder's."})
+    random_weights: bool = field(default=False, metadata={"help": "Draw the encoder's weights at random: a control."})
+    image_size: int | None = field(
+        default=None,
+        metadata={"help": "Height and width of clips, in pixels; by default what the encoder is made for."},
+    )
+    num_frames: int | None = field(
+        default=None, metadata={"help": "Frames of a clip; by default what the encoder is made for."}
+    )
     readout: str = field(
         default="attention",
         metadata={"help": "What is trained on the features; depth needs attention.", "choices": list(READOUTS)},
@@ -65,9 +70,11 @@ class EncoderArguments:
 class ClipArguments:
     """Which videos are shown, and how."""
 
-    task: str = field(metadata={"help": "What is learnt.", "choices": list(TASK_CLASSES)})
-    data: str = field(metadata={"help": "Where the data set lies: see EVALUATION_DATA.md."})
-    output_dir: str = field(metadata={"help": "Folder to write."})
+    task: str = field(metadata={"help": "What to learn.", "choices": list(TASK_CLASSES)})
+    data: str = field(
+        metadata={"help": "Where the data set lies; layouts: docs/evaluation_data.md of the repository."}
+    )
+    output_dir: str = field(metadata={"help": "Folder for the results."})
     dataset: str = field(
         default="table",
         metadata={
@@ -75,28 +82,29 @@ class ClipArguments:
         },
     )
     dataset_name: str | None = field(
-        default=None, metadata={"help": "What results call it; by default the dataset, or the file of a table."}
+        default=None,
+        metadata={"help": "What results call the data set; by default the dataset, or the file of a table."},
     )
-    test_data: str | None = field(default=None, metadata={"help": "As data, if the tests lie elsewhere."})
+    test_data: str | None = field(default=None, metadata={"help": "As data, if the test videos lie elsewhere."})
     frame_stride: int = field(default=2, metadata={"help": "Frames from one frame of a clip to the next."})
     frame_rate: float | None = field(
         default=None, metadata={"help": "Frames per second that frame_stride counts; by default those of each video."}
     )
     augment: bool = field(
-        default=True, metadata={"help": "Crop and flip at random; else every video has one clip, in its middle."}
+        default=True, metadata={"help": "Crop and flip at random; otherwise every video has one clip, in its middle."}
     )
     resize_factor: float = field(
         default=1.15, metadata={"help": "The shortest side is resized to this, times image_size, before the crop."}
     )
     flip_probability: float = field(default=0.5, metadata={"help": "Share of the clips that are mirrored."})
-    jitter_strength: float = field(default=0.0, metadata={"help": "Strength of changes of colour; 1: Table 12."})
-    jitter_probability: float = field(default=0.8, metadata={"help": "Share of the clips whose colours change."})
+    jitter_strength: float = field(default=0.0, metadata={"help": "Strength of the colour jitter; 1: Table 12."})
+    jitter_probability: float = field(default=0.8, metadata={"help": "Share of the clips whose colours are jittered."})
     gray_probability: float = field(default=0.0, metadata={"help": "Share of the clips that lose their colours."})
     ignores_aspect: bool = field(
-        default=False, metadata={"help": "Squeeze all frames to squares: their shape tells nothing then."}
+        default=False, metadata={"help": "Squeeze all frames to squares, so that their shape gives nothing away."}
     )
     is_still: bool = field(
-        default=False, metadata={"help": "Show the middle frame of every clip alone: a control without motion."}
+        default=False, metadata={"help": "Show only the middle frame of every clip: a control without motion."}
     )
     num_test_clips: int = field(default=1, metadata={"help": "Clips of a test video whose answers are averaged."})
     max_test_clips: int | None = field(default=None, metadata={"help": "Depth: clips that are tested, evenly spread."})
@@ -109,10 +117,10 @@ class ClipArguments:
         metadata={"help": "Also try k-NN and ridge regression on mean features of clips without augmentation."},
     )
     decode_timeout: float = field(
-        default=DECODE_TIMEOUT, metadata={"help": "Seconds until a video that hangs is given up."}
+        default=DECODE_TIMEOUT, metadata={"help": "Seconds after which a video that hangs is given up on."}
     )
     max_bad_fraction: float = field(
-        default=0.5, metadata={"help": "Unusable fraction of the training videos that stops the run."}
+        default=0.5, metadata={"help": "Fraction of unusable training videos above which the run stops."}
     )
 
     def __post_init__(self):

@@ -1,4 +1,4 @@
-"""The pictures of train_readout.py: the sweep, its curves, what is taken for what, and depth beside its truth."""
+"""The pictures of `layerlock readout`: the sweep, its curves, what is taken for what, and depth beside its truth."""
 
 import itertools
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What predict.py writes of a model of depth: a depth video of each video, and its metres."""
+"""What `layerlock predict` writes of a model of depth: a depth video of each video, and its metres."""
 
 import re
 from collections import Counter

@@ -1,4 +1,4 @@
-"""The scores of `probe.py` as a picture and as a table."""
+"""The scores of `layerlock probe` as a picture and as a table."""
 
 import itertools
 import textwrap
@@ -20,7 +20,7 @@ EDGE = "#8a93a3"
 HATCHES = {"ceiling": "///"}
 ONE_FRAME = "_one_frame"
 CONSTANT = "constant"
-# Names of `probe.py` that are not those of models
+# Names of `layerlock probe` that are not those of models
 CONTROLS = {
     "random": "random weights",
     "differences": "frame differences",

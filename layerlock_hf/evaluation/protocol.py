@@ -35,13 +35,14 @@ class SweepArguments:
     warmup_steps: int = field(default=1000, metadata={"help": "Steps of linear warm-up."})
     final_learning_rate: float = field(default=1e-7, metadata={"help": "Where the cosine ends."})
     weight_decay: float = field(
-        default=1e-4, metadata={"help": "Of AdamW, on all parameters. The paper states none; this is optax's default."}
+        default=1e-4,
+        metadata={"help": "Of AdamW, on all parameters; the paper states none, optax has this default."},
     )
     max_parallel_readouts: int | None = field(
         default=None,
         metadata={"help": "Readouts trained at once, which bounds the memory; the others follow in further passes."},
     )
-    seed: int = field(default=0, metadata={"help": "Of the readouts' weights and of the clips."})
+    seed: int = field(default=0, metadata={"help": "Seed of the readouts' weights and of the clips."})
     bf16: bool = field(default=False, metadata={"help": "Compute in bfloat16; weights stay float32."})
     logging_steps: int = field(default=50, metadata={"help": "Steps between lines of metrics.jsonl."})
     eval_steps: int | None = field(

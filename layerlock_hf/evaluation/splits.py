@@ -1,4 +1,4 @@
-"""What train_readout.py trains on and tests: the clips of a data set, per task, and what is known without looking."""
+"""What readouts are trained and tested on: the clips of a data set, per task, and what is known without looking."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path

@@ -33,10 +33,12 @@ class DataArguments:
     )
     train_weights: list[float] | None = field(
         default=None,
-        metadata={"help": "Share of each source of train_data among the clips (default: all videos come as often)."},
+        metadata={
+            "help": "Share of each source of train_data among the clips (default: all videos come equally often)."
+        },
     )
     streaming: bool = field(
-        default=False, metadata={"help": "Read videos where they are, over a network too, in place of a copy."}
+        default=False, metadata={"help": "Read videos in place, over a network too, instead of downloading them."}
     )
     train_split: str = field(default="train", metadata={"help": "Split of a `datasets` source."})
     video_column: str | None = field(default=None, metadata={"help": "Column that holds the videos."})
@@ -53,19 +55,23 @@ class DataArguments:
     )
     crop_scale: list[float] | None = field(
         default=None,
-        metadata={"help": "Instead: bounds of the area of a crop of random shape, as fractions of the frame: 0.3 1."},
+        metadata={
+            "help": "Crops of random shape instead: bounds of their area as fractions of the frame, such as 0.3 1."
+        },
     )
-    jitter_strength: float = field(default=0.0, metadata={"help": "Strength of the changes of colour (0: none)."})
+    jitter_strength: float = field(default=0.0, metadata={"help": "Strength of the colour jitter (0: none)."})
     teacher: str | None = field(
         default=None, metadata={"help": "Folder or Hub id of a video model whose latents are predicted (SALT)."}
     )
-    max_bad_fraction: float = field(default=0.5, metadata={"help": "Stop when more of the videos are unreadable."})
+    max_bad_fraction: float = field(
+        default=0.5, metadata={"help": "Fraction of unreadable videos above which the run stops."}
+    )
     decode_device: str = field(default="cpu", metadata={"help": "cuda: decode on the GPU (NVDEC)."})
     augment_on_device: bool = field(
-        default=False, metadata={"help": "Resize, flip and recolour clips where the model is, in place of the CPU."}
+        default=False, metadata={"help": "Resize, flip and recolour clips on the device of the model, not on the CPU."}
     )
     decode_timeout: float = field(
-        default=DECODE_TIMEOUT, metadata={"help": "Seconds until a video that hangs is given up."}
+        default=DECODE_TIMEOUT, metadata={"help": "Seconds after which a video that hangs is given up on."}
     )
     rehearse: bool = field(default=False, metadata={"help": "Run one step of every stage, print its cost, exit."})
 
@@ -77,7 +83,7 @@ class ReadoutArguments:
     readout_data: str | None = field(default=None, metadata={"help": "Labelled videos, as for train_data."})
     readout_steps: int | None = field(default=None, metadata={"help": "Steps between readouts."})
     readout_split: str | None = field(default=None, metadata={"help": "Split of a `datasets` source (default test)."})
-    readout_max_videos: int | None = field(default=None, metadata={"help": "Videos that are used (default 512)."})
+    readout_max_videos: int | None = field(default=None, metadata={"help": "Most videos to use (default 512)."})
     readout_linear: bool | None = field(
         default=None, metadata={"help": "Also fit a linear classifier (default: nearest neighbours alone)."}
     )
@@ -133,7 +139,7 @@ def described(name: str) -> str:
 
 ModelArguments = make_dataclass(
     "ModelArguments",
-    [("preset", str, field(default="4ds-b", metadata={"help": "Named size."}))]
+    [("preset", str, field(default="4ds-b", metadata={"help": "Named size of the model."}))]
     + [
         (name, flag_type(kind) | None, field(default=None, metadata={"help": described(name)}))
         for name, kind in architecture_fields().items()

@@ -3,7 +3,7 @@
 # bucket of yours, and a job that is started again goes on from there. After `hf auth login`, with CODE a git URL:
 #
 # CODE=https://github.com/YOU/layerlock_hf BUCKET=YOU/layerlock FLAVOR=h200x8 TIMEOUT=3d scripts/launch/hf_jobs.sh \
-#     --config scripts/recipes/4ds-g-layerlock.yaml --train_data YOU/videos --output_dir /bucket/4ds-g \
+#     --config 4ds-g-layerlock --train_data YOU/videos --output_dir /bucket/4ds-g \
 #     --per_device_train_batch_size 32
 #
 # OPTIONS=--dry-run prints the job and starts none.

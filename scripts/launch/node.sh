@@ -3,10 +3,9 @@
 # another machine, it starts the command again, which goes on from the newest complete checkpoint. On every machine, RANK
 # being 0, 1, ... and HOST the address of the first:
 #
-# scripts/launch/node.sh accelerate launch --config_file scripts/launch/nodes_ddp.yaml --num_machines 8 \
-#     --num_processes 64 --machine_rank RANK --main_process_ip HOST --main_process_port 29500 \
-#     scripts/pretrain.py --resume_from_checkpoint auto --config scripts/recipes/4ds-g-layerlock.yaml \
-#     --train_data VIDEOS --output_dir OUT
+# scripts/launch/node.sh layerlock pretrain --accelerate_config nodes_ddp --num_machines 8 --num_processes 64 \
+#     --machine_rank RANK --main_process_ip HOST --main_process_port 29500 \
+#     --resume_from_checkpoint auto --config 4ds-g-layerlock --train_data VIDEOS --output_dir OUT
 #
 # A machine that was lost needs this started again, by systemd (Restart=on-failure) for instance; the others wait for it.
 # SIGTERM saves and ends the run.

@@ -1,7 +1,7 @@
-"""The machines of a Ray cluster, or this one alone: Ray Train starts scripts/pretrain.py from each of its workers, and
-all of them again when one has died, from the newest complete checkpoint on. With `pip install "ray[train]"`:
+"""The machines of a Ray cluster, or this one alone: Ray Train starts `layerlock pretrain` from each of its workers,
+and all of them again when one has died, from the newest complete checkpoint on. With `pip install "ray[train]"`:
 
-python scripts/launch/ray_train.py --num_workers 8 --config scripts/recipes/4ds-g-layerlock.yaml \\
+python scripts/launch/ray_train.py --num_workers 8 --config 4ds-g-layerlock \\
     --train_data VIDEOS --output_dir OUT --per_device_train_batch_size 32
 """
 
@@ -17,7 +17,7 @@ PRETRAIN = Path(__file__).resolve().parents[1] / "pretrain.py"
 
 
 def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """What Ray must know, and the arguments of pretrain.py."""
+    """What Ray must know, and the arguments of `layerlock pretrain`."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -35,8 +35,8 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 def work(folder: str, arguments: list[str]):
-    """Run pretrain.py in a process and a session of its own, where signals and groups of processes are not Ray's: it
-    saves on SIGTERM, and when this worker has gone."""
+    """Run `layerlock pretrain` in a process and a session of its own, where signals and groups of processes are not
+    Ray's: it saves on SIGTERM, and when this worker has gone."""
     import torch.distributed as dist
 
     with socket.socket() as probe:

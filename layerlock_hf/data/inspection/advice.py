@@ -8,7 +8,7 @@ import numpy as np
 from .steps import MAIN_STEPS, MAX_PACKETS, WORKER_STEPS, Look
 
 
-# Frames between keyframes that scripts/prepare_videos.py is advised to write
+# Frames between keyframes that `layerlock prepare` is advised to write
 GOP = 16
 # Share of N times the rate of one worker from which on N workers count as independent of each other
 GOOD_SCALING = 0.7
@@ -117,7 +117,7 @@ def _about_decoding(measured: Measured) -> list[str]:
             f"{measured.span} that a clip spans; with one every {GOP} it would be {GOP // 2}."
         )
     if options:
-        sentences.append(f"scripts/prepare_videos.py {' '.join(options)} writes such videos once and for all.")
+        sentences.append(f"layerlock prepare VIDEOS OUT {' '.join(options)} writes such videos once and for all.")
     else:
         sentences.append(
             f"{size} with a keyframe every {interval:.0f} frames: preparing the videos again would gain little."
@@ -134,7 +134,7 @@ def _about_transforming(measured: Measured) -> list[str]:
     sentences = [f"Crops of {box[1]:.0f}x{box[0]:.0f} pixels (median) are {done}."]
     if min(box) > 1.25 * side:
         sentences.append(
-            f"scripts/prepare_videos.py --short_side {measured.shortest_side} makes them smaller for good."
+            f"layerlock prepare VIDEOS OUT --short_side {measured.shortest_side} makes them smaller for good."
         )
     if measured.has_gpu and not is_crop:
         sentences.append("augment_on_device true does it on the GPU.")
@@ -144,7 +144,7 @@ def _about_transforming(measured: Measured) -> list[str]:
 def _about_handing_over(measured: Measured) -> list[str]:
     return [
         "Clips come from a child process, which a bad video may crash without harm. With videos known to be good "
-        "(scripts/prepare_videos.py makes them), decode_timeout 0 makes clips in the worker itself."
+        "(layerlock prepare makes them), decode_timeout 0 makes clips in the worker itself."
     ]
 
 

@@ -1,4 +1,4 @@
-"""The two pictures of inspect_data.py: clips with their masks, and the times of the steps."""
+"""The two pictures of `layerlock inspect`: clips with their masks, and the times of the steps."""
 
 import math
 import os
