@@ -29,7 +29,7 @@ from layerlock_hf.data import BadVideos, ClipTransform, PretrainingClips, load_v
 from layerlock_hf.data.decoding import read_clip
 from layerlock_hf.data.procedural import write_procedural_dataset
 from layerlock_hf.models import Stage
-from layerlock_hf.training.compiling import compile_layers
+from layerlock_hf.training.compilation import compile_layers
 from layerlock_hf.training.memory_plan import held_bytes
 from layerlock_hf.utils.memory import peak_memory_gib, reset_peak_memory
 from steps import Case, Steps, layerlock_case, now

@@ -9,7 +9,7 @@ Takes the settings of `layerlock pretrain`, does the same steps to the bit, and 
 import sys
 
 from layerlock_hf.pretraining.arguments import parse
-from layerlock_hf.pretraining.building import build
+from layerlock_hf.pretraining.build import build
 from layerlock_hf.utils.processes import run_and_exit
 from timed_runs import DecodedClips, decode_all
 

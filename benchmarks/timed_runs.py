@@ -15,7 +15,7 @@ from transformers import PrinterCallback, TrainerCallback, VideoMAEConfig, Video
 from comparing import REFERENCE, load_checked, model_config, recipe_path
 from layerlock_hf import LayerLockViTConfig
 from layerlock_hf.data import PretrainingClips, PretrainingCollator, fetch, load_videos, read_clip
-from layerlock_hf.data.masking import TubeMask
+from layerlock_hf.data.masks import TubeMask
 from layerlock_hf.evaluation import (
     center_clips,
     clip_features,
@@ -26,7 +26,7 @@ from layerlock_hf.evaluation import (
 )
 from layerlock_hf.models import TransformersEncoder, TransformersEncoderConfig
 from layerlock_hf.pretraining.arguments import parse
-from layerlock_hf.pretraining.building import build, build_clips
+from layerlock_hf.pretraining.build import build, build_clips
 from layerlock_hf.recipes.shortening import shortened
 from layerlock_hf.training.schedules import scheduled_factor
 

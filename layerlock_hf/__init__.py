@@ -44,9 +44,9 @@ from .utils.version import VERSION
 
 # What takes longer to import than the models, and is imported when it is first asked for
 _FUNCTIONS = {
-    "build_trainer": "pretraining.building",
+    "build_trainer": "pretraining.build",
     "load_recipe": "recipes",
-    "pretrain": "pretraining.running",
+    "pretrain": "pretraining.run",
     "train_readouts": "evaluation.run",
 }
 __version__ = VERSION

@@ -13,8 +13,8 @@ layerlock_hf.cli.pretrain ...` and `accelerate launch scripts/pretrain.py ...` d
 import sys
 
 from ..pretraining.arguments import RunSettings, parse
-from ..pretraining.building import build, clips_per_step, describe_stages
-from ..pretraining.running import rehearse_run, run
+from ..pretraining.build import build, clips_per_step, describe_stages
+from ..pretraining.run import rehearse_run, run
 from ..training import LayerLockTrainer
 from ..utils.outputs import print_table
 from ..utils.processes import run_and_exit

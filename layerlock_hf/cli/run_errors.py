@@ -10,7 +10,7 @@ from ..data import BadData
 from ..recipes.settings import UsageError
 from ..training.callbacks import NoDataCame
 from ..training.checkpoints import CheckpointNotWritten
-from ..training.fitting import DoesNotFit
+from ..training.memory_check import DoesNotFit
 from ..training.run_file import CheckpointRefused
 from ..training.trainer import LossNotFinite
 

@@ -2,15 +2,15 @@
 
 from .batch_augmentation import BatchAugmentation
 from .clips import Clip, Crop, DecodingError
-from .collating import PretrainingCollator
+from .collator import PretrainingCollator
 from .datasets import DECODE_TIMEOUT, MAX_ATTEMPTS, PretrainingClips, check_window, isolated
 from .decoding import read_clip
-from .fetching import check_present, fetch, is_any_there, is_remote, name_of
 from .isolation import DecoderLost, Isolated
-from .masking import MASKS, FutureMask, MaskArguments, MultiBlockMasks, RandomMask, TubeMask
+from .masks import MASKS, FutureMask, MaskArguments, MultiBlockMasks, RandomMask, TubeMask
 from .reports import BadData, BadVideos
 from .sources import load_videos
 from .transforms import RESIZE_FACTOR, Augmentation, ClipTransform, center_crop, generator_for, repeat_last_frame
+from .video_access import check_present, fetch, is_any_there, is_remote, name_of
 
 
 __all__ = [

@@ -12,11 +12,11 @@ import torch
 from .clips import Choose, Crop, DecodingError
 from .decoding import read_clip
 from .decoding_torchcodec import torchcodec_decoder
-from .fetching import fetch, is_remote, name_of
 from .isolation import DecoderLost, Isolated
 from .order import ClipOrder
 from .reports import BadData, BadVideos
 from .transforms import Augmentation, ClipTransform, bounding_box, generator_for, repeat_last_frame
+from .video_access import fetch, is_remote, name_of
 
 
 MAX_ATTEMPTS = 10

@@ -8,7 +8,7 @@ import re
 
 from transformers.utils import logging
 
-from .indexing import PATH_COLUMNS, VIDEO_SUFFIXES
+from .indexes import PATH_COLUMNS, VIDEO_SUFFIXES
 
 
 logger = logging.get_logger(__name__)

@@ -9,7 +9,7 @@ import pyarrow.compute
 
 from . import files
 from .addresses import DEPTH_COLUMN, LABEL_COLUMN, SCHEMA, address_table, join_all
-from .indexing import TAR_BLOCK, index_shards, open_parquet
+from .indexes import TAR_BLOCK, index_shards, open_parquet
 
 
 MANIFEST = re.compile(r"manifest-(\d{5})-of-(\d{5})\.parquet")

@@ -21,7 +21,7 @@ from ..models.video_reading_pictures import is_picture
 from ..utils.hub_names import check_hub
 from . import files
 from .addresses import DEPTH_COLUMN, LABEL_COLUMN, SCHEMA, address_table, join_all, label_array
-from .indexing import VIDEO_SUFFIXES, forget_footers, index_parquet, index_shards, index_tar, video_column
+from .indexes import VIDEO_SUFFIXES, forget_footers, index_parquet, index_shards, index_tar, video_column
 from .lists import READERS, read_rows
 from .manifests import index_manifests, manifests_among, manifests_beside
 

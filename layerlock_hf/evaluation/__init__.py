@@ -1,8 +1,8 @@
 """What frozen features know: encoders of any kind, probes, and a readout during pretraining."""
 
-from .clips import TestClips, TrainingClips
 from .depth_clips import DepthTestClips, DepthTrainingClips, count_windows
 from .encoders import load_encoder
+from .labelled_clips import TestClips, TrainingClips
 from .ladder import RUNGS, Rung, climb
 from .online import OnlineReadout, center_clips, labelled_videos
 from .probe_clips import ProbeClips, load_clips

@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForDepthEstimation, AutoModelForVi
 from transformers.models.auto.video_processing_auto import AutoVideoProcessor
 
 from ..data import DECODE_TIMEOUT, DecodingError, Isolated, fetch, load_videos, name_of, read_clip
-from ..data.indexing import VIDEO_SUFFIXES
+from ..data.indexes import VIDEO_SUFFIXES
 from ..models.depth_windows import check_processor
 from ..utils.files import put_in_place
 from .adapters.base import list_videos

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from transformers import AutoModelForPreTraining
 
 from ..data import center_crop, read_clip
-from ..data.masking import MaskStrategy
+from ..data.masks import MaskStrategy
 from ..models import LayerLockViTConfig, patchify, unpatchify
 
 

@@ -12,7 +12,7 @@ from ..data.inspection.steps import clips_per_second, look_at_clips, time_batche
 from ..utils.cores import count_cores
 from ..utils.outputs import check_output, read_lines
 from .arguments import RunSettings
-from .building import build_clips, model_config
+from .build import build_clips, model_config
 from .reports import REPORTS
 
 

@@ -17,18 +17,18 @@ from ..utils.memory import peak_memory_gib
 from ..utils.processes import raised_together
 from .arguments import LayerLockTrainingArguments
 from .callbacks import ScheduleCallback, StageCallback
-from .checking import check_batches, check_masks
-from .compiling import compile_layers
+from .checks import check_batches, check_masks
+from .compilation import compile_layers
 from .diagnostics import feature_statistics
 from .fault_tolerance import FaultTolerantTrainer
-from .fitting import DoesNotFit, check_fits
 from .flops import step_flops
+from .memory_check import DoesNotFit, check_fits
 from .run_file import CheckpointRefused, check_run_file, describe, read_run_file, write_run_file
 from .running_means import RunningMeans
 from .schedules import check_schedule, cosine, linear, scheduled_factor
 from .sharding import let_means_be_taken, set_up_sharding
+from .stage_switch import discard_a_backward, freeze, rebuild_optimizer, rewrap
 from .stages import check_stages, stage_at
-from .switching import discard_a_backward, freeze, rebuild_optimizer, rewrap
 from .teachers import teacher_of_run
 
 

@@ -5,7 +5,7 @@ import pyarrow.parquet
 import pytest
 
 from layerlock_hf.data import DecodingError, fetch, load_videos, name_of
-from layerlock_hf.data.indexing import index_tar
+from layerlock_hf.data.indexes import index_tar
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 
 from layerlock_hf.data import fetch, is_remote, load_videos, name_of, sources
 from layerlock_hf.data.addresses import SCHEMA
-from layerlock_hf.data.indexing import VIDEO_SUFFIXES
+from layerlock_hf.data.indexes import VIDEO_SUFFIXES
 
 
 @pytest.fixture(autouse=True)

@@ -26,7 +26,7 @@ from ...data import (
     repeat_last_frame,
 )
 from ..decoding_pyav import open_video
-from ..fetching import fetch, is_remote, name_of
+from ..video_access import fetch, is_remote, name_of
 
 
 # In order: those of a data worker, and those of the process that trains

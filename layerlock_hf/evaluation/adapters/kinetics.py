@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ...data import files, is_any_there
-from ...data.indexing import VIDEO_SUFFIXES
+from ...data.indexes import VIDEO_SUFFIXES
 from .base import LabelledVideos, Origin, list_videos, path_in, read_csv, unknown_label
 
 

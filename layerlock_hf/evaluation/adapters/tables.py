@@ -11,7 +11,7 @@ from transformers.utils import logging
 
 from ...data import check_present, files, load_videos
 from ...data.addresses import check_classes, clean_label
-from ...data.indexing import video_column as find_video_column
+from ...data.indexes import video_column as find_video_column
 from ...data.lists import READERS, read_rows
 from .base import ALL, LabelledVideos, NoSplit, unknown_label
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from .masking import MaskStrategy
+from .masks import MaskStrategy
 
 
 class PretrainingCollator:

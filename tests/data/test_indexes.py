@@ -7,7 +7,7 @@ import pyarrow.parquet
 import pytest
 
 from layerlock_hf.data import files
-from layerlock_hf.data.indexing import index_parquet, index_shards, index_tar
+from layerlock_hf.data.indexes import index_parquet, index_shards, index_tar
 
 
 BIG = 10 * files.INDEX_BLOCK

@@ -6,7 +6,7 @@ from toy_methods import MaskedClips
 from transformers import set_seed
 
 from layerlock_hf.data import PretrainingCollator
-from layerlock_hf.data.masking import RandomMask
+from layerlock_hf.data.masks import RandomMask
 from layerlock_hf.models import LayerLockViTForPretraining
 from layerlock_hf.training import (
     FreezeSchedule,
@@ -16,7 +16,7 @@ from layerlock_hf.training import (
     locked,
     mae,
 )
-from layerlock_hf.training.fitting import DoesNotFit, check_fits
+from layerlock_hf.training.memory_check import DoesNotFit, check_fits
 from layerlock_hf.training.memory_plan import activation_bytes, empty_model, held_bytes, state_bytes
 
 

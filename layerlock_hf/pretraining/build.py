@@ -18,7 +18,7 @@ from ..data import (
 from ..models import LayerLockVideoProcessor, LayerLockViTConfig, LayerLockViTForPretraining
 from ..recipes.settings import flags_of
 from ..training import LayerLockTrainer, LayerLockTrainingArguments, load_teacher
-from ..training.checking import check_masks
+from ..training.checks import check_masks
 from ..training.run_file import read_run_file, target_label
 from ..utils.outputs import check_output
 from .arguments import DataArguments, ModelArguments, RunSettings, parse

@@ -10,7 +10,7 @@ import pyarrow.compute
 
 from . import files
 from .clips import DecodingError, one_line
-from .indexing import TAR_BLOCK, bytes_leaf, chunk_of, is_header_of, open_parquet
+from .indexes import TAR_BLOCK, bytes_leaf, chunk_of, is_header_of, open_parquet
 
 
 # What a row without a value stands for

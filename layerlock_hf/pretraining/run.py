@@ -9,7 +9,7 @@ from accelerate import PartialState
 from ..training import LayerLockTrainer
 from ..training.rehearsal import rehearse
 from .arguments import RunSettings
-from .building import build, build_parts, read_settings
+from .build import build, build_parts, read_settings
 
 
 REHEARSAL = ".rehearsal"  # within the folder of the run, so that all processes see it; gone afterwards
