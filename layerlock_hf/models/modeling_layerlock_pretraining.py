@@ -73,7 +73,7 @@ class Targets:
 
 
 class Block:
-    """The encoder up to a source, run on what is seen under one type of mask.
+    """The encoder up to a depth at which predictions are read, run on what is seen under one type of mask.
 
     Args:
         objectives: those that are read there, in the order of the stage.
@@ -211,23 +211,23 @@ class LayerLockViTForPretraining(LayerLockViTPreTrainedModel):
         return Targets({"encoder": self.encoder, "teacher": teacher}, video, num_tokens)
 
     def _blocks(self, video: torch.Tensor, masks: list[tuple], stage: Stage) -> Iterator[Block]:
-        """Run the encoder from source to source, for each type of mask, and give each block once it has been run."""
+        """Run the encoder from one depth that is read to the next, for each type of mask, and give each block once it has been run."""
         grid_size = self.encoder.grid_size(video)
         for mask_type, (context_ids, target_ids) in enumerate(masks):
             hidden_states, rotation = self.encoder.embed(video, context_ids)
             passed = 0
-            for source in stage.sources:
-                decoder = self.decoders[str(source)]
+            for read_at in stage.read_depths:
+                decoder = self.decoders[str(read_at)]
                 end = decoder.context_depth
                 # From the cut on the next block reads, too
                 cut = max(passed, end - stage.overlap) if stage.local else end
                 hidden_states = self.encoder.run_layers(hidden_states, rotation, passed, cut)
                 context = self.encoder.run_layers(hidden_states, rotation, cut, end)
                 modules = [decoder, *self.encoder.layers[passed:end]]
-                modules += [self.encoder.embeddings] if source == stage.sources[0] else []
+                modules += [self.encoder.embeddings] if read_at == stage.read_depths[0] else []
                 modules += [self.encoder.norm] if end == len(self.encoder.layers) else []
                 decode = partial(decoder, self.encoder, context, context_ids, grid_size=grid_size, mask_type=mask_type)
-                objectives = [objective for objective in stage.objectives if objective.source == source]
+                objectives = [objective for objective in stage.objectives if objective.read_at == read_at]
                 yield Block(objectives, target_ids, modules, decoder.heads, decode)
                 hidden_states, passed = hidden_states.detach() if stage.local else hidden_states, cut
 
@@ -269,21 +269,21 @@ class LayerLockViTForPretraining(LayerLockViTPreTrainedModel):
         if stage.local and self.config.decoder == "trunk":
             raise ValueError("a local stage needs decoder='predictor': the trunk decodes with the last block's layers")
         for objective in stage.objectives:
-            if str(objective.source) not in self.decoders:
+            if str(objective.read_at) not in self.decoders:
                 raise ValueError(
                     f"the {self.config.decoder} decoder is read at depth {', '.join(self.decoders)}, not at depth "
-                    f"{objective.source}"
+                    f"{objective.read_at}"
                 )
-            if objective.target.head not in self.decoders[str(objective.source)].heads:
+            if objective.target.head not in self.decoders[str(objective.read_at)].heads:
                 raise ValueError(f"there is no head {objective.target.head}: set latent_head_depths")
 
     def freeze_for(self, stage: Stage):
         """Let exactly the parameters that learn in this stage require gradients. Idempotent, both ways."""
         self.check_stage(stage)
         self.encoder.freeze(stage.num_frozen)
-        self.encoder.freeze_beyond(stage.sources[-1])
-        for source, decoder in self.decoders.items():
-            used = {objective.target.head for objective in stage.objectives if str(objective.source) == source}
+        self.encoder.freeze_beyond(stage.read_depths[-1])
+        for read_at, decoder in self.decoders.items():
+            used = {objective.target.head for objective in stage.objectives if str(objective.read_at) == read_at}
             decoder.requires_grad_(bool(used))
             for name, head in decoder.heads.items():
                 head.requires_grad_(name in used)
@@ -291,18 +291,18 @@ class LayerLockViTForPretraining(LayerLockViTPreTrainedModel):
                 decoder.freeze_behind(stage.num_frozen)
 
     @torch.no_grad()
-    def reset_head(self, source: int, name: str, generator: torch.Generator) -> nn.Module:
+    def reset_head(self, read_at: int, name: str, generator: torch.Generator) -> nn.Module:
         """Start a head afresh, in place, for a new target ("a new patch-wise linear decoder", LayerLock, sec. 3.3)."""
-        head = self.decoders[str(source)].heads[name]
+        head = self.decoders[str(read_at)].heads[name]
         weight = torch.empty(head.weight.shape).normal_(std=Head.INIT_STD, generator=generator)
         copy_whole(head.weight, weight)
         head.bias.zero_()
         return head
 
     @torch.no_grad()
-    def set_head_bias(self, source: int, name: str, bias: torch.Tensor):
+    def set_head_bias(self, read_at: int, name: str, bias: torch.Tensor):
         """Let a head predict `bias` (D or P,), as far as its weights are small."""
-        copy_whole(self.decoders[str(source)].heads[name].bias, bias)
+        copy_whole(self.decoders[str(read_at)].heads[name].bias, bias)
 
     def parameter_breakdown(self) -> dict[str, int]:
         """Number of parameters of each part."""

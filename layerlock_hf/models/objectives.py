@@ -108,17 +108,17 @@ class Latents(Target):
 
 @dataclass(frozen=True)
 class Objective:
-    """Predict `target` from what is read after `source` layers.
+    """Predict `target` from the output of `read_at` layers.
 
     Args:
-        source: depth at which the prediction is read.
+        read_at: depth at which the prediction is read.
         target: what is predicted.
         weight: factor of this objective in the sum.
         patch_fraction: share of the tokens that are predicted, drawn at random for every clip.
         weight_ramp_steps: steps over which the weight rises from 0, along a cosine (LayerLock, Table 3).
     """
 
-    source: int
+    read_at: int
     target: Target
     weight: float = 1.0
     patch_fraction: float = 1.0
@@ -154,7 +154,7 @@ class Stage:
         start: first optimizer step.
         num_frozen: leading layers (and the embeddings) that no longer learn.
         objectives: what is minimised.
-        local: cut the gradient at every source, so that each block of layers learns from its own objective alone.
+        local: cut the gradient at every depth that is read, so that each block of layers learns from its own objective alone.
         overlap: layers before a cut that also learn from the next objective (LoCo).
         may_collapse: allow a target of the encoder itself deeper than the frozen prefix. It moves with the encoder
             that predicts it, and the representation collapses (LayerLock, Table 3): for that ablation only.
@@ -176,7 +176,7 @@ class Stage:
             raise ValueError(f"a stage needs start >= 0, num_frozen >= 0 and an objective, got {self}")
         if self.overlap < 0 or self.overlap and not self.local:
             raise ValueError(f"overlap needs a local stage and must not be negative, got {self}")
-        heads = [(objective.source, objective.target.head) for objective in self.objectives]
+        heads = [(objective.read_at, objective.target.head) for objective in self.objectives]
         if len({*heads}) < len(heads):
             raise ValueError(f"the stage that starts at step {self.start} predicts several targets with one head")
         for objective in self.objectives:
@@ -189,15 +189,15 @@ class Stage:
                 )
 
     @property
-    def sources(self) -> list[int]:
+    def read_depths(self) -> list[int]:
         """The depths that predictions are read from, ascending."""
-        return sorted({objective.source for objective in self.objectives})
+        return sorted({objective.read_at for objective in self.objectives})
 
     @property
     def labels(self) -> list[str]:
-        """A name per objective: of its target, and of its source where there are several."""
-        prefix = "depth_{}/" if len(self.sources) > 1 else ""
-        return [prefix.format(objective.source) + objective.target.label for objective in self.objectives]
+        """A name per objective: of its target, and of the depth where it is read if there are several."""
+        prefix = "depth_{}/" if len(self.read_depths) > 1 else ""
+        return [prefix.format(objective.read_at) + objective.target.label for objective in self.objectives]
 
     @property
     def needs_teacher(self) -> bool:

@@ -50,10 +50,10 @@ def step_flops(
     for num_context, num_targets in masks:
         num_targets = num_tokens if num_targets is None else num_targets
         total += _encoder_flops(config, stage, num_context)
-        for source in stage.sources:
-            objectives = [objective for objective in stage.objectives if objective.source == source]
+        for read_at in stage.read_depths:
+            objectives = [objective for objective in stage.objectives if objective.read_at == read_at]
             for num_decoded in {_num_decoded(objective, num_targets) for objective in objectives}:
-                total += _DECODER_FLOPS[config.decoder](config, stage, source, num_context, num_decoded)
+                total += _DECODER_FLOPS[config.decoder](config, stage, read_at, num_context, num_decoded)
             for objective in objectives:
                 total += _head_flops(config, stage, objective, _num_decoded(objective, num_targets))
     return total + _target_flops(config, stage, masks, num_tokens, teacher or config)
@@ -65,12 +65,12 @@ def _num_decoded(objective: Objective, num_targets: int) -> int:
 
 def _encoder_flops(config, stage, num_context):
     """The layers that see the context alone."""
-    deepest = stage.sources[-1] - (config.num_decoder_layers if config.decoder == "trunk" else 0)
+    deepest = stage.read_depths[-1] - (config.num_decoder_layers if config.decoder == "trunk" else 0)
     embedding = num_context * linear_flops(config.values_per_token, config.hidden_size)
     total = embedding * (1 if stage.num_frozen else 2)  # pixels need no gradient
     # With an overlap, the layers before a cut run once more, for the next block
     runs = list(range(1, deepest + 1))
-    for cut in stage.sources[:-1]:
+    for cut in stage.read_depths[:-1]:
         runs += range(max(1, cut - stage.overlap + 1), cut + 1)
     return total + sum(_passes(stage, depth) * layer_flops(config, num_context) for depth in runs)
 
@@ -79,18 +79,18 @@ def _passes(stage, depth):
     return 1 if depth <= stage.num_frozen else 3
 
 
-def _trunk_flops(config, stage, source, num_context, num_decoded):
+def _trunk_flops(config, stage, read_at, num_context, num_decoded):
     total = 0
-    for depth in range(source - config.num_decoder_layers + 1, source + 1):
-        num_outputs = num_decoded if depth == source else None
+    for depth in range(read_at - config.num_decoder_layers + 1, read_at + 1):
+        num_outputs = num_decoded if depth == read_at else None
         total += _passes(stage, depth) * layer_flops(config, num_context + num_decoded, num_outputs)
     return total
 
 
-def _predictor_flops(config, stage, source, num_context, num_decoded):
+def _predictor_flops(config, stage, read_at, num_context, num_decoded):
     sizes = config.for_predictor()
     # No gradient goes into an encoder that is frozen as a whole
-    projection_passes = 2 if stage.num_frozen >= source else 3
+    projection_passes = 2 if stage.num_frozen >= read_at else 3
     total = projection_passes * num_context * linear_flops(config.hidden_size, sizes.hidden_size)
     num_all = num_context + num_decoded
     total += 3 * (config.num_decoder_layers - 1) * layer_flops(sizes, num_all)

@@ -92,4 +92,7 @@ def _describe(stage: dict | None, other: dict | None) -> str:
 
 
 def _as_json(stages: list[Stage]) -> list[dict]:
-    return json.loads(json.dumps([asdict(stage) | {"is": describe(stage)} for stage in stages]))
+    rows = json.loads(json.dumps([asdict(stage) | {"is": describe(stage)} for stage in stages]))
+    for row in rows:  # the name by which checkpoints know it
+        row["objectives"] = [{"source": one.pop("read_at"), **one} for one in row["objectives"]]
+    return rows

@@ -138,7 +138,7 @@ class LayerLockTrainer(FaultTolerantTrainer):
             check_batches(self._core(), self._batches, getattr(self.data_collator, "grid_size", None))
             self._batches_are_checked = True
         if step == 0:
-            self._start_at_mean({(objective.source, objective.target.head) for objective in self.stage.objectives})
+            self._start_at_mean({(objective.read_at, objective.target.head) for objective in self.stage.objectives})
         self.enter_stage(stage_at(self.stages, step))
         if self.args.weight_decay_end is not None:
             decay = cosine(self.args.weight_decay, self.args.weight_decay_end, step / self._schedule_steps)
@@ -178,17 +178,17 @@ class LayerLockTrainer(FaultTolerantTrainer):
         if stage == self.stage:
             return
         model = self._core()
-        known = {(objective.source, objective.target) for objective in self.stage.objectives}
+        known = {(objective.read_at, objective.target) for objective in self.stage.objectives}
         fresh = {
-            (objective.source, objective.target.head)
+            (objective.read_at, objective.target.head)
             for objective in stage.objectives
-            if (objective.source, objective.target) not in known
+            if (objective.read_at, objective.target) not in known
         }
         self.stage = stage
         freeze(model, stage, self.args.frozen_dtype)
         # Seeded by (seed, stage) alone: the same on every process and after a resume
         generator = torch.Generator().manual_seed(self.args.seed * 1_000_003 + stage.start)
-        heads = [model.reset_head(source, name, generator) for source, name in sorted(fresh)]
+        heads = [model.reset_head(read_at, name, generator) for read_at, name in sorted(fresh)]
         self._start_at_mean(fresh)
         fresh_parameters = {parameter for head in heads for parameter in head.parameters()}
         decayed = self.get_decay_parameter_names(model)
@@ -196,7 +196,7 @@ class LayerLockTrainer(FaultTolerantTrainer):
         self._wrapper_is_new = rewrap(self.model_wrapped, self.accelerator)
 
     def _start_at_mean(self, heads: set[tuple[int, str]]):
-        """Let these heads (source, name) start by predicting the mean of their targets over all clips of the step that
+        """Let these heads (read_at, name) start by predicting the mean of their targets over all clips of the step that
         begins, in whatever parts the processes and micro-batches hold them."""
         if not self.args.heads_start_at_mean or not heads:
             return
@@ -209,9 +209,9 @@ class LayerLockTrainer(FaultTolerantTrainer):
         if self.is_fsdp_enabled:
             model.reshard()  # else the next forward would use the biases that are gathered now
         for objective, parts in zip(self.stage.objectives, zip(*means, strict=True), strict=True):
-            if (objective.source, objective.target.head) in heads:
+            if (objective.read_at, objective.target.head) in heads:
                 mean = self.accelerator.reduce(torch.stack(parts).mean(dim=0), "mean")
-                model.set_head_bias(objective.source, objective.target.head, mean)
+                model.set_head_bias(objective.read_at, objective.target.head, mean)
 
     def _core(self, model=None) -> LayerLockViTForPretraining:
         return self.accelerator.unwrap_model(model if model is not None else self.model)
@@ -297,12 +297,12 @@ class LayerLockTrainer(FaultTolerantTrainer):
         """Features of this batch, whole, where the decoders read them. A clip alone differs from no other."""
         self._diagnosed_step = self.state.global_step
         model = self._core()
-        sources = self.stage.sources if len(video) > 1 else []
-        depths = {source: model.decoders[str(source)].context_depth for source in sources}
+        depths_read = self.stage.read_depths if len(video) > 1 else []
+        depths = {read_at: model.decoders[str(read_at)].context_depth for read_at in depths_read}
         with self.accelerator.autocast():
             taps = model.encoder.tap(video, list(depths.values()))
-        for source, features in zip(depths, taps, strict=True):
-            prefix = f"depth_{source}/" if len(depths) > 1 else ""
+        for read_at, features in zip(depths, taps, strict=True):
+            prefix = f"depth_{read_at}/" if len(depths) > 1 else ""
             for name, value in feature_statistics(features).items():
                 self._means.add(prefix + name, value)
         for name, value in self.teacher.diagnostics(model.encoder).items():

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from layerlock_hf.data import BadVideos, ClipTransform, PretrainingClips, center_crop, load_videos, read_clip
 from layerlock_hf.evaluation import TrainingClips
-from layerlock_hf.evaluation import clips as module
+from layerlock_hf.evaluation import labelled_clips as module
 
 
 # By another name, as pytest takes what begins with Test for tests

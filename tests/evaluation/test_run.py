@@ -19,7 +19,7 @@ from transformers import (
 from layerlock_hf import LayerLockVideoProcessor
 from layerlock_hf.cli import readout
 from layerlock_hf.data import ClipTransform
-from layerlock_hf.evaluation import DepthTestClips, clips, report
+from layerlock_hf.evaluation import DepthTestClips, labelled_clips, report
 from layerlock_hf.evaluation.adapters import read_depth, read_labelled
 from layerlock_hf.evaluation.metrics import MEASURES, in_order, mean_probabilities, measure, score_classes, score_depth
 from layerlock_hf.evaluation.results import read_results
@@ -65,7 +65,7 @@ def test_the_saved_classifier_answers_as_the_results_say(root, outputs):
     assert model.config.readout_depth == results["best"]["depth"]
     videos = read_labelled("procedural", f"{root / 'data'}?train=0-7&test=8-12", "test")
     assert model.config.id2label == dict(enumerate(videos.class_names))
-    items = clips.TestClips(videos.videos, videos.labels, 4, 1, ClipTransform(16, 1.15), 2, decode_timeout=0)
+    items = labelled_clips.TestClips(videos.videos, videos.labels, 4, 1, ClipTransform(16, 1.15), 2, decode_timeout=0)
     samples = []
     for item in items:
         logits = model(item["pixel_values_videos"].float() / 255).logits
@@ -98,7 +98,7 @@ def test_the_saved_depth_estimator_answers_as_the_results_say(root, outputs):
 def test_the_saved_processor_makes_the_clips_of_the_test(root, outputs):
     processor = LayerLockVideoProcessor.from_pretrained(outputs["classification"] / "model")
     videos = read_labelled("procedural", f"{root / 'data'}?train=0-7&test=8-12", "test")
-    items = clips.TestClips(videos.videos, videos.labels, 4, 1, ClipTransform(16, 1.15), decode_timeout=0)
+    items = labelled_clips.TestClips(videos.videos, videos.labels, 4, 1, ClipTransform(16, 1.15), decode_timeout=0)
     made = processor(str(root / "data" / "videos" / "000008.mp4"), return_tensors="pt")["pixel_values_videos"]
     expected = items[0]["pixel_values_videos"].float() / 255
     assert made.shape == expected.shape

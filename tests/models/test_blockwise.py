@@ -74,7 +74,9 @@ def block_of(name):
 def learners(model, batch, stage, index):
     """Names of the parameters that the loss of one objective reaches with a gradient that is not zero."""
     weights = [1.0 if n == index else 0.0 for n in range(len(stage.objectives))]
-    objectives = tuple(Objective(o.source, o.target, weight=w) for o, w in zip(stage.objectives, weights, strict=True))
+    objectives = tuple(
+        Objective(o.read_at, o.target, weight=w) for o, w in zip(stage.objectives, weights, strict=True)
+    )
     model.zero_grad()
     stage = Stage(0, stage.num_frozen, objectives, local=True, overlap=stage.overlap)
     model(**batch, stage=stage).loss.backward()

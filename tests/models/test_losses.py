@@ -22,7 +22,7 @@ def run(settles):
     for _ in range(2):
         for source, layer in layers.items():
             for objective in OBJECTIVES:
-                if objective.source == source:
+                if objective.read_at == source:
                     prediction = layer(torch.rand(2, 5, 3, generator=generator))
                     target = torch.rand(2, 5, 3, generator=generator)
                     sums.add(objective, prediction, target)

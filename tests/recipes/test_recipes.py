@@ -268,7 +268,7 @@ def test_recipe_is_understood(path):
     assert set(settings) <= known
     for name in ("learning_rate", "weight_decay", "warmup_steps", "max_steps", "global_batch_size", "adam_beta2"):
         assert isinstance(settings[name], int | float), name  # YAML reads 3e-4 as a string
-    assert {source for s in stages for source in s.sources} == set(config.decoder_depths)
+    assert {depth for s in stages for depth in s.read_depths} == set(config.decoder_depths)
     assert all(s.start < settings["max_steps"] for s in stages)
     if settings.get("freeze_start") is not None:
         assert [s.start for s in stages][:2] == [0, settings["freeze_start"]]

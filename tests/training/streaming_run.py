@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 
 from layerlock_hf.cli import pretrain
 from layerlock_hf.data import PretrainingClips, PretrainingCollator, files, isolation
-from layerlock_hf.pretraining import building
+from layerlock_hf.pretraining import build as building
 from layerlock_hf.training import LayerLockTrainer
 from layerlock_hf.utils.processes import run_and_exit
 

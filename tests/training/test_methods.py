@@ -55,7 +55,7 @@ def recordings(tmp_path_factory):
 
 def expected_to_learn(name, stage, parameters, config):
     """By the table of the methods, said in another way than `freeze_for` does."""
-    sources = {objective.source for objective in stage.objectives}
+    sources = {objective.read_at for objective in stage.objectives}
     deepest, trunk = max(sources), config.decoder == "trunk"
     learning = set()
     for parameter in parameters:
@@ -66,7 +66,7 @@ def expected_to_learn(name, stage, parameters, config):
             learns = depth > stage.num_frozen if depth else stage.num_frozen == 0
             learns = learns and (deepest == 6 and stage.num_frozen < 6 if depth == 7 else depth <= deepest)
         elif rest[1] == "heads":
-            learns = (int(rest[0]), rest[2]) in {(o.source, o.target.head) for o in stage.objectives}
+            learns = (int(rest[0]), rest[2]) in {(o.read_at, o.target.head) for o in stage.objectives}
         else:
             learns = not trunk and int(rest[0]) in sources
         learning |= {parameter} if learns else set()

@@ -144,7 +144,7 @@ def test_blockwise():
     assert (stage.local, stage.overlap, stage.num_frozen) == (True, 1, 0)
     assert stage.labels == [f"depth_{depth}/pixels" for depth in (3, 6, 9, 12)]
     in_sequence = blockwise_in_sequence([3, 6, 9, 12], 100, normalize=False)
-    assert [(s.start, s.num_frozen, s.objectives[0].source) for s in in_sequence] == [
+    assert [(s.start, s.num_frozen, s.objectives[0].read_at) for s in in_sequence] == [
         (0, 0, 3),
         (100, 3, 6),
         (200, 6, 9),
