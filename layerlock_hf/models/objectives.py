@@ -154,7 +154,7 @@ class Stage:
         start: first optimizer step.
         num_frozen: leading layers (and the embeddings) that no longer learn.
         objectives: what is minimised.
-        local: cut the gradient at every depth that is read, so that each block of layers learns from its own objective alone.
+        local: cut the gradient at every depth that is read, so that each block learns from its own objective alone.
         overlap: layers before a cut that also learn from the next objective (LoCo).
         may_collapse: allow a target of the encoder itself deeper than the frozen prefix. It moves with the encoder
             that predicts it, and the representation collapses (LayerLock, Table 3): for that ablation only.

@@ -196,7 +196,7 @@ class LayerLockTrainer(FaultTolerantTrainer):
         self._wrapper_is_new = rewrap(self.model_wrapped, self.accelerator)
 
     def _start_at_mean(self, heads: set[tuple[int, str]]):
-        """Let these heads (read_at, name) start by predicting the mean of their targets over all clips of the step that
+        """Let these heads (depth, name) start by predicting the mean of their targets over all clips of the step that
         begins, in whatever parts the processes and micro-batches hold them."""
         if not self.args.heads_start_at_mean or not heads:
             return

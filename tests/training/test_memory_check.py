@@ -49,7 +49,7 @@ def needed(config, masks) -> int:
 @pytest.mark.parametrize("share, fits", [(1.01, True), (0.99, False)])
 def test_at_the_limit(tiny_config, masks, make, monkeypatch, share, fits):
     free = int(share * needed(tiny_config, masks))
-    monkeypatch.setattr(fitting, "free_memory", lambda device: free)
+    monkeypatch.setattr(memory_check, "free_memory", lambda device: free)
     arguments = (tiny_config, STAGES, masks, make(), Accelerator(cpu=True), False)
     if fits:
         check_fits(*arguments)
@@ -62,18 +62,18 @@ def test_at_the_limit(tiny_config, masks, make, monkeypatch, share, fits):
 
 
 def test_not_even_one(tiny_config, masks, make, monkeypatch):
-    monkeypatch.setattr(fitting, "free_memory", lambda device: 4 * 10**5)
+    monkeypatch.setattr(memory_check, "free_memory", lambda device: 4 * 10**5)
     with pytest.raises(ValueError, match="not one clip fits. Set gradient_checkpointing"):
         check_fits(tiny_config, STAGES, masks, make(), Accelerator(cpu=True), False)
 
 
 def test_the_generous_estimate_is_one(tiny_config, masks):
     for stage in STAGES:
-        assert fitting._generous_bytes(tiny_config, masks) > activation_bytes(tiny_config, stage, masks, False)[0]
+        assert memory_check._generous_bytes(tiny_config, masks) > activation_bytes(tiny_config, stage, masks, False)[0]
 
 
 def test_batches_that_are_held_ready(tiny_config, masks, make, monkeypatch):
-    monkeypatch.setattr(fitting, "free_memory", lambda device: 10**6)
+    monkeypatch.setattr(memory_check, "free_memory", lambda device: 10**6)
     args = make(dataloader_num_workers=8, dataloader_prefetch_factor=4)
     with pytest.raises(ValueError, match="dataloader_num_workers=8 hold 33 batches of .* ready"):
         check_fits(tiny_config, STAGES, masks, args, Accelerator(cpu=True), False)
@@ -87,6 +87,6 @@ def test_a_run_is_refused_before_its_first_batch(tiny_config, make, monkeypatch)
     set_seed(0)
     collator = PretrainingCollator(tiny_config.grid_size, RandomMask(0.75))
     trainer = LayerLockTrainer(LayerLockViTForPretraining(tiny_config), make(), STAGES, Unread(), collator)
-    monkeypatch.setattr(fitting, "free_memory", lambda device: 10**6)
+    monkeypatch.setattr(memory_check, "free_memory", lambda device: 10**6)
     with pytest.raises(DoesNotFit, match="and 0.0 GiB are free"):
         trainer.train()

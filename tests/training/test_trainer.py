@@ -208,6 +208,7 @@ def test_resume_refuses_other_stages(tiny_config, tmp_path):
     checkpoint = tmp_path / "checkpoint-2"
     record = json.loads((checkpoint / "layerlock.json").read_text())
     assert [stage["start"] for stage in record["stages"]] == [0, 3, 5, 7]
+    assert [row["objectives"][0]["source"] for row in record["stages"]] == 4 * [6]  # as old checkpoints have it
     assert record["stages"][1]["is"] == "from step 3 on freezes 2 layers and predicts layer_2"
     others = locked(mae(6), FreezeSchedule(4, 2, 2, num_freezes=3), patch_fraction=0.5)
     with pytest.raises(ValueError, match="other stages"):
