@@ -211,8 +211,8 @@ class LayerLockViTForPretraining(LayerLockViTPreTrainedModel):
         return Targets({"encoder": self.encoder, "teacher": teacher}, video, num_tokens)
 
     def _blocks(self, video: torch.Tensor, masks: list[tuple], stage: Stage) -> Iterator[Block]:
-        """Run the encoder from one depth that is read to the next, for each type of mask, and give each block as it has
-        been run."""
+        """Run the encoder from one depth that is read to the next, for each type of mask, and give each block once it
+        has been run."""
         grid_size = self.encoder.grid_size(video)
         for mask_type, (context_ids, target_ids) in enumerate(masks):
             hidden_states, rotation = self.encoder.embed(video, context_ids)

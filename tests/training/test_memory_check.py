@@ -12,9 +12,9 @@ from layerlock_hf.training import (
     FreezeSchedule,
     LayerLockTrainer,
     LayerLockTrainingArguments,
-    fitting,
     locked,
     mae,
+    memory_check,
 )
 from layerlock_hf.training.memory_check import DoesNotFit, check_fits
 from layerlock_hf.training.memory_plan import activation_bytes, empty_model, held_bytes, state_bytes
