@@ -16,6 +16,7 @@ from transformers import (
     VideoMAEModel,
 )
 
+import layerlock_hf
 from layerlock_hf import LayerLockVideoProcessor
 from layerlock_hf.cli import readout
 from layerlock_hf.data import ClipTransform
@@ -216,6 +217,21 @@ def test_settings_come_from_a_recipe_and_flags_go_before(root, tmp_path):
     assert results["settings"]["weight_decay"] == 0.5 and results["settings"]["augment"] is False
     assert {point["learning_rate"] for point in results["members"]} == {0.003}
     assert results["command"].startswith("layerlock readout --config ")
+
+
+def test_from_python(root, outputs, tmp_path):
+    """As the program, with its settings by name; mistakes are of the usual kind."""
+    data = f"{root / 'data'}?train=0-7&test=8-12"
+    given = {"model": root / "model", "task": "classification", "data": data, "dataset": "procedural"}
+    results = layerlock_hf.train_readouts(**given, output_dir=tmp_path / "out", num_test_clips=2, **SETTINGS)
+    assert numbers(results) == numbers(read_results(outputs["classification"] / "results.json"))
+    assert results["command"].startswith("layerlock readout --model ")
+    with pytest.raises(ValueError, match="--learning_rate: unknown setting.*did you mean --learning_rates"):
+        layerlock_hf.train_readouts(**given, output_dir=tmp_path / "out", learning_rate=1)
+    with pytest.raises(ValueError, match="argument --task: invalid choice: 'segmentation'"):
+        layerlock_hf.train_readouts(**{**given, "task": "segmentation"}, output_dir=tmp_path / "out")
+    with pytest.raises(ValueError, match="config: there is no recipe ssv3: did you mean ssv2"):
+        layerlock_hf.train_readouts(**given, output_dir=tmp_path / "out", config="ssv3")
 
 
 FOREIGN = {
