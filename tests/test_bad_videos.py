@@ -161,5 +161,5 @@ def test_a_list_that_is_mostly_bad_stops_the_run(run, videos, tmp_path):
     names = [*(f"good{number}.mp4" for number in range(5)), *(f"{name}.mp4" for name in bad)]
     source = videos.with_name("mostly_bad.csv")
     source.write_text("\n".join(["path", *names]) + "\n")
-    with pytest.raises(SystemExit, match="error: 6 of 11 videos cannot be had.*See .*bad_videos.jsonl; repair"):
+    with pytest.raises(SystemExit, match="error: 6 of 11 videos cannot be used.*See .*bad_videos.jsonl: repair"):
         run(tmp_path / "out", train_data=str(source))

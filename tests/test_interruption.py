@@ -186,7 +186,7 @@ def test_a_run_that_waits_for_data_can_be_ended(tmp_path, recipe, number):
         os.killpg(process.pid, number)
         assert process.wait(timeout=30) == 1
         (told,) = [line for line in process.stdout if line.startswith("error: ")]
-    assert f"{number.name}, and no batch came within 2 s: nothing is saved but earlier checkpoints" in told
+    assert f"{number.name}, but no batch came within 2 s: nothing has been saved since the last checkpoint" in told
 
 
 @pytest.mark.slow

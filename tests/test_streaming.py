@@ -257,7 +257,9 @@ def test_too_many_lost_videos_stop_the_run(run, videos, tmp_path):
     result = run(tmp_path / "out", shards(tmp_path / "videos"), "spoil", processes=1, changes=changes, **details)
     assert result.statuses == [1]
     (error,) = [line for line in result.log().splitlines() if "rror" in line]
-    assert re.fullmatch(r"error: 3 of 24 videos cannot be had \(\d (missing|changed).*\), more than .*", error)
+    assert re.fullmatch(
+        r"error: 3 of 24 videos cannot be used \(\d (missing|changed).*\), more than max_bad_fraction=.*", error
+    )
     assert "Traceback" not in result.log()
 
 
@@ -269,7 +271,7 @@ def test_a_run_does_not_go_on_without_a_shard(run, videos, tmp_path):
     missing.unlink()
     resumed = run(tmp_path / "out", shards(tmp_path / "videos"), processes=1)
     assert resumed.statuses == [1]
-    assert re.search(r"^error: .*num_videos=\[24\].*, now it is .*num_videos=\[18\]", resumed.log(), re.M)
+    assert re.search(r"^error: .*num_videos=\[24\].*, but it is now .*num_videos=\[18\]", resumed.log(), re.M)
 
 
 @pytest.mark.parametrize("fault, processes", [("close", 2), ("hang", 1)])
@@ -282,7 +284,7 @@ def test_a_server_that_is_gone_stops_the_run(run, site, undisturbed, tmp_path, f
     errors = [line for rank in range(processes) for line in gone.log(rank).splitlines() if line.startswith("error")]
     assert errors, gone.log()
     for error in errors:
-        assert re.search(r"no clip for position \d+: 10 videos in a row cannot be had, among them .*network: ", error)
+        assert re.search(r"no clip for position \d+: 10 videos in a row cannot be used, among them .*network: ", error)
         assert error.endswith("Once the network is back, go on from the last checkpoint.")
     site.faults = []
     resumed = run(tmp_path / "out", source, processes=processes, changes=changes)
@@ -302,7 +304,7 @@ def test_a_data_worker_that_is_killed_stops_the_run(run, videos, undisturbed, tm
     killed = run(tmp_path / "out", shards(videos), "kill_worker", changes=changes, position=41)
     assert None not in killed.statuses and 0 not in killed.statuses
     (error,) = [line for line in killed.log().splitlines() if "DataLoader worker" in line]
-    assert re.fullmatch(r"error: DataLoader worker \(pid.*Go on with --resume_from_checkpoint auto", error)
+    assert re.fullmatch(r"error: DataLoader worker \(pid.*Resume with --resume_from_checkpoint auto", error)
     assert "Traceback" not in killed.log()
     for path in killed.folder.glob("seen-*.jsonl"):
         path.unlink()

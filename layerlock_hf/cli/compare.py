@@ -2,10 +2,10 @@
 
 layerlock compare RUN_A RUN_B --output FOLDER
 
-Writes results.md and results.png. Every dataset has a section. The first file of a section is what the others are
-compared with: a note says where another test set, other steps or other settings make the numbers not comparable. Rows
-tell the size of an encoder's clips, and readouts, single frames and seeds where these are what is compared. Numbers
-that the LayerLock paper prints for a dataset (Table 1) stand beside it as references.
+Writes results.md and results.png, with a section for every dataset. The first file of a section is what the others are
+compared with; a note says where a different test set, number of steps or other settings make numbers incomparable.
+Clip sizes, readouts, single frames and seeds may be what is being compared: the rows name them.
+Numbers from the LayerLock paper (Table 1) are shown beside their dataset for reference.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from . import programs
 def main(arguments: list[str]):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "results", type=programs.folder, nargs="+", metavar="RESULTS", help="results.json, or its folder"
+        "results", type=programs.folder, nargs="+", metavar="RESULTS", help="results.json files, or their folders"
     )
     parser.add_argument("--output", type=programs.folder, required=True, help="folder for results.md and results.png")
     args = parser.parse_args(arguments)

@@ -1,10 +1,10 @@
-"""Convert released 4DS weights ("Scaling 4D Representations") to a folder that the Auto classes load.
+"""Convert released 4DS weights ("Scaling 4D Representations") to a folder that the Auto classes can load.
 
 layerlock convert --checkpoint scaling4d_dist_b_depth.npz --output_dir 4ds-b-depth
 
 Sizes, heads, frames and task are deduced from the arrays. Load the result with `AutoModel` (the encoder alone),
-`AutoModelForDepthEstimation` or `AutoModelForVideoClassification`; a readout that the checkpoint does not hold starts
-at random, and Transformers says so.
+`AutoModelForDepthEstimation` or `AutoModelForVideoClassification`. A readout that is not in the checkpoint is
+initialised randomly, and Transformers says so.
 """
 
 import argparse
@@ -17,14 +17,14 @@ from . import programs
 
 
 def local_file(text: str) -> Path:
-    """An argument that is a file of this machine: `Path` would make "https:/" of "https://"."""
+    """An argument that is a file on this machine. `Path` would turn "https://" into "https:/"."""
     if "://" in text:
-        raise argparse.ArgumentTypeError(f"must be a file of this machine, got {text!r}: download it first")
+        raise argparse.ArgumentTypeError(f"must be a file on this machine, got {text!r}: download it first")
     return programs.folder(text)
 
 
 def fraction(text: str) -> float:
-    """An argument that is a share of the layers."""
+    """An argument that is a fraction of the layers."""
     try:
         value = float(text)
     except ValueError:
@@ -42,14 +42,14 @@ def main(arguments: list[str]):
         "--readout_depth_fraction",
         type=fraction,
         default=0.95,
-        help="The readout_depth that the original code was given; checkpoints do not record it.",
+        help="The readout_depth given to the original code, which checkpoints do not record.",
     )
     parser.add_argument(
         "--decoding_patch_size",
         type=programs.whole(1),
         nargs=3,
         metavar=("FRAMES", "ROWS", "COLUMNS"),
-        help="Box of pixels that a query of a depth readout predicts, where the arrays leave it open.",
+        help="Frames, rows and columns that a query of a depth readout predicts, if the arrays leave it open.",
     )
     args = parser.parse_args(arguments)
     with programs.errors_told():

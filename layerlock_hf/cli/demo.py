@@ -1,8 +1,8 @@
-"""The demonstration: procedural clips, a LayerLock and an MAE run on them, and what the two encoders learned.
+"""A demonstration: pretrain LayerLock and MAE on procedural clips, and measure what the two encoders have learned.
 
 layerlock demo --output_dir runs/demo
 
-It takes nine and a half minutes on two idle CPU cores. `--max_steps 40 --num_videos 32` is a quick test of the whole.
+Takes nine and a half minutes on two idle CPU cores; `--max_steps 40 --num_videos 32` is a quick test of all parts.
 """
 
 import argparse
@@ -19,7 +19,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--output_dir", type=programs.folder, default=Path("runs/demo"), help="Where everything goes.")
+    parser.add_argument("--output_dir", type=programs.folder, default=Path("runs/demo"), help="Folder to write to.")
     parser.add_argument(
         "--max_steps", type=programs.whole(1), help="Steps of each run (default: those of the recipe)."
     )
@@ -29,7 +29,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         default=0,
         help="Seed of weights, clips and masks; the videos stay the same.",
     )
-    parser.add_argument("--num_videos", type=programs.whole(1), default=1500, help="Videos to pretrain on.")
+    parser.add_argument("--num_videos", type=programs.whole(1), default=1500, help="Number of videos to pretrain on.")
     return parser.parse_args(arguments)
 
 

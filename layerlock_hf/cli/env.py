@@ -1,4 +1,4 @@
-"""What this machine has for LayerLock, and what is missing, with the command that installs it.
+"""What LayerLock finds on this machine, and what is missing, with the commands that install it.
 
 layerlock env
 """
@@ -91,7 +91,7 @@ def main(arguments: list[str]):
     for name, text, mend in decoders():
         print(f"  {name:16} {text}")
         missing += [mend] if mend else []
-    print("\nNothing is missing." if not missing else "\nMissing; these commands install it:")
+    print("\nNothing is missing." if not missing else "\nMissing packages; install them with:")
     for command in missing:
         print(f"  {command}")
     return 1 if missing else 0

@@ -1,9 +1,9 @@
-"""Turn a sharded checkpoint of `layerlock pretrain` into a model that the Auto classes load.
+"""Turn a sharded checkpoint of `layerlock pretrain` into a folder that the Auto classes can load.
 
 layerlock export OUT/checkpoint-1000 MODEL
 
-Only checkpoints that were written under FSDP with SHARDED_STATE_DICT need this; the model at the end of a run is
-always complete. The processor that `layerlock pretrain` put into OUT comes along.
+Only needed for checkpoints written under FSDP with SHARDED_STATE_DICT; the model at the end of a run is always
+complete. The processor that `layerlock pretrain` saved in OUT is copied, too.
 """
 
 import argparse
@@ -15,7 +15,9 @@ from . import programs
 
 def main(arguments: list[str]):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=programs.folder, help="Folder with a part per process.")
+    parser.add_argument(
+        "checkpoint", type=programs.folder, help="Folder of the sharded checkpoint, with one part per process."
+    )
     parser.add_argument("output_dir", type=programs.folder, help="Folder for the model, outside the checkpoint.")
     args = parser.parse_args(arguments)
     with programs.errors_told():

@@ -1,10 +1,10 @@
-"""A look at the data of a run before it starts: what the model sees, what each step of loading costs, what to change.
+"""Inspect the data of a run before it starts: what the model sees, what each loading step costs, what to change.
 
 layerlock inspect --config RECIPE --train_data VIDEOS --output_dir OUT [--SETTING VALUE ...]
 
-Takes the settings of `layerlock pretrain`, and makes the first clips of that run step by step. OUT receives
-`clips.png` (clips with their masks, video and time) and `times.png`; the times, the clips per second that data workers
-make, advice and the bad videos among those met are printed. Nothing is trained, and no file of a run in OUT is
+Takes the settings of `layerlock pretrain` and makes the first clips of that run step by step. Writes to OUT
+`clips.png` (clips with their masks, video and time) and `times.png`. Prints the times, the clips per second that data
+workers make, advice, and the bad videos encountered. Nothing is trained, and no file of a run in OUT is changed.
 changed.
 """
 
@@ -30,12 +30,14 @@ def parser_of_this_program() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--num_clips", type=int, default=16, help="Clips whose steps are timed (default 16).")
-    parser.add_argument("--seconds", type=float, default=5.0, help="Seconds for which workers are timed (default 5).")
+    parser.add_argument("--num_clips", type=int, default=16, help="Number of clips to time (default 16).")
+    parser.add_argument(
+        "--seconds", type=float, default=5.0, help="Seconds for which to time the data workers (default 5)."
+    )
     parser.add_argument(
         "--step_seconds",
         type=float,
-        help="Seconds that a pretraining step takes on one process; layerlock pretrain --rehearse true prints them.",
+        help="Seconds per training step of this recipe on one process, as `pretrain --rehearse true` prints.",
     )
     return parser
 
@@ -44,12 +46,12 @@ def read_settings(arguments: list[str]) -> tuple[argparse.Namespace, RunSettings
     """The settings of this program and those of the run.
 
     Raises:
-        ValueError: naming the culprit.
+        ValueError: naming the setting that is wrong.
     """
     own, rest = parser_of_this_program().parse_known_args(arguments)
     for name, value in vars(own).items():
         if value is not None and not 0 < value < math.inf:
-            raise ValueError(f"{name} is {value}; give more than 0")
+            raise ValueError(f"{name} must be above 0, got {value}")
     return own, parse(rest, also=vars(own))
 
 

@@ -58,7 +58,7 @@ def config_file(name: str) -> str:
         return name
     close = difflib.get_close_matches(name, names, n=1)
     hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}"
-    raise ValueError(f"accelerate_config must be the name of a configuration, or a YAML file, got {name}: {hint}")
+    raise ValueError(f"accelerate_config must be the name of a configuration or a YAML file, got {name}: {hint}")
 
 
 def with_config_file(options: list[str]) -> list[str]:
@@ -72,7 +72,8 @@ def with_config_file(options: list[str]) -> list[str]:
         value = value or next(rest, None)
         if value is None:
             raise ValueError(
-                f"accelerate_config must be the name of a configuration, got nothing: {CONFIG_OPTION} fsdp2"
+                "accelerate_config must be the name of a configuration or a YAML file, got nothing: for instance "
+                f"{CONFIG_OPTION} fsdp2"
             )
         flags += ["--config_file", config_file(value)]
     return flags
@@ -89,7 +90,7 @@ def launch(module: str, arguments: list[str]):
     theirs, ours = split(arguments, launch_options())
     if any(name in os.environ for name in LAUNCHED):
         if theirs:
-            raise ValueError(f"{theirs[0]} is an option of accelerate launch, which runs already: give it there")
+            raise ValueError(f"{theirs[0]} is an option of accelerate launch, which is already running: pass it there")
         return
     if not theirs and torch.cuda.device_count() < 2 and not Path(default_config_file).is_file():
         return

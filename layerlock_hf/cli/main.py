@@ -19,14 +19,14 @@ PACKAGE = Path(__file__).resolve().parents[1]
 PROGRAMS = {
     "pretrain": "pretrain an encoder from a recipe, on one GPU or many nodes",
     "readout": "train readouts on a frozen encoder, and test them",
-    "compare": "compare results of readouts in one table and one plot",
-    "predict": "predict classes or depth of videos with a trained readout",
+    "compare": "compare several readout results in one table and one picture",
+    "predict": "predict the class or depth of videos with a trained readout",
     "prepare": "check every video in a folder, and pack the good ones into shards",
-    "inspect": "look at the data of a run before it starts, and time its loading",
+    "inspect": "inspect the data of a run before it starts, and time its loading",
     "probe": "probe frozen encoders on procedural clips",
     "convert": "convert released 4DS weights for the Auto classes",
     "export": "turn a sharded checkpoint into a model",
-    "demo": "pretrain on procedural clips, and see what was learned, in ten minutes",
+    "demo": "pretrain on procedural clips and see what was learned, in ten minutes",
     "recipes": "list the recipes",
     "env": "show what this machine has, and what is missing",
 }
@@ -63,7 +63,9 @@ def recipes(arguments: list[str]):
     summaries = load("recipes").list_recipes()
     shown = [one for one in summaries if not arguments or any(part in one.name for part in arguments)]
     if not shown:
-        raise SystemExit(f"error: no recipe has {' or '.join(arguments)} in its name: `layerlock recipes` lists all")
+        raise SystemExit(
+            f"error: no recipe has {' or '.join(arguments)} in its name: `layerlock recipes` lists them all"
+        )
     width = max(len(one.name) for one in shown)
     columns = shutil.get_terminal_size().columns
     for kind, title in KINDS.items():

@@ -4,12 +4,12 @@ layerlock prepare VIDEOS OUT --short_side 320 --gop 16
 
 VIDEOS is a folder, or a list as `layerlock pretrain` reads (.csv, .json, .jsonl). OUT receives shards in `data/`, one
 manifest per rank with the place and the facts of every packed video, one report per rank with the fate of every file,
-and at the end `report.md` and `report.png`. The same command resumes a run that was killed.
+and at the end `report.md` and `report.png`. If it is killed, the same command continues where it stopped.
 
-Several machines: give each its --rank of --world_size and the same OUT, which they share. They do not talk to each
-other. In a SLURM array (`sbatch --array=0-31`) both are taken from SLURM_ARRAY_TASK_ID, _MIN and _COUNT.
+On several machines, give each its own --rank out of --world_size and the same OUT, which they share. They do not
+communicate. In a SLURM array (`sbatch --array=0-31`) both are taken from SLURM_ARRAY_TASK_ID, _MIN and _COUNT.
 
-Exits with status 1 if no video at all could be packed; OUT can then be used again with other settings or VIDEOS.
+Exits with status 1 if no video at all is packed; other settings or VIDEOS may then be tried with the same OUT.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from . import programs
 
 
 def slurm_array() -> tuple[int, int]:
-    """Rank and world size of this task of a SLURM array, 0 and 1 outside of one."""
+    """Rank and world size of this task of a SLURM array: 0 and 1 outside one."""
     if "SLURM_ARRAY_TASK_ID" not in os.environ:
         return 0, 1
     first = int(os.environ.get("SLURM_ARRAY_TASK_MIN", 0))
@@ -41,27 +41,27 @@ def parse(arguments: list[str]) -> tuple[PrepareArguments, argparse.Namespace]:
         PrepareArguments, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("source", metavar="VIDEOS", help="Folder or list of videos.")
-    parser.add_argument("output", metavar="OUT", type=programs.folder, help="Folder to write, outside of VIDEOS.")
+    parser.add_argument("output", metavar="OUT", type=programs.folder, help="Folder to write to, outside VIDEOS.")
     parser.add_argument(
         "--num_workers",
         type=programs.whole(1),
         default=count_cores(),
-        help="Processes; by default the cores available.",
+        help="Number of processes (default: one per available core).",
     )
     parser.add_argument(
-        "--rank", type=programs.whole(0), default=rank, help="Which share to do; by default that of a SLURM array."
+        "--rank", type=programs.whole(0), default=rank, help="Which share to prepare (default: that of a SLURM array)."
     )
     parser.add_argument(
-        "--world_size", type=programs.whole(1), default=world_size, help="Number of shares; by default as --rank."
+        "--world_size", type=programs.whole(1), default=world_size, help="Number of shares (default: as for --rank)."
     )
     settings, where, unknown = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
     if unknown:
-        raise ValueError(f"{unknown[0]}: unknown setting; --help lists them")
+        raise ValueError(f"{unknown[0]} is not a known setting: --help lists them all")
     return settings, where
 
 
 def run(settings: PrepareArguments, where: argparse.Namespace):
-    """Do this rank's share, and report on all if it is the last.
+    """Prepare this rank's share, and report on all of them if it is the last.
 
     Raises:
         ValueError: if no video at all is packed, and as of `prepare`.
@@ -69,20 +69,18 @@ def run(settings: PrepareArguments, where: argparse.Namespace):
     """
     is_new = prepare(where.source, where.output, settings, where.rank, where.world_size, where.num_workers)
     rank = f"rank {where.rank} of {where.world_size}"
-    print(f"{rank} is complete" if is_new else f"{rank} was complete already: nothing is done")
+    print(f"{rank} is complete" if is_new else f"{rank} was already complete: nothing to do")
     missing = missing_ranks(where.output, where.world_size)
     if missing:
-        print(
-            f"without a report yet: {len(missing)} of {where.world_size} ranks are missing, among them {missing[:8]}"
-        )
+        print(f"no report yet: {len(missing)} of {where.world_size} ranks are missing, among them {missing[:8]}")
         return
     videos = read_report(where.output)
     print(write_report(videos, where.output))
     if not any(video["is_packed"] for video in videos):
         kind, number, example = reason_rows(videos)[0]
         raise ValueError(
-            f"no video is packed: {number} of {len(videos)} are left out as {kind!r}, such as {example}; change "
-            "VIDEOS or the settings, and give the same OUT"
+            f"no video was packed, as {number} of {len(videos)} were left out as {kind!r}, such as {example}: change "
+            "VIDEOS or the settings, and run it again with the same OUT"
         )
 
 
@@ -94,18 +92,20 @@ def main(arguments: list[str]):
     except ValueError as error:
         raise SystemExit(f"error: {error}") from error
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on", file=sys.stderr)
+        print("interrupted: the same command continues the work", file=sys.stderr)
         raise SystemExit(128 + signal.SIGINT) from None
     except concurrent.futures.process.BrokenProcessPool as error:
         raise SystemExit(
-            "error: a process was killed, perhaps for want of memory; the same command goes on"
+            "error: a process was killed, perhaps because memory ran out: the same command continues the work"
         ) from error
     except OSError as error:
         reason = error.strerror or error
         if error.errno in DISK_FULL:
-            raise SystemExit(f"error: {reason}: {where.output}; make room, and the same command goes on") from error
+            raise SystemExit(
+                f"error: {reason}: {where.output}: free some space, and the same command continues the work"
+            ) from error
         raise SystemExit(
-            f"error: {reason}: {error.filename or where.output}; VIDEOS must be readable and OUT a folder to write in"
+            f"error: {reason}: {error.filename or where.output}: VIDEOS must be readable, and OUT writable"
         ) from error
 
 

@@ -2,7 +2,7 @@
 
 layerlock pretrain --config demo --train_data VIDEOS --output_dir OUT [--num_processes 8 | --accelerate_config fsdp2]
 
-Every setting of a recipe is also a flag, and a flag wins over the recipe: `--max_steps 100 --mask_ratio 0.9`.
+Every setting of a recipe is also a flag, and flags override the recipe: `--max_steps 100 --mask_ratio 0.9`.
 `--rehearse true` runs one step of every stage, prints what each costs, and exits. The options of `accelerate launch`
 (`--num_processes`, `--num_machines`, ...) and `--accelerate_config` start several processes; `accelerate launch -m
 layerlock_hf.cli.pretrain ...` and `accelerate launch scripts/pretrain.py ...` do the same. OUT receives the model
@@ -27,7 +27,7 @@ AFTERWARDS = """
 {out} holds the model and its video processor (AutoModel.from_pretrained), the log (metrics.jsonl), what was frozen and
 predicted when (stages.json), and the names of bad videos (bad_videos.jsonl). To see what the encoder knows:
   layerlock readout --model {out} --task classification --data LABELLED --output_dir {out}/readout"""
-GO_ON = ". Go on with --resume_from_checkpoint auto"
+GO_ON = ". Resume with --resume_from_checkpoint auto"
 
 
 def print_run(trainer: LayerLockTrainer, settings: RunSettings):

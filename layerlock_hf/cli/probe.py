@@ -4,10 +4,10 @@ motions the objects share, and how far everything is.
 layerlock probe --models layerlock=RUN mae=RUN --data FOLDER --output probes.json
 
 FOLDER holds `train` and `test`, each a procedural dataset with depth, and for the first rungs of the ladder
-`easy_train` and `easy_test`: one object before a camera that stands still. Every model is read at a quarter, half,
-three quarters and all of its layers, by ridge regression and by a small readout by attention. A held-out fifth of
-the training videos chooses the layer. Beside the models stand controls: the same ViT with random weights (`random`),
-the models seeing the middle frame of every clip alone (`NAME_one_frame`), differences of frames without an encoder
+`easy_train` and `easy_test`: one object in front of a static camera. Every model is read at a quarter, half,
+three quarters and all of its layers, by ridge regression and by a small attention readout. A held-out fifth of
+the training videos chooses the layer. The controls are: the same ViT with random weights (`random`),
+the models seeing only the middle frame of every clip (`NAME_one_frame`), differences of frames without an encoder
 (`differences`), the mean of all answers (`constant`) and, with `--ceiling STEPS`, the ViT trained with the labels
 (`ceiling`).
 
@@ -36,12 +36,12 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--models", nargs="+", required=True, metavar="NAME=FOLDER", help="Models to probe.")
-    parser.add_argument("--data", type=programs.folder, required=True, help="Folder of the datasets train and test.")
+    parser.add_argument("--data", type=programs.folder, required=True, help="Folder with the datasets train and test.")
     parser.add_argument(
         "--resize_factor",
         type=float,
         default=1.15,
-        help="Shortest side before cropping, over image_size, as in pretraining.",
+        help="Shortest side before cropping over image_size, as in pretraining.",
     )
     parser.add_argument("--output", type=programs.folder, required=True, help="JSON file for the scores.")
     parser.add_argument(
@@ -52,9 +52,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         type=programs.folder,
         nargs="*",
         default=[],
-        help="More datasets to train it on; depth is optional.",
+        help="More datasets to train that ViT on; depth is optional.",
     )
-    parser.add_argument("--bf16", action="store_true", help="Encode in bfloat16: faster on processors that can.")
+    parser.add_argument(
+        "--bf16", action="store_true", help="Encode in bfloat16, which is faster on processors that support it."
+    )
     args = parser.parse_args(arguments)
     models = {}
     for item in args.models:
@@ -63,18 +65,18 @@ def parse(arguments: list[str]) -> argparse.Namespace:
             raise ValueError(f"models must be NAME=FOLDER, got {item!r}: for instance mae=runs/mae")
         if name in models or is_control(name):
             raise ValueError(
-                f"models: {name} is named twice, or as a control ({', '.join(CONTROLS)}, NAME{ONE_FRAME}): choose "
-                "another name"
+                f"models must have distinct names, none of them a control ({', '.join(CONTROLS)}, NAME{ONE_FRAME}), "
+                f"got {name}: choose another name"
             )
         models[name] = folder
     args.models = models
     if args.output.suffix != ".json" or args.output.is_dir():
-        raise ValueError(f"output must be a file that ends in .json, got {args.output}: the picture goes beside it")
+        raise ValueError(f"output must be a .json file, got {args.output}: the picture goes beside it")
     check_output(args.output.parent, [args.output.name, args.output.with_suffix(".png").name], "output")
     if args.ceiling is not None and args.ceiling < 1:
         raise ValueError(f"ceiling must be at least 1 step, got {args.ceiling}")
     if args.ceiling_data and args.ceiling is None:
-        raise ValueError("ceiling_data is set but ceiling is not: without it no ViT is trained")
+        raise ValueError("ceiling_data is set but ceiling is not: set it to train the ViT, or leave ceiling_data out")
     return args
 
 

@@ -1,4 +1,4 @@
-"""How programs end. Each imports it first: other imports take most of the time until it starts, and Ctrl-C must be
+"""How programs end. Each imports this first, because other imports take most of the start-up time, and Ctrl-C must be
 answered then, too.
 """
 
@@ -45,13 +45,13 @@ class PatientOutput:
 def folder(text: str) -> Path:
     """An argument that names a folder or a file; not "", of a variable that is unset, which is the current folder."""
     if not text.strip():
-        raise argparse.ArgumentTypeError(f"must be a path, got {text!r}: is a variable unset?")
+        raise argparse.ArgumentTypeError(f"must be a path, got {text!r}: is a shell variable unset?")
     return Path(text).expanduser()
 
 
 def whole(least: int, most: int | None = None) -> Callable[[str], int]:
     """The type of an argument that is a whole number within these bounds."""
-    bounds = f"of at least {least}" if most is None else f"from {least} to {most}"
+    bounds = f"of at least {least}" if most is None else f"between {least} and {most}"
 
     def number(text: str) -> int:
         try:
@@ -67,7 +67,7 @@ def whole(least: int, most: int | None = None) -> Callable[[str], int]:
 
 @contextlib.contextmanager
 def errors_told(prefix: str = "") -> Iterator[None]:
-    """What the user can mend ends the program with one line.
+    """End the program with one line for errors that the user can fix.
 
     Args:
         prefix: what the line begins with, such as the setting that it is about.

@@ -1,15 +1,15 @@
-"""Train readouts on a frozen encoder, all depths and learning rates from one pass, and test them.
+"""Train readouts on a frozen encoder, at all depths and learning rates in one pass, and test them.
 
 layerlock readout --model PATH_OR_HUB_ID --task classification|depth --data DATA --output_dir OUT
                   [--config ssv2] [--SETTING VALUE ...]
 
-DATA names a data set, with options; docs/evaluation_data.md of the repository has the layouts. Under `accelerate
-launch -m layerlock_hf.cli.readout` or `torchrun` all processes share each batch. The same command resumes a run that
-was stopped.
+DATA names a dataset, with options; docs/evaluation_data.md of the repository has the layouts. Under `accelerate
+launch -m layerlock_hf.cli.readout` or `torchrun`, all processes share each batch. If it is stopped, the same command
+resumes.
 
 OUT receives `results.json`, pictures (`sweep.png`, `curves.png`, and `confusion.png` or `depth.png`), the losses in
 `metrics.jsonl`, videos that cannot be read in `bad_videos.jsonl`, the weights of all readouts, and in `model/` the
-encoder with the best of them, which `AutoModelForVideoClassification` or `AutoModelForDepthEstimation` loads (of
+encoder with the best of them, which `AutoModelForVideoClassification` or `AutoModelForDepthEstimation` loads (for
 attention readouts, the default of `--readout`).
 """
 

@@ -1,4 +1,4 @@
-"""What ends a run with one line rather than a traceback."""
+"""Errors that end a run with one line rather than a traceback."""
 
 import contextlib
 import sys
@@ -17,7 +17,7 @@ from ..training.trainer import LossNotFinite
 
 @contextlib.contextmanager
 def settings_errors_told() -> Iterator[None]:
-    """Of settings, before a run."""
+    """Report errors in settings, before a run."""
     try:
         yield
     except UsageError as error:
@@ -29,18 +29,18 @@ def settings_errors_told() -> Iterator[None]:
 
 @contextlib.contextmanager
 def run_errors_told(workers: str, go_on: str = "") -> Iterator[None]:
-    """Of a run.
+    """Report errors of a run.
 
     Args:
         workers: the setting of the number of data workers.
-        go_on: how to go on once a lost worker's memory is there again, as the end of the message.
+        go_on: how to resume after a worker was lost, as the end of the message.
     """
     try:
         yield
     except (CheckpointRefused, CheckpointNotWritten, DoesNotFit) as error:
         raise SystemExit(f"error: {error}") from None
     except NoDataCame as error:
-        raise SystemExit(f"error: {error}. Go on with --resume auto") from None
+        raise SystemExit(f"error: {error}. Resume with --resume auto") from None
     except (BadData, LossNotFinite) as error:
         # Of a data worker it comes with a traceback in its message
         told = str(error).splitlines()[-1].removeprefix(f"{BadData.__module__}.{BadData.__name__}: ")
@@ -50,5 +50,5 @@ def run_errors_told(workers: str, go_on: str = "") -> Iterator[None]:
             raise
         told = " ".join(str(error).split()).rstrip(".")
         raise SystemExit(
-            f"error: {told}. Systems kill processes when memory runs out: fewer {workers} need less{go_on}"
+            f"error: {told}. The system kills processes when memory runs out: use fewer {workers}{go_on}"
         ) from None

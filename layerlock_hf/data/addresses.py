@@ -1,4 +1,4 @@
-"""The columns of a list of videos, which is a table of their addresses."""
+"""The columns of a list of videos: a table of addresses."""
 
 import unicodedata
 from collections.abc import Iterable
@@ -53,10 +53,10 @@ def combine(tables: list[pyarrow.Table]) -> pyarrow.Table:
 
 
 def join_all(source: str, folder: str, names: list[str | None]) -> list[str | None]:
-    """Names in a list made paths or URLs.
+    """Names in a list as paths or URLs.
 
     Raises:
-        ValueError: naming the list and the row, if it may not name that file; see `files.join`.
+        ValueError: naming the list and the row, if the list may not name that file; see `files.join`.
     """
     joined = []
     for number, name in enumerate(names, start=1):
@@ -68,36 +68,38 @@ def join_all(source: str, folder: str, names: list[str | None]) -> list[str | No
 
 
 def clean_label(label):
-    """A label as it is meant."""
+    """A label without surrounding blanks, in composed Unicode letters (NFC)."""
     return unicodedata.normalize("NFC", label.strip()) if isinstance(label, str) else label
 
 
 def check_classes(source: str, names: Iterable):
-    """Raise a `ValueError` if names of classes differ in case, blanks or forms of letters alone."""
+    """Raise a `ValueError` if class names differ only in case, spacing or Unicode form."""
     seen = {}
     for name in names:
         key = " ".join(unicodedata.normalize("NFKC", str(name)).casefold().split())
         if seen.setdefault(key, name) != name:
             raise ValueError(
-                f"{source}: labels must differ in more than case, blanks and forms of letters, got {seen[key]!r} and "
-                f"{name!r}: write them alike"
+                f"{source}: labels must differ in more than case, spacing and Unicode form, got {seen[key]!r} and "
+                f"{name!r}: spell them the same"
             )
 
 
 def label_array(source: str, labels: list) -> pyarrow.Array:
-    """The labels of a list or shard, texts without blanks around them and with composed letters (Unicode NFC).
+    """The labels of a list or shard, cleaned by `clean_label`.
 
     Raises:
-        ValueError: naming the source, if they are of several types, or no number of 64 bits.
+        ValueError: naming the source, if they are of several types, or a number does not fit 64 bits.
     """
     try:
         return pyarrow.array([clean_label(label) for label in labels])
     except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError, OverflowError) as error:
-        raise ValueError(f"{source!r}: its labels are of several types or too large; give numbers or texts") from error
+        raise ValueError(
+            f"{source!r}: its labels are of several types or too large: use only numbers or only strings"
+        ) from error
 
 
 def is_text(kind: pyarrow.DataType) -> bool:
-    """Whether a column holds texts, such as names of files."""
+    """Whether a column holds strings, such as file names."""
     return pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)
 
 

@@ -1,4 +1,4 @@
-"""What `Augmentation` does to a clip, for a whole batch on its device."""
+"""`Augmentation` for a whole batch, on its device."""
 
 import torch
 
@@ -6,7 +6,7 @@ from .transforms import LUMA, UNCHANGED, Augmentation, ColorChange, repeat_last_
 
 
 class BatchAugmentation:
-    """Resize, flip and recolour the crops of a batch of `PretrainingCollator` where they lie, on a GPU say.
+    """Resize, flip and recolour the crops of a batch of `PretrainingCollator` on their device, such as a GPU.
 
     Agrees with `Augmentation.finish` exactly on a CPU without changes of colour. On a GPU resized frames are computed
     in floating point and may differ by 1 of 255; a change of colour multiplies that by its contrast and saturation.

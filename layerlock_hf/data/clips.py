@@ -1,4 +1,4 @@
-"""What decoders give: frames of one video, on a timeline of constant frame rate."""
+"""What decoders return: frames of one video, on a timeline of constant frame rate."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import torch
 
 
 class DecodingError(Exception):
-    """No frame of a video can be had; the message is the reason, in one line.
+    """A video, or the frames asked for, cannot be read; the message is the reason, in one line.
 
     Args:
         message: the reason.
@@ -33,7 +33,7 @@ class Clip:
         num_frames: number of frames of the video, on the timeline they were chosen from.
         pixel_aspect: width of a pixel over its height; a player stretches the frames accordingly.
         note: None for a healthy video, else what is wrong with it.
-        is_partial: whether the video has less than it claims: what follows is damaged or missing.
+        is_partial: whether the video is shorter than it claims, because the rest is damaged or missing.
     """
 
     frames: torch.Tensor
@@ -50,12 +50,12 @@ Choose = Callable[[int], list[int]]
 
 @dataclass(frozen=True)
 class Crop:
-    """What is kept of the frames of a clip.
+    """The part of the frames of a clip that is kept.
 
     Attributes:
         box: from height and width of a frame in pixels, and the aspect of a pixel, to the top, left, height and width
             that are kept.
-        image_size: side of the square that this is resized to, as by `transforms.resize`; by default it is not.
+        image_size: side of the square that this is resized to, as by `transforms.resize` (default: not resized).
     """
 
     box: Callable[[int, int, float], tuple[int, int, int, int]]
@@ -68,13 +68,13 @@ MAX_PIXEL_ASPECT = 50  # more is a mistake in the file
 
 
 def shown_frames(seconds: np.ndarray, frame_rate: float | None = None) -> np.ndarray:
-    """Which frame a player shows at each tick of a timeline of constant frame rate.
+    """The frame that a player shows at each tick of a timeline of constant frame rate.
 
-    In the middle of its tick, so that rounded timestamps of a constant rate give 0, 1, 2, ...: nothing is resampled.
+    Taken mid-tick, so that rounded timestamps of a constant rate give 0, 1, 2, ..., without resampling.
 
     Args:
         seconds: ascending times at which the frames appear, shape (N,).
-        frame_rate: ticks per second; by default the usual rate of the frames, or the average one where it varies.
+        frame_rate: ticks per second; by default the usual rate of the frames, or the average if it varies.
 
     Returns:
         indices of frames, one per tick.

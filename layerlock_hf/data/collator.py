@@ -25,7 +25,7 @@ class PretrainingCollator:
             pixel_values_videos: uint8, shape (B, T, C, H, W). Of samples that hold a `crop` and an `augmentation`
                 there is instead what `BatchAugmentation` makes these of: crops, crop_shapes and augmentations.
             context_ids: shape (B, K), or a list of such, one per type of mask, if the strategy draws several.
-            target_ids: shape (B, M), or a list likewise.
+            target_ids: shape (B, M), or a list as for `context_ids`.
             num_padded: shape (), the number of clips whose last frame is repeated.
         """
         pairs = self.masks(self.grid_size, [sample["position"] for sample in samples], self.seed)

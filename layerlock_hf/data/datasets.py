@@ -45,10 +45,10 @@ class _Group:
 
 
 class PretrainingClips(torch.utils.data.Dataset):
-    """All clips of a run, as one pass over positions; `ClipOrder` says which video a position shows.
+    """All clips of a run, as one pass over positions; `ClipOrder` decides which video a position shows.
 
-    What is random about a position (video, window, crop, flip, colours, replacement) depends on the seed and the
-    position alone: neither the number of processes and workers nor a resumed run changes any clip. Asked for a whole
+    The randomness of a position (video, window, crop, flip, colours, replacement) depends only on the seed and the
+    position: neither the number of processes and workers nor resuming a run changes any clip. Asked for a whole
     batch, as by a `DataLoader`, it decodes a group of `clips_per_video` positions once, and fetches remote videos
     several at a time.
 
@@ -58,18 +58,18 @@ class PretrainingClips(torch.utils.data.Dataset):
         num_frames: frames T of a clip.
         frame_stride: distance between consecutive frames of a clip.
         transform: how clips are cropped, flipped and recoloured.
-        seed: seed of everything random.
-        clips_per_video: number of clips that one decoded window gives, each augmented on its own: see `ClipOrder`.
-        source_weights: share of each source of `videos` among the clips; by default every video comes as often.
-        frame_rate: frames per second that `frame_stride` counts; by default those of each video.
-        bad_videos: the report of videos that cannot be used; by default one in memory.
-        decode_timeout: seconds until a video that hangs is given up. Clips are made in a child process, so that one
+        seed: seed of all randomness.
+        clips_per_video: number of clips made from one decoded window, each augmented independently: see `ClipOrder`.
+        source_weights: share of the clips from each source of `videos`; by default all videos are shown equally often.
+        frame_rate: frames per second at which `frame_stride` counts; by default each video's own.
+        bad_videos: the report of unusable videos; by default one in memory.
+        decode_timeout: seconds before giving up on a video that hangs. Clips are made in a child process, so that one
             that crashes harms nothing else; 0 makes them in this process, without a limit.
         device: "cpu", or "cuda" to decode on the GPU, from data workers that were not forked: their start method is
             "forkserver" or "spawn".
-        augment_on_device: leave resizing, flips and colours to what trains: samples hold `crop` and `augmentation`.
+        augment_on_device: leave resizing, flips and colours to the trainer: samples hold `crop` and `augmentation`.
 
-    Indexing raises `BadData` when too many videos cannot be used.
+    Indexing raises `BadData` once too many videos are unusable.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class PretrainingClips(torch.utils.data.Dataset):
         augment_on_device: bool = False,
     ):
         if len(videos) == 0:
-            raise ValueError("videos is empty; give at least one video")
+            raise ValueError("videos must hold at least one video, got none")
         check_window(num_frames, frame_stride, frame_rate)
         _check_device(device)
         self.videos = videos
@@ -133,11 +133,13 @@ class PretrainingClips(torch.utils.data.Dataset):
         """The clips of several positions, at less cost than one by one."""
         for position in positions:
             if not 0 <= position < self.num_samples:
-                raise IndexError(f"position {position} is outside the run of {self.num_samples} clips")
+                raise IndexError(
+                    f"position must be at least 0 and less than num_samples={self.num_samples}, got {position}"
+                )
         if self.device != "cpu" and (os.getpid() != self._home or torch.cuda.is_initialized()):
             raise RuntimeError(
-                "a process that uses the GPU, or was forked from one, cannot start one that decodes on it; give the "
-                'DataLoader num_workers of at least 1 and multiprocessing_context="forkserver"'
+                "a process that uses the GPU, or was forked from one that does, cannot start another that decodes on "
+                'it: give the DataLoader num_workers of at least 1 and multiprocessing_context="forkserver"'
             )
         groups = [(first, list(members)) for first, members in itertools.groupby(positions, self.order.first_of)]
         samples = []
@@ -168,11 +170,11 @@ class PretrainingClips(torch.utils.data.Dataset):
                 for frames, augmentation, position in zip(group.frames, group.augmentations, positions, strict=True)
             ]
         if kinds == {"network"}:
-            advice = "Once the network is back, go on from the last checkpoint"
+            advice = "Once the network is back, resume from the last checkpoint"
         else:
             advice = "Repair or remove the bad videos"
         raise BadData(
-            f"no clip for position {first}: {MAX_ATTEMPTS} videos in a row cannot be had, among them "
+            f"no clip for position {first}: {MAX_ATTEMPTS} videos in a row cannot be used, among them "
             f"{'; '.join(failures[:3])}. {advice}."
         )
 
@@ -246,11 +248,11 @@ class PretrainingClips(torch.utils.data.Dataset):
         return _Group(frames, left_to_do, is_padded, clip.note, kind)
 
     def window(self, first: int, attempt: int = 0) -> Choose:
-        """Which frames of a video the clips of a group show, given how many it has.
+        """The function from the number of frames of a video to the frames that the clips of a group show.
 
         Args:
             first: the first position of the group.
-            attempt: how many videos before could not be used.
+            attempt: number of videos tried before that could not be used.
         """
         fraction, _ = self._draws(first, attempt)
         span = (self.num_frames - 1) * self.frame_stride + 1
@@ -278,19 +280,21 @@ class PretrainingClips(torch.utils.data.Dataset):
 def check_window(num_frames: int, frame_stride: int, frame_rate: float | None = None):
     """
     Raises:
-        ValueError: if there are no such clips.
+        ValueError: naming the setting that is out of range.
     """
     for name, value in (("num_frames", num_frames), ("frame_stride", frame_stride)):
         if value < 1:
-            raise ValueError(f"{name} is {value}; give at least 1")
+            raise ValueError(f"{name} must be at least 1, got {value}")
     if frame_rate is not None and not 0 < frame_rate <= 1000:
-        raise ValueError(f"frame_rate is {frame_rate}; give frames per second, up to 1000")
+        raise ValueError(f"frame_rate must be above 0 and at most 1000 frames per second, got {frame_rate}")
 
 
 def isolated(function: Callable, decode_timeout: float) -> Callable:
-    """What calls a function that decodes in a child process; the function itself if `decode_timeout` is 0."""
+    """A function that decodes, made to run in a child process; the function itself if `decode_timeout` is 0."""
     if decode_timeout != 0 and not 0.1 <= decode_timeout <= 1e6:
-        raise ValueError(f"decode_timeout is {decode_timeout}; give seconds from 0.1 on, or 0 for no limit")
+        raise ValueError(
+            f"decode_timeout must be between 0.1 and 1e6 seconds, or 0 for no limit, got {decode_timeout}"
+        )
     torchcodec_decoder()  # loaded here once, and not by every child within its first decode_timeout
     return Isolated(function, decode_timeout) if decode_timeout else function
 
@@ -314,8 +318,8 @@ def _fetch_or_error(row: dict) -> str | bytes | DecodingError:
 
 def _check_device(device: str):
     if device not in DEVICES:
-        raise ValueError(f"device (decode_device in recipes) is {device!r}; give one of {', '.join(DEVICES)}")
+        raise ValueError(f"device (decode_device in recipes) must be one of {', '.join(DEVICES)}, got {device!r}")
     if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device (decode_device in recipes) is cuda, but PyTorch finds no GPU; leave it at cpu")
+        raise ValueError("device (decode_device in recipes) must be cpu where PyTorch finds no GPU, got cuda")
     if device == "cuda" and torchcodec_decoder() is None:
-        raise ValueError("device (decode_device in recipes) is cuda, but torchcodec does not load; leave it at cpu")
+        raise ValueError("device (decode_device in recipes) must be cpu where torchcodec does not load, got cuda")

@@ -1,4 +1,4 @@
-"""Reading files, local or at a URL: with limits of time and size, and again after a failure that may pass."""
+"""Reading files, local or at a URL, with limits on time and size, and retries after temporary failures."""
 
 import glob
 import io
@@ -38,7 +38,7 @@ _filesystems: dict[tuple[int, str], fsspec.AbstractFileSystem] = {}
 
 
 class FileError(Exception):
-    """A file cannot be read; the message says why, in one line.
+    """A file cannot be read; the message gives the reason, in one line.
 
     Attributes:
         kind: a word or two by which reasons are counted.
@@ -54,7 +54,7 @@ class NetworkError(FileError):
 
 
 class TooLarge(FileError):
-    """More bytes are to be read than a process has memory for."""
+    """The file is larger than a process has memory for."""
 
     kind = "too large"
 
@@ -69,18 +69,18 @@ class MissingFile(FileError):
 
 
 class ChangedFile(FileError):
-    """A file is shorter than it was, or is to be."""
+    """A file is shorter than it was, or than it should be."""
 
     kind = "changed"
 
 
 def is_url(name: str) -> bool:
-    """Whether a name is an address, such as "https://host/a.mp4", and no path."""
+    """Whether a name is a URL, such as "https://host/a.mp4", rather than a path."""
     return re.match(r"[A-Za-z][\w+.-]*(::|://)", name) is not None
 
 
 def suffix_of(name: str) -> str:
-    """The suffix of a path or URL, in small letters: ".mp4"."""
+    """The suffix of a path or URL, in lower case: ".mp4"."""
     return Path(urlsplit(name).path if is_url(name) else name).suffix.lower()
 
 
@@ -92,7 +92,7 @@ def folder_of(name: str) -> str:
 def join(folder: str, name: str) -> str:
     """The path or URL of a name in a list, which is relative to the folder of the list.
 
-    A list on disk, the user's own, may name anything. One at a URL may name what lies under its folder alone.
+    A list on disk, the user's own, may name anything. One at a URL may only name files under its own folder.
 
     Raises:
         ValueError: if it names something else.
@@ -102,12 +102,14 @@ def join(folder: str, name: str) -> str:
     parts = re.split(r"[/\\]", unquote(name))
     # "::" chains filesystems
     if ".." in parts or not parts[0] or "::" in name or is_url(unquote(name)):
-        raise ValueError(f"{name!r} does not lie under {folder}; a list at a URL may name only what lies beside it")
+        raise ValueError(
+            f"{name!r} does not lie under {folder}: a list at a URL may only name files in its own folder"
+        )
     return folder + (quote(name, safe="/%") if _is_http(folder) else name)
 
 
 def expand(pattern: str) -> list[str]:
-    """The names that a pattern stands for: {a,b} and {00..99} as in bash, then * and the like.
+    """The names that a pattern matches: {a,b} and {00..99} as in bash, then * and the like.
 
     Raises:
         ValueError: if it matches nothing.
@@ -182,7 +184,7 @@ def _is_text(name: str) -> bool:
     try:
         name.encode()
     except UnicodeEncodeError:
-        logger.warning(f"left out {name!r}, whose name is not in UTF-8: rename it")
+        logger.warning(f"skipped {name!r}, whose name is not valid UTF-8: rename it")
         return False
     return True
 
@@ -229,22 +231,22 @@ def size_of(name: str) -> int:
     """The number of bytes of a file.
 
     Raises:
-        FileError: as `read`, or if a server does not tell.
+        FileError: as `read`, or if a server does not give it.
     """
     if not is_url(name):
         return _local(lambda: os.stat(name).st_size)
     size = _persist(lambda fs: fs.size(name), name)
     if size is None:
-        raise NetworkError("network: the server does not tell the size of the file")
+        raise NetworkError("network: the server does not give the size of the file")
     return size
 
 
 def open_file(name: str, block: int | None = None) -> io.BufferedIOBase | io.RawIOBase:
-    """A file for reading at random.
+    """A file opened for random access.
 
     Args:
         name: path or URL.
-        block: bytes that a request for a part of a file at a URL brings at least; by default what is asked for.
+        block: minimum size in bytes of a request for a part of a file at a URL; by default what is asked for.
     """
     if not is_url(name):
         _check_regular(name)
@@ -254,7 +256,7 @@ def open_file(name: str, block: int | None = None) -> io.BufferedIOBase | io.Raw
 
 
 class Ranges(io.RawIOBase):
-    """A file at a URL of a known size, of which every read is a request."""
+    """A file at a URL, of known size; every read is a request."""
 
     def __init__(self, url: str, size: int):
         self.url = url
@@ -300,7 +302,7 @@ def filesystem(url: str) -> fsspec.AbstractFileSystem:
             _filesystems.setdefault(key, fsspec.url_to_fs(url, skip_instance_cache=True, **options)[0])
         return _filesystems[key]
     except (ImportError, ValueError) as error:  # of a package for the protocol; no such protocol
-        raise FileError(f"no way to read {url.split(':')[0]}://: {one_line(error)}") from error
+        raise FileError(f"cannot read {url.split(':')[0]}:// addresses: {one_line(error)}") from error
 
 
 async def _client(loop, headers: dict | None = None, **settings):
@@ -319,12 +321,12 @@ async def _check_answer(response):
         return
     is_whole, is_file = response.status == 200, response.content_type != "text/html"
     if is_whole and "Range" in response.request_info.headers:
-        raise NetworkError("the server ignores ranges: it sends whole files only; use one that serves parts of files")
+        raise NetworkError("the server ignores byte ranges and sends whole files only: use one that supports them")
     if is_whole and is_file and response.content_length is None:
-        raise NetworkError("network: the server does not tell the size of the file")
+        raise NetworkError("network: the server does not give the size of the file")
     # Nobody knows how large it becomes
     if is_file and response.headers.get("Content-Encoding", "identity") != "identity":
-        raise NetworkError("the server compresses the file on its way; use one that sends files as they are")
+        raise NetworkError("the server compresses the file in transit: use one that sends files as they are")
     if (response.content_length or 0) > MAX_SIZE:
         raise TooLarge(response.content_length)
 

@@ -1,6 +1,6 @@
 """Addresses of videos within shards: tars and parquet files.
 
-They come from headers and footers alone: no video is read for them.
+They come from headers and footers: no video is read.
 """
 
 import contextlib
@@ -44,7 +44,7 @@ MANY_SHARDS = 16
 
 
 def index_shards(index: Callable[[str], pyarrow.Table], shards: list[str]) -> pyarrow.Table:
-    """The videos of all shards, of which several at a time are indexed.
+    """The videos of all shards; several shards are indexed at a time.
 
     Raises:
         ValueError: naming a shard that cannot be read.
@@ -73,7 +73,7 @@ def index_tar(path: str, wanted: str | None = None) -> pyarrow.Table:
     KEY.cls, or "label" in KEY.json; labels are kept if every video has one.
 
     Raises:
-        ValueError: if the tar is compressed, damaged or cut off, or a label no label.
+        ValueError: if the tar is compressed, damaged or truncated, or a label is invalid.
         FileError: if it cannot be read.
     """
     names, offsets, sizes, keys, labels = [], [], [], [], {}
@@ -85,7 +85,7 @@ def index_tar(path: str, wanted: str | None = None) -> pyarrow.Table:
                     if f".{extension}".endswith(VIDEO_SUFFIXES) and not member.isdir():
                         if not member.isreg() or member.issparse():
                             raise ValueError(
-                                f"{path!r}: {member.name!r} is a link or sparse; write it as a plain file"
+                                f"{path!r}: {member.name!r} is a link or a sparse file: store it as a plain file"
                             )
                         names.append(member.name)
                         offsets.append(member.offset_data)
@@ -97,7 +97,7 @@ def index_tar(path: str, wanted: str | None = None) -> pyarrow.Table:
                             labels[key] = label
                 _check_end(path, file, tar.offset)
         except tarfile.TarError as error:
-            raise ValueError(f"{path!r} is damaged, cut off, or no uncompressed tar: {error}") from error
+            raise ValueError(f"{path!r} is damaged, truncated, or not an uncompressed tar: {error}") from error
     found = [labels.get(key) for key in keys]
     label = {} if None in found else {LABEL_COLUMN: label_array(path, found)}
     return address_table(pyarrow.repeat(path, len(names)), offset=offsets, size=sizes, name=names, **label)
@@ -138,8 +138,8 @@ def _check_end(path: str, file, end: int):
     file.seek(end)
     block = file.read(TAR_BLOCK)
     if block != bytes(TAR_BLOCK):
-        what = "is damaged" if len(block) == TAR_BLOCK else "is cut off"
-        raise ValueError(f"{path!r} {what}: at byte {end}, neither a member nor the end of the archive is there")
+        what = "is damaged" if len(block) == TAR_BLOCK else "is truncated"
+        raise ValueError(f"{path!r} {what}: at byte {end} there is neither a member nor the end of the archive")
 
 
 def index_parquet(path: str, wanted: str | None = None) -> pyarrow.Table:
@@ -147,7 +147,7 @@ def index_parquet(path: str, wanted: str | None = None) -> pyarrow.Table:
 
     Args:
         path: path or URL.
-        wanted: the column that holds the videos, where it is not the usual one.
+        wanted: the column of the videos, if it does not have a usual name.
 
     Raises:
         ValueError: if it has no such column, or names files that it may not, see `files.join`.
@@ -167,7 +167,7 @@ def index_parquet(path: str, wanted: str | None = None) -> pyarrow.Table:
         leaf = bytes_leaf(parquet, column)
         if leaf is None and not is_text(schema.field(column).type):
             kind = schema.field(column).type
-            raise ValueError(f"{path!r}: column {column} holds {kind}; give bytes, {{bytes, path}} or paths")
+            raise ValueError(f"{path!r}: column {column} must hold bytes, {{bytes, path}} or paths, got {kind}")
         if leaf is None:
             return address_table(_joined(path, parquet.read(columns=[column]).column(0).to_pylist()), **known)
         groups = [_index_group(path, parquet, group, column, leaf) for group in range(parquet.num_row_groups)]
@@ -195,11 +195,11 @@ def open_parquet(path: str) -> Iterator[pyarrow.parquet.ParquetFile]:
             yield parquet
     except (pyarrow.ArrowException, OSError) as error:
         message = one_line(error)
-        raise ValueError(f"{path!r} is damaged, cut off, or no parquet file: {message}") from error
+        raise ValueError(f"{path!r} is damaged, truncated, or not a parquet file: {message}") from error
 
 
 def forget_footers():
-    """Read all footers anew: files at URLs may have changed since."""
+    """Read all footers again: files at URLs may have changed since."""
     _footer.cache_clear()
 
 
@@ -258,7 +258,7 @@ def video_column(source: str, present: list[str], wanted: str | None, setting: s
     """The name of the column that holds the videos.
 
     Args:
-        setting: how the user may name it.
+        setting: how the user can name it, for the message.
 
     Raises:
         ValueError: if there is none.
@@ -272,6 +272,5 @@ def video_column(source: str, present: list[str], wanted: str | None, setting: s
             return found[0]
     sought = repr(wanted) if wanted else " or ".join(PATH_COLUMNS[:3])
     raise ValueError(
-        f"{source!r} has no column {sought}; its columns are {', '.join(present)}. Name that of the videos by "
-        f"{setting}"
+        f"{source!r} has no column {sought}, only {', '.join(present)}: name the column of the videos with {setting}"
     )

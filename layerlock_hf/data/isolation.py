@@ -1,4 +1,4 @@
-"""A child process for decoding, which a video may crash or hang without harm to the run."""
+"""A child process for decoding, so that a video that crashes or hangs it does not harm the run."""
 
 import collections
 import contextlib
@@ -36,18 +36,18 @@ SHARED_MIB = 64
 
 
 class DecoderLost(DecodingError):
-    """A video hangs or crashes what decodes it; trying again would cost as much again."""
+    """A video hangs or crashes the decoding process; trying again would cost as much again."""
 
 
 class Isolated:
-    """A function that is called in a child process, forked at the first call and again after a death.
+    """A function that runs in a child process, forked at the first call and again whenever the child has died.
 
     The child sees everything as it was when forked, and ends with this process. Calls do not overlap.
 
     Args:
         function: what to call. Arguments and results are pickled, but for the contents of NumPy arrays in a result,
             which pass through shared memory.
-        timeout: seconds that a call may take. What memory it may take is `MAX_MEMORY_GIB` (on Linux).
+        timeout: seconds that a call may take. Its memory is limited to `MAX_MEMORY_GIB` (on Linux).
     """
 
     def __init__(self, function: Callable, timeout: float):

@@ -1,4 +1,4 @@
-"""Lists of videos as people write them: tables with a header or without, JSON, JSON lines."""
+"""Lists of videos as people write them: tables with or without a header, JSON, JSON Lines."""
 
 import codecs
 import csv
@@ -24,16 +24,16 @@ ENCODINGS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs
 
 
 def decode(data: bytes) -> str:
-    """Text, whatever mark of byte order (of Excel, of Windows) it begins with.
+    """Text, whatever byte order mark (Excel, Windows) it begins with.
 
     Raises:
-        ValueError: if it is no text.
+        ValueError: if it is not text.
     """
     encoding = next((name for mark, name in ENCODINGS.items() if data.startswith(mark)), "utf-8")
     try:
         return data.decode(encoding)
     except UnicodeDecodeError as error:
-        raise ValueError(f"it is no text in UTF-8 ({error}): save it as UTF-8") from error
+        raise ValueError(f"it is not UTF-8 text ({error}): save it as UTF-8") from error
 
 
 def read_rows(name: str, data: bytes, wanted: str | None = None) -> list[dict]:
@@ -41,9 +41,9 @@ def read_rows(name: str, data: bytes, wanted: str | None = None) -> list[dict]:
     "label".
 
     Args:
-        name: of the list; its suffix tells how it is written.
+        name: of the list; its suffix decides how it is parsed.
         data: its bytes.
-        wanted: a column that the header has.
+        wanted: a column that the header is known to have.
 
     Raises:
         ValueError: naming the list, if it cannot be read.
@@ -53,12 +53,14 @@ def read_rows(name: str, data: bytes, wanted: str | None = None) -> list[dict]:
     except (ValueError, csv.Error) as error:
         raise ValueError(f"{name!r} cannot be read: {error}") from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise ValueError(f"{name!r} must hold an object for every video")
+        raise ValueError(f"{name!r} must hold one object per video")
     if not rows:
-        raise ValueError(f"{name!r} lists no videos; give one row per video")
+        raise ValueError(f"{name!r} lists no videos: give one row per video")
     for number, row in enumerate(rows, start=1):
         if any(row.get(None, ())):  # where the csv module puts them
-            raise ValueError(f"{name!r}: row {number} has more fields than there are columns; quote what has commas")
+            raise ValueError(
+                f"{name!r}: row {number} has more fields than there are columns: quote fields that contain commas"
+            )
     return rows
 
 
@@ -100,13 +102,13 @@ def _read_bare(name: str, lines: list[str]) -> list[dict]:
     strange = next((number for number, width in enumerate(widths, start=1) if width != widths[0]), None)
     if strange is not None:
         raise ValueError(
-            f"it has no header, and row {strange} has {widths[strange - 1]} fields where the first has {widths[0]}; "
-            "write a header such as path,label as its first line"
+            f"it has no header, and row {strange} has {widths[strange - 1]} fields where the first has {widths[0]}: "
+            "add a header such as path,label as the first line"
         )
     # "path 0 -1" of VideoMAE means the whole video, not a class
     has_labels = widths[0] > 1 and not any(isinstance(row[-1], int) and row[-1] < 0 for row in rows)
     read_as = "path, then a label" if has_labels else "path"
-    logger.warning(f"{name!r} has no header; its {len(rows)} rows are read as {read_as}")
+    logger.warning(f"{name!r} has no header: its {len(rows)} rows are read as {read_as}")
     return [{"path": row[0], "label": row[-1]} if has_labels else {"path": row[0]} for row in rows]
 
 

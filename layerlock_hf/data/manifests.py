@@ -18,7 +18,7 @@ VIDEO_COLUMN = "video"
 
 
 def manifest_name(rank: int, count: int) -> str:
-    """The name of what one of so many processes writes."""
+    """The name of the manifest that one of `world_size` processes writes."""
     return f"manifest-{rank:05}-of-{count:05}.parquet"
 
 
@@ -38,15 +38,20 @@ def index_manifests(source: str, paths: list[str]) -> pyarrow.Table:
     """The videos of a prepared folder, given the manifests in it.
 
     Raises:
-        ValueError: if manifests or local shards are missing, or do not hold what they must.
+        ValueError: if manifests or local shards are missing or incomplete.
     """
     expected = manifests_beside(paths[0])
     strange = sorted(set(paths) - set(expected))
     if strange:
-        raise ValueError(f"{source!r} holds {paths[0]!r} and {strange[0]!r}; keep the manifests of one preparation")
+        raise ValueError(
+            f"{source!r} holds manifests of several preparations, {paths[0]!r} and {strange[0]!r}: keep those of one "
+            "preparation"
+        )
     missing = sorted(set(expected) - set(paths))
     if missing:
-        raise ValueError(f"{source!r} lacks {', '.join(missing)}: a process that prepared it has not ended well")
+        raise ValueError(
+            f"{source!r} lacks {', '.join(missing)}: a process that prepared it did not finish, so run it again"
+        )
     return index_shards(_index_manifest, expected)
 
 
@@ -65,11 +70,13 @@ def _index_manifest(path: str) -> pyarrow.Table:
     try:
         table = address_table(pyarrow.array(joined, pyarrow.string()).take(indices), **known)
     except pyarrow.ArrowException as error:
-        raise ValueError(f"{path!r} is no manifest: {error}") from error
+        raise ValueError(f"{path!r} is not a manifest: {error}") from error
     in_tar = _is_address(table, offset=TAR_BLOCK, size=0)  # a header precedes the bytes
     in_parquet = _is_address(table, row_group=0, row=0)
     if shards.null_count or not np.all(in_tar ^ in_parquet):
-        raise ValueError(f"{path!r} is no manifest: every row needs a path, and offset and size or row_group and row")
+        raise ValueError(
+            f"{path!r} is not a manifest: every row needs a path, and offset and size or row_group and row"
+        )
     ends = np.zeros(len(names), np.int64)
     offset, size = (table.column(name).fill_null(0).to_numpy() for name in ("offset", "size"))
     np.maximum.at(ends, indices.to_numpy(), np.where(in_tar, offset + size, 0))
@@ -90,6 +97,11 @@ def _check_shards(manifest: str, shards: list[str], ends: list[int]):
         if files.is_url(shard):  # it would take a request each; reading them tells
             continue
         if not os.path.isfile(shard):
-            raise ValueError(f"{manifest!r} names {shard!r}, which is missing; copy it there, or prepare it again")
+            raise ValueError(
+                f"{manifest!r} names {shard!r}, which is missing: copy it there, or prepare the videos again"
+            )
         if os.path.getsize(shard) < end:
-            raise ValueError(f"{shard!r} is cut off: {manifest!r} names {end} bytes of it; prepare it again")
+            raise ValueError(
+                f"{shard!r} is truncated, as {manifest!r} names {end} bytes of it: copy it again, or prepare the "
+                "videos again"
+            )

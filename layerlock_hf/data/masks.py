@@ -1,4 +1,4 @@
-"""Masks: which tokens of a clip the encoder sees, and which are to be predicted.
+"""Masks: which tokens of a clip the encoder sees, and which it has to predict.
 
 A mask strategy is called as `strategy(grid_size, positions, seed)` and returns one pair (context_ids, target_ids), of
 shapes (B, K) and (B, M), per type of mask it draws. Ids index the flattened grid, t outermost, w innermost. The masks
@@ -79,7 +79,10 @@ class TubeMask:
         num_times, frame = grid_size[0], grid_size[1] * grid_size[2]
         num_hidden = int(self.ratio * frame)
         if num_hidden == 0:
-            raise ValueError(f"ratio (mask_ratio in recipes) is {self.ratio}, which hides none of {frame} patches")
+            raise ValueError(
+                f"ratio (mask_ratio in recipes) must hide at least 1 of the {frame} patches of a frame, got "
+                f"{self.ratio}: raise it"
+            )
         times = frame * torch.arange(num_times).unsqueeze(1)
         contexts, targets = [], []
         for position in positions:
@@ -93,10 +96,10 @@ class TubeMask:
 
 @dataclass(frozen=True)
 class FutureMask:
-    """The first time steps are seen, the later ones are to be predicted, which takes knowing how things move.
+    """The first time steps are seen and the later ones predicted, which requires knowing how things move.
 
-    Under masks at random a hidden patch is mostly told by its neighbours, and a small model in a short run learns no
-    more than that.
+    Under random masks, a hidden patch can mostly be guessed from its neighbours, and a small model in a short run
+    learns nothing beyond that.
 
     Args:
         num_past: time steps of the grid (`tubelet_size` frames each) that the encoder sees.
@@ -126,7 +129,7 @@ class FutureMask:
         if self.num_past >= num_times:
             raise ValueError(
                 f"num_past (mask_past in recipes) must be less than the {num_times} time steps of a clip, got "
-                f"{self.num_past}: no future would be left to predict"
+                f"{self.num_past}: otherwise no future is left to predict"
             )
         num_seen, num_tokens = self.num_past * frame, num_times * frame
         num_context = max(1, round(num_seen * (1 - self.ratio)))
@@ -164,21 +167,21 @@ class MultiBlockMasks:
 
     def __post_init__(self):
         if not self.blocks:
-            raise ValueError("blocks (mask_blocks in recipes) is empty; give at least one type of mask")
+            raise ValueError("blocks (mask_blocks in recipes) must name at least one type of mask, got none")
         for num_blocks, scale in self.blocks:
             if num_blocks < 1 or not 0 < scale < 1:
                 raise ValueError(
-                    f"blocks (mask_blocks in recipes) has {num_blocks} blocks of {scale} of the frame; give at least "
-                    "1 block, and a fraction between 0 and 1, both excluded"
+                    "blocks (mask_blocks in recipes) must be at least 1 block of a fraction between 0 and 1 of the "
+                    f"frame, both excluded, got {num_blocks} of {scale}"
                 )
         if not 0 < self.aspect_ratio[0] <= self.aspect_ratio[1]:
-            raise ValueError(f"aspect_ratio is {self.aspect_ratio}; give two positive bounds, the lower one first")
+            raise ValueError(f"aspect_ratio must be two positive bounds, the lower one first, got {self.aspect_ratio}")
         if self.truncate not in PRIORITIES:
             raise ValueError(
-                f"truncate (mask_truncation in recipes) is {self.truncate!r}; choose one of {', '.join(PRIORITIES)}"
+                f"truncate (mask_truncation in recipes) must be one of {', '.join(PRIORITIES)}, got {self.truncate!r}"
             )
         if self.group_size < 1:
-            raise ValueError(f"group_size (mask_group_size in recipes) is {self.group_size}; give at least 1")
+            raise ValueError(f"group_size (mask_group_size in recipes) must be at least 1, got {self.group_size}")
 
     def __call__(
         self, grid_size: tuple[int, int, int], positions: Sequence[int], seed: int
@@ -194,8 +197,8 @@ class MultiBlockMasks:
         drawn = {group: _draw_group(self, tuple(grid_size), group, seed) for group in {group for group, _ in places}}
         if len({tuple(ids.shape for pair in masks for ids in pair) for masks in drawn.values()}) > 1:
             raise ValueError(
-                f"group_size (mask_group_size in recipes) is {self.group_size}, but a batch of {len(places)} clips "
-                f"lies in {len(drawn)} groups, whose numbers of tokens differ; make it a multiple of the batch size"
+                f"group_size (mask_group_size in recipes) must be a multiple of the batch size, got {self.group_size} "
+                f"for a batch of {len(places)} clips: it spans {len(drawn)} groups, whose numbers of tokens differ"
             )
         return [
             tuple(torch.stack([drawn[group][kind][side][row] for group, row in places]) for side in range(2))
@@ -263,8 +266,9 @@ def _union_of_blocks(
         if not union.all():
             return union.flatten()
     raise ValueError(
-        f"blocks (mask_blocks in recipes) has {num_blocks} blocks of {size[0]}x{size[1]} patches, which cover the "
-        f"whole frame of {frame[0]}x{frame[1]} in each of {MAX_ATTEMPTS} draws; give fewer or smaller ones"
+        f"blocks (mask_blocks in recipes) must leave some patches visible, got {num_blocks} blocks of "
+        f"{size[0]}x{size[1]} patches, which cover the whole frame of {frame[0]}x{frame[1]} in each of {MAX_ATTEMPTS} "
+        "draws: use fewer or smaller blocks"
     )
 
 
@@ -291,7 +295,7 @@ def _keep(selected: torch.Tensor, priorities: torch.Tensor) -> torch.Tensor:
 
 def _check_ratio(ratio: float):
     if not 0 < ratio < 1:
-        raise ValueError(f"ratio (mask_ratio in recipes) is {ratio}; give a fraction between 0 and 1, both excluded")
+        raise ValueError(f"ratio (mask_ratio in recipes) must be between 0 and 1, both excluded, got {ratio}")
 
 
 def parse_blocks(blocks: Sequence[str]) -> tuple[tuple[int, float], ...]:
@@ -307,7 +311,8 @@ def parse_blocks(blocks: Sequence[str]) -> tuple[tuple[int, float], ...]:
             parsed.append((int(count), float(scale)))
         except ValueError as error:
             raise ValueError(
-                f"mask_blocks has {entry!r}; write NUMxSCALE, such as 8x0.15 for 8 blocks of 15% of the frame each"
+                f"mask_blocks must be NUMxSCALE, got {entry!r}: for instance 8x0.15 for 8 blocks of 15% of the frame "
+                "each"
             ) from error
     return tuple(parsed)
 
@@ -339,28 +344,28 @@ MASKS: dict[str, Callable[..., MaskStrategy]] = {
 
 @dataclass
 class MaskArguments:
-    """What the encoder sees of a clip. A setting that the chosen kind of mask does not have is refused."""
+    """What the encoder sees of a clip. Settings that the chosen kind of mask does not take are refused."""
 
     mask: str = field(default="random", metadata={"help": f"Kind of mask: {', '.join(MASKS)}."})
     mask_ratio: float | None = field(
         default=None,
         metadata={
-            "help": "Share of the tokens that the encoder does not see (default: random 0.95, tube 0.9), with future "
-            "masks of those of the past (default 0)."
+            "help": "Share of the tokens hidden from the encoder (default: random 0.95, tube 0.9); for future masks, "
+            "the share of the past tokens (default 0)."
         },
     )
     mask_past: int | None = field(
-        default=None, metadata={"help": "Time steps that future masks let the encoder see (default 1)."}
+        default=None, metadata={"help": "Time steps that the encoder sees under future masks (default 1)."}
     )
     mask_blocks: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Types of multiblock masks as NUMxSCALE: blocks, share of the frame (default 8x0.15 2x0.7)."
+            "help": "Types of multiblock mask, as NUMxSCALE: blocks, share of the frame each (default 8x0.15 2x0.7)."
         },
     )
     mask_truncation: str | None = field(
         default=None,
-        metadata={"help": f"Tokens that multiblock masks keep: {', '.join(PRIORITIES)} (default prefix)."},
+        metadata={"help": f"Which tokens multiblock masks keep: {', '.join(PRIORITIES)} (default prefix)."},
     )
     mask_group_size: int | None = field(
         default=None,
@@ -371,14 +376,17 @@ class MaskArguments:
         """The strategy.
 
         Raises:
-            ValueError: naming the setting that is wrong, or that the kind of mask does not have.
+            ValueError: naming the setting that is wrong, or that this kind of mask does not take.
         """
         if self.mask not in MASKS:
-            raise ValueError(f"mask is {self.mask!r}; choose one of {', '.join(MASKS)}")
+            raise ValueError(f"mask must be one of {', '.join(MASKS)}, got {self.mask!r}")
         make = MASKS[self.mask]
         settings = {name: value for name, value in vars(self).items() if name != "mask" and value is not None}
         known = list(inspect.signature(make).parameters)
         for name in settings:
             if name not in known:
-                raise ValueError(f"{name} is set, but mask is {self.mask!r}, which has only {', '.join(known)}")
+                raise ValueError(
+                    f"{name} is set but mask={self.mask} only takes {', '.join(known)}: leave it out, or choose "
+                    "another mask"
+                )
         return make(**settings)

@@ -12,10 +12,10 @@ BLOCK = 64
 
 
 class ClipOrder:
-    """The order in which a run shows its videos, a function of seed and position alone.
+    """The order in which a run shows its videos, which depends only on seed and position.
 
-    Every source of videos is gone through once per epoch of its own, each time in another order. Without weights all
-    sources together count as one: every video once per epoch.
+    Every source of videos is shuffled and shown once per epoch of its own. Without weights, all
+    sources together count as one, and every video is shown once per epoch.
 
     With `clips_per_video` k, positions k g to k g + k - 1 are a group, which shows one video (repeated augmentation,
     Hoffer et al. 2020, as VideoMAE does): it is decoded once for k clips.
@@ -37,9 +37,9 @@ class ClipOrder:
         seed: int = 0,
     ):
         if num_videos < 1:
-            raise ValueError("there are no videos; give at least one")
+            raise ValueError(f"num_videos must be at least 1, got {num_videos}")
         if clips_per_video < 1:
-            raise ValueError(f"clips_per_video is {clips_per_video}; give at least 1")
+            raise ValueError(f"clips_per_video must be at least 1, got {clips_per_video}")
         self.clips_per_video = clips_per_video
         self.seed = seed
         self._sources = torch.zeros(num_videos) if sources is None else torch.as_tensor(sources)
@@ -55,7 +55,7 @@ class ClipOrder:
         self._block = (-1, torch.empty(0))
 
     def __repr__(self) -> str:
-        """What decides the order, besides the seed. A run cannot go on with the next clip if it has changed."""
+        """What decides the order, besides the seed. A run cannot resume at the next clip if it has changed."""
         counts = [len(rows) for rows in self._rows]
         weights = None if len(self._lists) == 1 else self._weights
         return f"ClipOrder(num_videos={counts}, weights={weights}, clips_per_video={self.clips_per_video})"
@@ -76,7 +76,7 @@ class ClipOrder:
         return int(self._lists[which][self._orders[which][1][offset]])
 
     def replacement(self, position: int, attempt: int) -> int:
-        """The row of the video that a group shows where those before cannot be used: another of the same source."""
+        """The row of the video that a group shows if those tried before cannot be used: another of the same source."""
         rows = self._rows[self._sources[self.video_at(position)]]
         generator = generator_for("replacement", self.seed, self.first_of(position), attempt)
         return int(rows[torch.randint(len(rows), (), generator=generator)])
@@ -112,7 +112,8 @@ class ClipOrder:
 def _check_weights(weights: Sequence[float], sizes: list[int]):
     if len(weights) != len(sizes):
         raise ValueError(
-            f"source_weights (train_weights in recipes) are {len(weights)}, but there are {len(sizes)} sources"
+            f"source_weights (train_weights in recipes) must be one weight for each of the {len(sizes)} sources, got "
+            f"{len(weights)}"
         )
     if not all(0 < weight < float("inf") for weight in weights):
-        raise ValueError(f"source_weights (train_weights in recipes) are {list(weights)}; give positive numbers")
+        raise ValueError(f"source_weights (train_weights in recipes) must be positive numbers, got {list(weights)}")

@@ -52,8 +52,8 @@ def write_procedural_dataset(
 
     Args:
         image_size: in pixels and even, as the video format halves the resolution of colours.
-        num_objects, camera_moves: as of `make_scene`; one object before a camera that stands still is easiest.
-        num_workers: processes that write at the same time, 0 for this one alone. The files do not depend on it.
+        num_objects, camera_moves: as for `make_scene`; one object in front of a static camera is easiest.
+        num_workers: number of processes that write in parallel (0: only this one). The files do not depend on it.
     """
     if num_videos < 1 or num_frames < 1:
         raise ValueError(f"num_videos and num_frames must be positive, got {num_videos} and {num_frames}")
@@ -120,15 +120,15 @@ def read_tracks(path: str | Path) -> tuple[Tensor, Tensor]:
     """The objects' tracks from the same file, farthest object first.
 
     Returns:
-        Positions of their centres, float32 (O, T, 2) as of `ProceduralScene.positions`, and whether these are seen,
-        bool (O, T): in the frame, and hidden by nothing.
+        Positions of their centres, float32 (O, T, 2) as in `ProceduralScene.positions`, and whether these are visible,
+        bool (O, T): within the frame and not hidden.
 
     Raises:
-        ValueError: if the file was written before there were tracks.
+        ValueError: if the file was written by a version without tracks.
     """
     with open(path, "rb") as file, np.load(file) as arrays:
         if "positions" not in arrays:
-            raise ValueError(f"{path} holds no tracks of objects: write the dataset anew with with_depth=True")
+            raise ValueError(f"{path} holds no tracks of objects: write the dataset again with with_depth=True")
         return torch.from_numpy(arrays["positions"]), torch.from_numpy(arrays["is_seen"])
 
 

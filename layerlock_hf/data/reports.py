@@ -11,11 +11,11 @@ NETWORK = "network"  # the kind of what may pass
 
 
 class BadData(RuntimeError):
-    """Too many videos cannot be used for the run to go on; the message, of one line, is for the user."""
+    """Too many videos are unusable for the run to continue; the message, one line, is for the user."""
 
 
 class BadVideos:
-    """A JSON Lines file of bad videos, {"path", "kind", "reason", "used"} each, shared by all processes of a machine.
+    """A JSON Lines file of bad videos, {"path", "kind", "reason", "used"} each, shared by all processes on a machine.
 
     Args:
         path: the file; None keeps the report in the memory of this process.
@@ -25,7 +25,9 @@ class BadVideos:
 
     def __init__(self, path: str | None, num_videos: int, max_bad_fraction: float = 0.5):
         if not 0 <= max_bad_fraction <= 1:
-            raise ValueError(f"max_bad_fraction is {max_bad_fraction}; give a fraction of the videos between 0 and 1")
+            raise ValueError(
+                f"max_bad_fraction must be between 0 and 1, a fraction of the videos, got {max_bad_fraction}"
+            )
         self.path = path
         self.num_videos = num_videos
         self.max_bad_fraction = max_bad_fraction
@@ -39,12 +41,12 @@ class BadVideos:
             self._num_old = os.path.getsize(path) if os.path.exists(path) else 0
 
     def add(self, name: str, reason: str, used: bool, kind: str = "damaged") -> None:
-        """Report one video, once however often it is met.
+        """Report one video; repeated reports of it count once.
 
         Args:
             name: path of the video.
             reason: what is wrong with it.
-            used: whether it is used all the same: a part of it decodes, or only the other decoder reads it.
+            used: whether it is used all the same, because a part of it decodes or another decoder can read it.
             kind: a word or two by which reasons are counted.
 
         Raises:
@@ -57,10 +59,10 @@ class BadVideos:
             where = f"See {self.path}" if self.path else f"The last one is {name} ({reason})"
             advice = "repair or remove these videos"
             if self._unusable[NETWORK] > unusable / 2:
-                advice = "once the network is back, go on from the last checkpoint"
+                advice = "once the network is back, resume from the last checkpoint"
             raise BadData(
-                f"{unusable} of {self.num_videos} videos cannot be had ({_listed(self._unusable)}), more than the "
-                f"fraction {self.max_bad_fraction} that is tolerated. {where}; {advice}."
+                f"{unusable} of {self.num_videos} videos cannot be used ({_listed(self._unusable)}), more than "
+                f"max_bad_fraction={self.max_bad_fraction} allows. {where}: {advice}."
             )
 
     def count(self) -> int:
@@ -68,7 +70,7 @@ class BadVideos:
         return self.counts().total()
 
     def counts(self) -> Counter[str]:
-        """The number of videos reported so far by kind, likewise."""
+        """The number of videos reported so far by kind, by all processes that share the file."""
         if self.path is not None and os.path.exists(self.path):
             with open(self.path, "rb") as file:
                 self._read_on(file)

@@ -46,14 +46,14 @@ def load_videos(
     video_root: str | None = None,
     streaming: bool = False,
 ) -> datasets.Dataset:
-    """List the videos of one or several sources, without opening any.
+    """List the videos of one or several sources, without opening any of them.
 
-    A row is the address of a video, from which `fetch` gets it: any video can be had at any time.
+    A row is the address of a video, from which `fetch` gets it, so that any video can be read at any time.
 
     Args:
         source: each of them, a local path or an address that fsspec knows (https://, s3://, hf:// ...), of
             - a folder that `layerlock prepare` wrote, or one of the manifests in it;
-            - a folder of videos (all its files, also in subfolders and those that links lead to, but hidden and side
+            - a folder of videos (all its files, including those in subfolders and behind links, but not hidden or side
               files such as texts and images), of tars, of parquet files, or of folders of pictures, a frame each;
             - a .csv, .tsv, .txt, .json, .jsonl or .parquet file with a column path, video or file, relative to the
               folder of the list; a table without a header has a path in each row, and after it a label or numbers, of
@@ -62,7 +62,7 @@ def load_videos(
             - several of these files at once by a pattern: "train-{00000..00099}.tar", "videos/*.parquet";
             or a local folder written by `Dataset.save_to_disk`, or the id of a dataset on the Hub.
         split: the split of a dataset with several.
-        video_column: name of the column that holds the videos, where it is not the usual one.
+        video_column: name of the column of the videos, if it does not have a usual name.
         video_root: the folder that all videos must lie in, symbolic links resolved. By default a source on disk, which
             counts as the user's own, may name any file, also by a URL; one at a URL may name only what lies under its
             own folder, with or without `video_root`; one from the Hub only what was downloaded.
@@ -79,18 +79,18 @@ def load_videos(
     """
     sources = [source] if isinstance(source, str) else list(source)
     if not sources:
-        raise ValueError("no source is given; name at least one folder, list or dataset of videos")
+        raise ValueError("source must name at least one folder, list or dataset of videos, got none")
     forget_footers()
     loaded = []
     for one in sources:
         if not one.strip():
-            raise ValueError("the name of a source is empty; give a folder, list or dataset of videos")
+            raise ValueError("source must be a folder, list or dataset of videos, got an empty name")
         try:
             dataset = _load(one, split, video_column, video_root, streaming)
         except files.FileError as error:
             raise ValueError(f"{one!r} cannot be read: {error}") from error
         if len(dataset) == 0:
-            raise ValueError(f"{one!r} holds no videos; give a folder, list or dataset that does")
+            raise ValueError(f"{one!r} holds no videos: give a folder, list or dataset that does")
         loaded.append(dataset)
     return _mix(loaded)
 
@@ -108,13 +108,13 @@ def _load(source: str, split: str, column: str | None, root: str | None, streami
         dataset = _from_table(_index(source if is_url else str(path), split, column))
         roots = [] if is_url else roots
     elif not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", source) or path.suffix in {*SIDE_FILES, *INDEXES}:
-        raise ValueError(f"{source!r} does not exist; give an existing path or the id of a dataset on the Hub")
+        raise ValueError(f"{source!r} does not exist: give an existing path or the id of a dataset on the Hub")
     elif streaming:
         names = _of_split(source, _from_hub(datasets.load_dataset_builder, source).config.data_files, split)
         # Its card may name any file, also of this machine
         strange = [name for name in names if not name.startswith(HUB)]
         if strange:
-            raise ValueError(f"{source!r} names {strange[0]!r}, which is not on the Hub; it is not to be trusted")
+            raise ValueError(f"{source!r} names {strange[0]!r}, which is not on the Hub: do not trust it")
         dataset = _from_table(_index_files(source, _without_side_files(names) or names, column))
         roots = []
     else:
@@ -140,7 +140,7 @@ def _index(source: str, split: str, column: str | None) -> pyarrow.Table:
     if os.path.isfile(source) or is_url and suffix in VIDEO_SUFFIXES:
         _refuse_compressed([source])
         raise ValueError(
-            f"{source!r} is no list of videos; give a .csv, .json, .jsonl, .parquet or .tar file or a folder"
+            f"{source!r} is not a list of videos: give a .csv, .json, .jsonl, .parquet or .tar file, or a folder"
         )
     manifests = manifests_among(files.walk(source, is_deep=False))
     if manifests:
@@ -150,8 +150,8 @@ def _index(source: str, split: str, column: str | None) -> pyarrow.Table:
     folders = list(dict.fromkeys(map(os.path.dirname, filter(is_picture, found))))
     if not names and folders and not is_url:
         logger.warning(
-            f"{source!r} holds no video files; its {len(folders)} folders of pictures are taken for videos, a picture "
-            "a frame"
+            f"{source!r} holds no video files: its {len(folders)} folders of pictures are read as videos, one picture "
+            "per frame"
         )
         return address_table(folders)
     if names and set(map(files.suffix_of, names)) <= {".tar", ".parquet"}:
@@ -168,7 +168,7 @@ def _index_files(source: str, names: list[str], column: str | None) -> pyarrow.T
         return address_table(names)
     if len(suffixes) > 1:
         raise ValueError(
-            f"{source!r} mixes {' and '.join(sorted(suffixes))} files; choose by a pattern such as '*.tar'"
+            f"{source!r} mixes {' and '.join(sorted(suffixes))} files: choose one kind by a pattern such as '*.tar'"
         )
     return index_shards(functools.partial(INDEXES[shards.pop()], wanted=column), names)
 
@@ -185,23 +185,24 @@ def _shards_of_split(source: str, names: list[str], split: str) -> list[str]:
         return names
     if None in found:
         raise ValueError(
-            f"{source!r}: {found[None][0]!r} is of no split, other shards are; choose by a pattern such as '*.tar'"
+            f"{source!r}: {found[None][0]!r} belongs to no split, while other shards do: choose shards by a pattern "
+            "such as '*.tar'"
         )
     return _of_split(source, found, split)
 
 
 def _of_split(source: str, found: dict[str, list[str]] | None, split: str) -> list[str]:
     if not found:
-        raise ValueError(f"{source!r} has no files that could be read where they are; leave streaming out")
+        raise ValueError(f"{source!r} has no files that can be streamed: leave streaming out")
     if split not in found:
-        raise ValueError(f"{source!r} has no split {split!r}; choose one of {sorted(map(str, found))}")
+        raise ValueError(f"split must be one of {sorted(map(str, found))} for {source!r}, got {split!r}")
     return list(found[split])
 
 
 def _refuse_compressed(names: list[str]):
     for name in names:
         if COMPRESSED_TAR.search(urlsplit(name).path):
-            raise ValueError(f"{name!r} is compressed, so that no part of it can be read alone; unpack it to a .tar")
+            raise ValueError(f"{name!r} is compressed, so single videos cannot be read from it: unpack it to a .tar")
 
 
 def _check_names(source: str, dataset: datasets.Dataset, roots: list[str]):
@@ -215,8 +216,8 @@ def _check_names(source: str, dataset: datasets.Dataset, roots: list[str]):
             is_culprit = pyarrow.compute.and_not(pyarrow.compute.equal(names, name), is_embedded)
             number = pyarrow.compute.index(is_culprit, True).as_py() + 1
             raise ValueError(
-                f"{source!r}: row {number} names {name!r}, which does not lie in {' or '.join(roots)}. If the source "
-                "is to be trusted, set video_root to a folder that holds all its videos"
+                f"{source!r}: row {number} names {name!r}, which does not lie in {' or '.join(roots)}: if you trust "
+                "the source, set video_root to a folder that holds all its videos"
             )
 
 
@@ -266,17 +267,19 @@ def _from_disk(path: Path, split: str) -> datasets.Dataset:
     if not isinstance(dataset, datasets.DatasetDict):
         return dataset
     if split not in dataset:
-        raise ValueError(f"{str(path)!r} has no split {split!r}; choose one of {sorted(dataset)}")
+        raise ValueError(f"split must be one of {sorted(dataset)} for {str(path)!r}, got {split!r}")
     return dataset[split]
 
 
 def _from_hub(load: Callable, source: str, **arguments):
     if not (Path(HF_HUB_CACHE) / repo_folder_name(repo_id=source, repo_type="dataset")).exists():
-        check_hub(f"{source!r} is no existing path, and for its id")
+        check_hub(f"{source!r} is not an existing path")
     try:
         return load(source, **arguments)
     except (datasets.exceptions.DatasetNotFoundError, ConnectionError) as error:
-        raise ValueError(f"{source!r} is neither an existing path nor a dataset on the Hub within reach") from error
+        raise ValueError(
+            f"{source!r} is neither an existing path nor a dataset that can be reached on the Hub"
+        ) from error
 
 
 def _from_rows(source: str, dataset: datasets.Dataset, wanted: str | None) -> datasets.Dataset:

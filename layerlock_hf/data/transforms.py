@@ -23,7 +23,7 @@ MAX_RESIZE_FACTOR = 10
 
 
 def generator_for(*key: int | str) -> torch.Generator:
-    """A generator that depends on the key alone, so that no draw depends on workers, ranks or order."""
+    """A generator that depends only on the key, so that no draw depends on workers, ranks or order."""
     digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "big"))
 
@@ -33,7 +33,7 @@ class ColorChange(NamedTuple):
 
     The numbers are those of LayerLock, Table 12, the space is not: by its caption deltas and factors apply to "the
     corresponding channel", of hue, saturation and value. Here hue turns about the axis of greys and saturation is the
-    distance from grey, which differs for strong colours, but takes one product of matrices per clip.
+    distance from grey. This differs for strong colours, but takes only one matrix product per clip.
 
     Attributes:
         brightness: what is added, in grey levels (of 255).
@@ -93,16 +93,16 @@ class ClipTransform:
 
     Args:
         image_size: side of the frames in pixels.
-        resize_factor: at least 1; the larger, the smaller the part of the frame that is seen. None means 1.15.
+        resize_factor: at least 1; the larger it is, the less of the frame is seen. None means 1.15.
         crop_scale: bounds of the window's area, as fractions of the frame.
-        jitter_strength: factor of the largest changes of colour. At 1 brightness changes by 0.125 of the range,
-            contrast and saturation by a factor in [0.6, 1.4], hue by 0.2 turns; 0 leaves colours alone.
-        jitter_probability: share of the clips whose colours are changed so (LayerLock, sec. A.4.1: 0.8).
-        gray_probability: share of the clips that lose their colours, changed or not (LayerLock, sec. A.4.1: 0.1).
-        flip_probability: share of the clips that are mirrored left to right. 0 where a class is a direction, as in
+        jitter_strength: factor of the colour changes. At 1, brightness changes by up to 0.125 of the range,
+            contrast and saturation by a factor in [0.6, 1.4], hue by up to 0.2 turns; 0 leaves colours alone.
+        jitter_probability: share of the clips with colour jitter (LayerLock, sec. A.4.1: 0.8).
+        gray_probability: share of the clips turned to grey, jittered or not (LayerLock, sec. A.4.1: 0.1).
+        flip_probability: share of the clips that are flipped left to right. 0 where a class is a direction, as in
             "pushing something from left to right".
-        ignores_aspect: take every frame for a square, to which it is squeezed whatever its shape. Else one can tell
-            videos of another shape by the part that is seen, and classes where these are filmed in other shapes.
+        ignores_aspect: squeeze every frame to a square, whatever its shape. Otherwise videos of different
+            shapes can be told apart by the part that is seen, and so can classes that are filmed in different shapes.
 
     Raises:
         ValueError: if a value is out of its bounds, or both `resize_factor` and `crop_scale` are given.
@@ -119,22 +119,23 @@ class ClipTransform:
 
     def __post_init__(self):
         if self.image_size < 1:
-            raise ValueError(f"image_size is {self.image_size}; give at least 1")
+            raise ValueError(f"image_size must be at least 1, got {self.image_size}")
         if self.crop_scale is not None:
             if self.resize_factor is not None:
                 raise ValueError(
-                    f"resize_factor is {self.resize_factor} and crop_scale {self.crop_scale}; give one of the two"
+                    f"resize_factor={self.resize_factor} and crop_scale={self.crop_scale} are both set: leave one of "
+                    "them out"
                 )
             _check_scale(self.crop_scale)
         _check_strength(self.jitter_strength)
         for name in ("jitter_probability", "gray_probability", "flip_probability"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; give a share of the clips, 0 to 1")
+                raise ValueError(f"{name} must be between 0 and 1, a share of the clips, got {getattr(self, name)}")
         _check_resize_factor(self.central_factor)
 
     @property
     def central_factor(self) -> float:
-        """The `resize_factor` of `center_crop` for videos that are to be seen at the scale of these clips."""
+        """The `resize_factor` at which `center_crop` shows videos at the scale of these clips."""
         return RESIZE_FACTOR if self.resize_factor is None else self.resize_factor
 
     def draw(
@@ -146,7 +147,7 @@ class ClipTransform:
             height: of its frames, in pixels.
             width: likewise.
             generator: source of randomness.
-            pixel_aspect: width of a pixel over its height. What is square in the clip is so where pixels are.
+            pixel_aspect: width of a pixel over its height; clips show the frame with square pixels.
         """
         aspect = self._aspect(height, width, pixel_aspect)
         box = _where_pixels_are_square(height, width, aspect, lambda *shape: self._draw_box(*shape, generator))
@@ -199,7 +200,7 @@ def center_crop(
     Args:
         frames: uint8, shape (T, C, H, W).
         size: side of the result in pixels.
-        resize_factor: at least 1; the larger, the smaller the part of the frame that is seen.
+        resize_factor: at least 1; the larger it is, the less of the frame is seen.
         pixel_aspect: width of a pixel of `frames` over its height.
         ignores_aspect: as of `ClipTransform`.
 
@@ -212,7 +213,7 @@ def center_crop(
 
 
 def resize(frames: torch.Tensor, size: int) -> torch.Tensor:
-    """Bring uint8 frames to a square, on whatever device they lie: (T, C, H, W) to (T, C, size, size)."""
+    """Resize uint8 frames to a square, on whatever device they are: (T, C, H, W) to (T, C, size, size)."""
     if frames.shape[-2:] == (size, size):
         return frames
     if frames.device.type == "cpu":
@@ -222,7 +223,7 @@ def resize(frames: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def repeat_last_frame(frames: torch.Tensor, num_frames: int) -> torch.Tensor:
-    """Bring a clip that is too short to its length: (T', C, H, W) -> (T, C, H, W)"""
+    """Extend a clip that is too short: (T', C, H, W) -> (T, C, H, W)"""
     missing = num_frames - len(frames)
     return torch.cat([frames, frames[-1:].expand(missing, -1, -1, -1)]) if missing else frames
 
@@ -238,20 +239,23 @@ def _interpolate(frames: torch.Tensor, size: int) -> torch.Tensor:
 def _check_resize_factor(resize_factor: float):
     if not 1 <= resize_factor <= MAX_RESIZE_FACTOR:
         raise ValueError(
-            f"resize_factor must be from 1, as a crop cannot exceed the frame, to {MAX_RESIZE_FACTOR}, got "
-            f"{resize_factor}: 1.15 leaves a margin of 15%"
+            f"resize_factor must be between 1 and {MAX_RESIZE_FACTOR}, got {resize_factor}: a crop cannot exceed the "
+            "frame, and 1.15 leaves a margin of 15%"
         )
 
 
 def _check_scale(scale: tuple[float, float]):
     if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
-        raise ValueError(f"crop_scale is {tuple(scale)}; give two fractions above 0 and up to 1, the lower first")
+        raise ValueError(
+            f"crop_scale must be two fractions above 0 and up to 1, the lower one first, got {tuple(scale)}"
+        )
 
 
 def _check_strength(strength: float):
     if not 0 <= strength <= MAX_STRENGTH:
         raise ValueError(
-            f"jitter_strength is {strength}; give 0 to {MAX_STRENGTH}, where contrast and saturation may vanish"
+            f"jitter_strength must be between 0 and {MAX_STRENGTH}, where contrast and saturation may vanish, got "
+            f"{strength}"
         )
 
 

@@ -20,13 +20,13 @@ NO_VIDEO = {"path": None, "bytes": None}
 def fetch(row: dict) -> str | bytes:
     """The path of a video that is a local file of its own, else its bytes.
 
-    May be called by several threads at once, and in forked processes.
+    Safe to call from several threads at once, and in forked processes.
 
     Args:
-        row: of a dataset of `load_videos`. One with a column "video" alone will do.
+        row: of a dataset of `load_videos`; a column "video" is enough.
 
     Raises:
-        DecodingError: if the video cannot be had, over a network after several attempts. Its kind is "missing",
+        DecodingError: if the video cannot be read, over a network after several attempts. Its kind is "missing",
             "changed" (during the run), "too large", "network" or "unreadable".
     """
     video = row["video"] or NO_VIDEO
@@ -51,18 +51,18 @@ def is_remote(row: dict) -> bool:
 
 
 def is_any_there(paths: Sequence[str]) -> bool:
-    """Whether any of some local paths exists."""
+    """Whether any of these local paths exists."""
     # Names are looked for only in folders that exist: a list may have 200,000, and its folder half a dozen places
     is_folder = {folder: os.path.isdir(folder) for folder in {os.path.dirname(path) for path in paths}}
     return any(is_folder[os.path.dirname(path)] and os.path.exists(path) for path in paths)
 
 
 def check_present(videos: datasets.Dataset, source: str):
-    """Raise a `ValueError` if all videos are files of this machine, and not one of them is there.
+    """Raise a `ValueError` if all videos are local files, and none of them exists.
 
     Args:
         videos: of `load_videos`.
-        source: what names them, in the message.
+        source: the name of the list, for the message.
     """
     column = videos.data.column("video")
     if pyarrow.compute.struct_field(column, "bytes").null_count < len(column):
@@ -70,8 +70,8 @@ def check_present(videos: datasets.Dataset, source: str):
     paths = pyarrow.compute.struct_field(column, "path").drop_null().to_pylist()
     if paths and not any(map(files.is_url, paths)) and not is_any_there(paths):
         raise ValueError(
-            f"none of the videos that {source!r} names is there, such as {paths[0]!r}; paths are relative to the "
-            "folder of the list"
+            f"none of the videos that {source!r} names exists, such as {paths[0]!r}: paths are relative to the folder "
+            "of the list"
         )
 
 

@@ -1,4 +1,4 @@
-"""What frozen features know: encoders of any kind, probes, and a readout during pretraining."""
+"""Evaluating frozen features: encoders of any kind, probes, and a readout during pretraining."""
 
 from .depth_clips import DepthTestClips, DepthTrainingClips, count_windows
 from .encoders import load_encoder

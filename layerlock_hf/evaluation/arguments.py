@@ -39,88 +39,98 @@ CLIP_BOUNDS = {
 
 @dataclass
 class EncoderArguments:
-    """What is read."""
+    """The encoder, and the readouts on it."""
 
     model: str = field(metadata={"help": "Folder or Hub id of an encoder: ours, or any ViT of Transformers."})
-    random_weights: bool = field(default=False, metadata={"help": "Draw the encoder's weights at random: a control."})
+    random_weights: bool = field(
+        default=False, metadata={"help": "Use randomly initialised weights for the encoder, as a control."}
+    )
     image_size: int | None = field(
-        default=None,
-        metadata={"help": "Height and width of clips, in pixels; by default what the encoder is made for."},
+        default=None, metadata={"help": "Height and width of clips in pixels (default: the encoder's)."}
     )
-    num_frames: int | None = field(
-        default=None, metadata={"help": "Frames of a clip; by default what the encoder is made for."}
-    )
+    num_frames: int | None = field(default=None, metadata={"help": "Frames per clip (default: the encoder's)."})
     readout: str = field(
         default="attention",
-        metadata={"help": "What is trained on the features; depth needs attention.", "choices": list(READOUTS)},
+        metadata={"help": "Kind of readout; depth needs attention.", "choices": list(READOUTS)},
     )
-    readout_hidden_size: int | None = field(default=None, metadata={"help": "Width of the readouts (attention)."})
+    readout_hidden_size: int | None = field(default=None, metadata={"help": "Width of the readouts (only attention)."})
     readout_num_attention_heads: int | None = field(
-        default=None, metadata={"help": "Attention heads of the readouts (attention, attentive_probe_v2)."}
+        default=None, metadata={"help": "Attention heads of the readouts (only attention and attentive_probe_v2)."}
     )
 
     def __post_init__(self):
         check_bounds(self, dict.fromkeys(("image_size", "num_frames", *SIZED), (1, math.inf)))
         for name, readouts in SIZED.items():
             if getattr(self, name) is not None and self.readout not in readouts:
-                raise ValueError(f"{name} is not for readout={self.readout}, which takes it from the encoder")
+                raise ValueError(
+                    f"{name} has no effect with readout={self.readout}, which takes it from the encoder: leave it out"
+                )
 
 
 @dataclass
 class ClipArguments:
-    """Which videos are shown, and how."""
+    """Which videos to show, and how."""
 
-    task: str = field(metadata={"help": "What to learn.", "choices": list(TASK_CLASSES)})
-    data: str = field(
-        metadata={"help": "Where the data set lies; layouts: docs/evaluation_data.md of the repository."}
-    )
-    output_dir: str = field(metadata={"help": "Folder for the results."})
+    task: str = field(metadata={"help": "What the readouts learn.", "choices": list(TASK_CLASSES)})
+    data: str = field(metadata={"help": "Where the dataset is; layouts: docs/evaluation_data.md of the repository."})
+    output_dir: str = field(metadata={"help": "Folder to write to."})
     dataset: str = field(
         default="table",
-        metadata={
-            "help": f"What the data set is: {', '.join(LABELLED)} (classification), {', '.join(DEPTH)} (depth)."
-        },
+        metadata={"help": f"Kind of dataset: {', '.join(LABELLED)} (classification), {', '.join(DEPTH)} (depth)."},
     )
     dataset_name: str | None = field(
         default=None,
-        metadata={"help": "What results call the data set; by default the dataset, or the file of a table."},
+        metadata={
+            "help": "Name of the dataset in the results (default: the kind of dataset, or the file name of a table)."
+        },
     )
-    test_data: str | None = field(default=None, metadata={"help": "As data, if the test videos lie elsewhere."})
-    frame_stride: int = field(default=2, metadata={"help": "Frames from one frame of a clip to the next."})
+    test_data: str | None = field(default=None, metadata={"help": "Where the test data is, if not in data."})
+    frame_stride: int = field(
+        default=2, metadata={"help": "Distance between the frames of a clip, in frames of the video."}
+    )
     frame_rate: float | None = field(
-        default=None, metadata={"help": "Frames per second that frame_stride counts; by default those of each video."}
+        default=None, metadata={"help": "Frames per second at which frame_stride counts (default: each video's own)."}
     )
     augment: bool = field(
-        default=True, metadata={"help": "Crop and flip at random; otherwise every video has one clip, in its middle."}
+        default=True,
+        metadata={"help": "Crop and flip at random; otherwise every video gives one clip, from its middle."},
     )
     resize_factor: float = field(
-        default=1.15, metadata={"help": "The shortest side is resized to this, times image_size, before the crop."}
+        default=1.15, metadata={"help": "Shortest side before cropping, as a multiple of image_size."}
     )
-    flip_probability: float = field(default=0.5, metadata={"help": "Share of the clips that are mirrored."})
-    jitter_strength: float = field(default=0.0, metadata={"help": "Strength of the colour jitter; 1: Table 12."})
-    jitter_probability: float = field(default=0.8, metadata={"help": "Share of the clips whose colours are jittered."})
-    gray_probability: float = field(default=0.0, metadata={"help": "Share of the clips that lose their colours."})
+    flip_probability: float = field(
+        default=0.5, metadata={"help": "Share of the clips that are flipped left to right."}
+    )
+    jitter_strength: float = field(
+        default=0.0, metadata={"help": "Strength of colour jitter (0: none, 1: LayerLock, Table 12)."}
+    )
+    jitter_probability: float = field(default=0.8, metadata={"help": "Share of the clips with colour jitter."})
+    gray_probability: float = field(default=0.0, metadata={"help": "Share of the clips that are turned to grey."})
     ignores_aspect: bool = field(
         default=False, metadata={"help": "Squeeze all frames to squares, so that their shape gives nothing away."}
     )
     is_still: bool = field(
         default=False, metadata={"help": "Show only the middle frame of every clip: a control without motion."}
     )
-    num_test_clips: int = field(default=1, metadata={"help": "Clips of a test video whose answers are averaged."})
-    max_test_clips: int | None = field(default=None, metadata={"help": "Depth: clips that are tested, evenly spread."})
+    num_test_clips: int = field(default=1, metadata={"help": "Clips per test video, whose predictions are averaged."})
+    max_test_clips: int | None = field(
+        default=None, metadata={"help": "For depth: number of clips to test, evenly spread over the test set."}
+    )
     feature_cache: str | None = field(
         default=None,
-        metadata={"help": "Folder to keep features in, bfloat16, so that each clip is encoded once (no augment)."},
+        metadata={
+            "help": "Folder for features in bfloat16, so that each clip is encoded only once (needs --augment false)."
+        },
     )
     probes: bool = field(
         default=False,
-        metadata={"help": "Also try k-NN and ridge regression on mean features of clips without augmentation."},
+        metadata={"help": "Also try k-NN and ridge regression on the mean features of clips without augmentation."},
     )
     decode_timeout: float = field(
-        default=DECODE_TIMEOUT, metadata={"help": "Seconds after which a video that hangs is given up on."}
+        default=DECODE_TIMEOUT, metadata={"help": "Seconds before giving up on a video that hangs."}
     )
     max_bad_fraction: float = field(
-        default=0.5, metadata={"help": "Fraction of unusable training videos above which the run stops."}
+        default=0.5, metadata={"help": "Stop when a larger fraction of the training videos is unusable."}
     )
 
     def __post_init__(self):
@@ -128,25 +138,30 @@ class ClipArguments:
         if self.dataset not in known:
             raise ValueError(f"dataset must be one of {', '.join(known)} for {self.task}, got {self.dataset}")
         if self.feature_cache is not None and self.augment:
-            raise ValueError("feature_cache keeps one clip of every video: it needs --augment false")
+            raise ValueError(
+                "feature_cache is set but augment is true, and features of random clips cannot be kept: set augment "
+                "to false"
+            )
         if self.task == "depth" and self.num_test_clips != 1:
-            raise ValueError("num_test_clips: depth is tested clip by clip; leave it at 1")
+            raise ValueError(
+                f"num_test_clips must be 1 for depth, got {self.num_test_clips}: depth is tested clip by clip"
+            )
         for name, task in ONE_TASK.items():
             is_set = getattr(self, name) is not None and getattr(self, name) is not False
             if is_set and self.task != task:
-                raise ValueError(f"{name} is not for {self.task}")
+                raise ValueError(f"{name} has no effect on {self.task}: leave it out")
         check_bounds(self, CLIP_BOUNDS)
         self.transform(image_size=1)  # which checks its own, before an encoder tells the size
 
     def check_paths(self):
-        """Raise a `ValueError` if there is nothing where the data set shall lie: before an encoder is loaded."""
+        """Raise a `ValueError` if the dataset does not exist, before an encoder is loaded."""
         for name in ("data", "test_data"):
             root = getattr(self, name)
             if root is not None and not (is_url(root) or root and parse_root(root)[0].exists()):
-                raise ValueError(f"{name}: there is no {root!r}")
+                raise ValueError(f"{name}: {root!r} does not exist")
 
     def transform(self, image_size: int) -> ClipTransform:
-        """How clips are cropped and changed."""
+        """How clips are cropped and augmented."""
         return ClipTransform(
             image_size,
             self.resize_factor,

@@ -1,4 +1,4 @@
-"""What can be predicted without looking at the pixels: a readout that is not better has learnt nothing from them.
+"""What can be predicted without looking at the pixels. A readout that is no better has learned nothing from them.
 
 n test items, K classes, T frames.
 """
@@ -54,14 +54,16 @@ def frame_shape_probabilities(
 def _log_shape(sizes: list[tuple[int, int]] | torch.Tensor, uses_size: bool) -> torch.Tensor:
     pixels = torch.as_tensor(sizes, dtype=torch.float64).view(-1, 2)
     if (pixels <= 0).any():
-        raise ValueError("sizes of frames must be positive")
+        raise ValueError("sizes must be above 0")
     logs = pixels.log()
     return logs if uses_size else logs[:, 1:] - logs[:, :1]
 
 
 def _class_counts(places: torch.Tensor, labels: list[int], num_places: int, num_classes: int) -> torch.Tensor:
     if not labels or len(places) != len(labels):
-        raise ValueError(f"{len(places)} training videos have {len(labels)} labels; one each is needed, and some")
+        raise ValueError(
+            f"labels must be one per training video, and at least one, got {len(labels)} for {len(places)} videos"
+        )
     cells = places * num_classes + torch.tensor(labels)
     return torch.bincount(cells, minlength=num_places * num_classes).view(num_places, num_classes).double()
 
@@ -84,7 +86,9 @@ class TrainingDepth:
             self._sum = torch.zeros(frames.shape[1:], dtype=torch.float64)
             self._num = torch.zeros_like(self._sum)
         if frames.shape[1:] != self._sum.shape:
-            raise ValueError(f"depth maps of {tuple(frames.shape[1:])} follow others of {tuple(self._sum.shape)}")
+            raise ValueError(
+                f"metres must have maps of {tuple(self._sum.shape)} like those before, got {tuple(frames.shape[1:])}"
+            )
         is_known = is_known_depth(frames)
         self._sum += torch.where(is_known, frames, 0).sum(dim=0)
         self._num += is_known.sum(dim=0)

@@ -126,7 +126,7 @@ def train_with_labels(
     if num_steps < 1:
         raise ValueError(f"num_steps must be at least 1, got {num_steps}")
     if not learned:
-        raise ValueError(f"clips must answer some rung: of {len(clips)} too few do")
+        raise ValueError(f"clips must be enough to fit at least one rung, got {len(clips)}")
     questions, scalings = [], []
     for rung in learned:
         question, scaling = rung.question(rung.answers(clips))

@@ -30,7 +30,7 @@ from ..data import (
 class DepthTrainingClips(torch.utils.data.Dataset):
     """All clips of a run. Every window of every sequence is as likely as any other.
 
-    What is random about a position depends on the seed and the position alone. A window that cannot be read is
+    Everything random about a position depends only on the seed and the position. A window that cannot be read is
     replaced by another one, and reported.
 
     Args:
@@ -41,7 +41,7 @@ class DepthTrainingClips(torch.utils.data.Dataset):
         transform: how clips are cropped, flipped (LayerLock, sec. A.4.3) and recoloured; depth follows.
         seed: seed of everything random.
         bad_videos: the report of windows that cannot be read, out of `count_windows`; by default one in memory.
-        decode_timeout: seconds until a window that hangs is given up; 0 reads in this process, without a limit.
+        decode_timeout: seconds before giving up on a window that hangs; 0 reads in this process, without a limit.
 
     Indexing raises `BadData` when too many windows cannot be read.
 
@@ -86,7 +86,9 @@ class DepthTrainingClips(torch.utils.data.Dataset):
             position: the position.
         """
         if not 0 <= position < self.num_samples:
-            raise IndexError(f"position {position} is outside the run of {self.num_samples} clips")
+            raise IndexError(
+                f"position must be at least 0 and less than num_samples={self.num_samples}, got {position}"
+            )
         failures = []
         for attempt in range(MAX_ATTEMPTS):
             number, indices, _ = self._draws(position, attempt)
@@ -136,15 +138,15 @@ class DepthTrainingClips(torch.utils.data.Dataset):
 class DepthTestClips(torch.utils.data.Dataset):
     """Clips of all sequences, in order and without overlap. Nothing is random.
 
-    A sequence too short for one clip repeats its last frame; of a longer one the end that fills no clip is left out.
+    A sequence too short for one clip repeats its last frame; in a longer one, the end that fills no clip is left out.
 
     Args:
         sequences: of `DepthSequence`.
         num_frames: frames T of a clip.
         frame_stride: distance between consecutive frames of a clip.
         transform: that of the training clips, at whose scale the centre is seen.
-        max_clips: at most so many, evenly spread over all.
-        decode_timeout: seconds until a clip that hangs is given up; 0 reads in this process, without a limit.
+        max_clips: maximum number of clips, evenly spread over all of them.
+        decode_timeout: seconds before giving up on a clip that hangs; 0 reads in this process, without a limit.
 
     Raises:
         ValueError: without sequences, if one is empty, or if a value is out of its bounds.
@@ -162,7 +164,7 @@ class DepthTestClips(torch.utils.data.Dataset):
         _check_sequences(sequences)
         check_window(num_frames, frame_stride)
         if max_clips is not None and max_clips < 1:
-            raise ValueError(f"max_clips is {max_clips}; give at least 1")
+            raise ValueError(f"max_clips must be at least 1, got {max_clips}")
         self.sequences = sequences
         self.num_frames, self.frame_stride = num_frames, frame_stride
         self.transform = ClipTransform() if transform is None else transform
@@ -195,7 +197,7 @@ class DepthTestClips(torch.utils.data.Dataset):
             kind: a word or two by which reasons are counted.
         """
         if not 0 <= index < len(self):
-            raise IndexError(f"there is no clip {index}, only {len(self)}")
+            raise IndexError(f"index must be at least 0 and less than {len(self)}, the number of clips, got {index}")
         sequence, indices = self._shown(index)
         try:
             colors, depths = self._read(index)
@@ -268,7 +270,7 @@ def _read(
     colors, depths = sequence.read(indices)
     if not len(colors) == len(depths) == len(indices):
         counts = f"{len(colors)} of colour and {len(depths)} of depth"
-        raise ValueError(f"{_name(sequence, indices)}: of {len(indices)} frames `read` gives {counts}")
+        raise ValueError(f"{_name(sequence, indices)}: `read` must give {len(indices)} frames, got {counts}")
     height, width = colors.shape[-2:]
     augmentation = augment(height, width)
     colors = augmentation.finish(augmentation.crop(colors), image_size)
@@ -293,7 +295,7 @@ def _name(sequence, indices: list[int]) -> str:
 
 def _check_sequences(sequences: Sequence):
     if len(sequences) == 0:
-        raise ValueError("there are no sequences; give at least one")
+        raise ValueError("sequences must hold at least one sequence, got none")
     for sequence in sequences:
         if len(sequence) == 0:
-            raise ValueError(f"sequence {sequence.name!r} has no frames; remove it")
+            raise ValueError(f"sequence {sequence.name!r} has no frames: remove it")

@@ -1,4 +1,4 @@
-"""Frozen encoders from checkpoints of ours and of other people, all with the verbs of `LayerLockViTModel`."""
+"""Frozen encoders from our and other people's checkpoints, all with the methods of `LayerLockViTModel`."""
 
 import pickle
 
@@ -32,11 +32,11 @@ def load_encoder(
     It offers `tap(video, depths)`, `grid_size(video)` and `config.{num_hidden_layers, hidden_size, num_frames,
     image_size}`, and takes clips (B, T, C, H, W) in [0, 1]. Checkpoints of ours, those of pretraining and of readouts
     included, give a `LayerLockViTModel` or the `TransformersEncoder` that was read; every other model of Transformers
-    gives a `TransformersEncoder`. Of models with a part for vision and others, such as CLIP, only this part is loaded.
+    gives a `TransformersEncoder`. Of models with vision and other parts, such as CLIP, only the vision part is loaded.
 
     Args:
         name_or_path: a folder with a `config.json`, or the id of a repository on the Hub.
-        random_weights: draw the weights anew, from the global generator, instead of loading them: a control.
+        random_weights: initialise the weights randomly, from the global generator, instead of loading them: a control.
         image_size: height and width of the clips, in pixels; by default what the checkpoint was made for.
         num_frames: frames per clip; by default what the checkpoint was made for, and 16 for models of images.
 
@@ -65,7 +65,7 @@ def load_encoder(
         size = encoder.config.image_size
         encoder.tap(torch.zeros(1, encoder.config.num_frames, 3, size, size), [0])
     except pickle.UnpicklingError as error:  # whose message explains how to run the code
-        raise ValueError(f"cannot load {name_or_path}: its weights hold more than arrays; do not trust it") from error
+        raise ValueError(f"cannot load {name_or_path}: its weights hold more than arrays, do not trust it") from error
     except (OSError, KeyError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise ValueError(f"cannot load {name_or_path} as an encoder: {' '.join(str(error).split())}") from error
     return encoder
@@ -75,15 +75,15 @@ def _check_processor(name_or_path: str, config: LayerLockReadoutConfig):
     """An encoder that normalises pixels itself must not have them from its processor as well."""
     if config.normalizes_pixels and get_video_processor_config(name_or_path).get("do_normalize"):
         raise ValueError(
-            "do_normalize must be False in the file of its processor, got True: the encoder normalises its pixels "
-            "itself (pixel_mean, pixel_std)"
+            "do_normalize must be False in its processor's file, got True: the encoder normalises pixels itself "
+            "(pixel_mean, pixel_std)"
         )
 
 
 def _pixel_statistics(name_or_path: str) -> dict[str, list[float]]:
     statistics = pixel_statistics(name_or_path)
     if statistics is None:
-        logger.warning(f"{name_or_path} has no file of a processor: its pixels stay in [0, 1], not normalised")
+        logger.warning(f"{name_or_path} has no processor file: its pixels stay in [0, 1], not normalised")
     return statistics or {}
 
 
@@ -97,13 +97,13 @@ def _clip_sizes(config: PreTrainedConfig, given: dict[str, int]) -> dict[str, in
     sizes = set(sizes) if isinstance(sizes, (list, tuple)) else {sizes}
     if "image_size" not in given and (len(sizes) != 1 or None in sizes):
         raise ValueError(
-            f"the configuration of this {config.model_type} model tells no square image_size: give image_size, if it "
-            "is a ViT at all"
+            f"image_size must be given, as the configuration of this {config.model_type} model names no square size: "
+            "give it, if the model is a ViT at all"
         )
     if length is not None and given.get("num_frames", length) != length:
         logger.warning(
-            f"num_frames={given['num_frames']} for a {config.model_type} model that was made for {length} frames: not "
-            "every model that takes them knows what to do with them (TimeSformer mixes them up)"
+            f"num_frames={given['num_frames']} for a {config.model_type} model that was made for {length} frames: "
+            "not every model that accepts them makes sense of them (TimeSformer mixes them up)"
         )
     return {"image_size": max(sizes), "num_frames": length or NUM_FRAMES_OF_IMAGE_MODELS, **given}
 
@@ -123,7 +123,7 @@ def _load(name_or_path: str, config: PreTrainedConfig, random_weights: bool) -> 
     if loading["mismatched_keys"]:
         name, *shapes = min(loading["mismatched_keys"])
         raise ValueError(
-            f"its array {name} has the shape {tuple(shapes[0])}, where this configuration needs {tuple(shapes[1])}; "
-            "positions that are learned fit clips of one size: leave image_size and num_frames as they are"
+            f"its array {name} must have the shape {tuple(shapes[1])} in this configuration, got {tuple(shapes[0])}: "
+            "learned positions fit clips of one size, so leave image_size and num_frames as they are"
         )
     return model, set(loading["missing_keys"])

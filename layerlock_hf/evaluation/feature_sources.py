@@ -1,4 +1,4 @@
-"""Features of clips for readouts: from the encoder or from files, which are of one encoder and data set."""
+"""Features of clips for readouts: from the encoder or from files, which belong to one encoder and dataset."""
 
 import hashlib
 import json

@@ -93,13 +93,14 @@ class FeatureStore(Dataset):
         changed = [name for name in {**self._identity, **held} if held.get(name) != self._identity.get(name)]
         if changed:
             raise ValueError(
-                f"{self.folder} holds features of another run ({changed[0]} differs); delete it, or name another"
+                f"{self.folder} holds features of another run ({changed[0]} differs): delete it, or name another "
+                "folder"
             )
         lacking = sorted(set(self.depths) - set(self._held_depths))
         if lacking:
             raise ValueError(
-                f"{self.folder} holds features after {self._held_depths} layers, none after {lacking}; delete it, or "
-                "name another"
+                f"{self.folder} holds features after {self._held_depths} layers, but none after {lacking}: delete "
+                "it, or name another folder"
             )
 
     def fill(self, read_features: ReadFeatures, collate: Callable, batch_size: int, num_workers: int = 0):
@@ -142,8 +143,8 @@ class FeatureStore(Dataset):
         needed, free = num_bytes / len(batch["index"]) * num_missing, shutil.disk_usage(self.folder).free
         if needed > free:
             raise ValueError(
-                f"{self.folder}: features of {num_missing} items take about {needed / 1e9:.1f} GB and "
-                f"{free / 1e9:.1f} GB are free; choose fewer depths or another disk"
+                f"{self.folder}: features of {num_missing} items take about {needed / 1e9:.1f} GB, but only "
+                f"{free / 1e9:.1f} GB are free: choose fewer depths or another disk"
             )
 
     def _write(self, batch: dict, features: list[torch.Tensor]):
@@ -227,7 +228,7 @@ def pooled_features(
     parts = [part for parts, _ in gathered for part in parts]
     if not parts:
         errors = {index: error for _, errors in gathered for index, error in errors.items()}
-        raise ValueError(f"none of {len(items)} items can be read; the first says: {errors[min(errors)]}")
+        raise ValueError(f"none of {len(items)} items can be read, the first because of: {errors[min(errors)]}")
     rows = in_order(parts)
     return list(rows["features"].unbind(dim=1)), rows["labels"]
 
@@ -270,4 +271,6 @@ class FixedClips(Dataset):
             if "error" not in item:
                 return item
             self.bad_videos.add(item["name"], item["error"], used=False, kind=item["kind"])
-        raise BadData(f"{MAX_ATTEMPTS} videos in a row cannot be read; the last, {item['name']}: {item['error']}")
+        raise BadData(
+            f"{MAX_ATTEMPTS} videos in a row cannot be read, the last ({item['name']}) because of: {item['error']}"
+        )

@@ -25,7 +25,7 @@ class TrainingClips(torch.utils.data.Dataset):
     """The clips of a run with the labels of the videos that they show: those of a replacement where one is shown.
 
     Args:
-        clips: of the videos, as functions of seed and position alone.
+        clips: of the videos, as functions of seed and position only.
         labels: class of every video of `clips`, counted from 0.
         is_still: show the middle frame only, see `still`.
 
@@ -36,7 +36,7 @@ class TrainingClips(torch.utils.data.Dataset):
     def __init__(self, clips: PretrainingClips, labels: Sequence[int], is_still: bool = False):
         _check_labels(labels, len(clips.videos))
         if clips.augment_on_device:
-            raise ValueError("the clips are left unfinished (augment_on_device); leave it at False")
+            raise ValueError("augment_on_device of the clips must be False, got True: the clips would be unfinished")
         self.clips, self.labels, self.is_still = clips, labels, is_still
 
     def __len__(self) -> int:
@@ -67,7 +67,7 @@ class TrainingClips(torch.utils.data.Dataset):
 class TestClips(torch.utils.data.Dataset):
     """Equally spaced clips of every video, in order: the first begins with it and the last ends with it.
 
-    Nothing is random. A single clip shows the middle of the video; one that is too short repeats its last frame.
+    Nothing is random. A single clip shows the middle of the video; a video that is too short repeats its last frame.
 
     Args:
         videos: the dataset of `load_videos`.
@@ -76,9 +76,9 @@ class TestClips(torch.utils.data.Dataset):
         frame_stride: distance between consecutive frames of a clip.
         transform: that of the training clips, at whose scale the centre is seen.
         num_windows: clips K per video (LayerLock, sec. A.4.2: 7 for Kinetics).
-        frame_rate: frames per second that `frame_stride` counts; by default those of each video.
+        frame_rate: frames per second at which `frame_stride` counts; by default each video's own.
         is_still: show the middle frame of every clip only, see `still`.
-        decode_timeout: seconds until a video that hangs is given up; 0 decodes in this process, without a limit.
+        decode_timeout: seconds before giving up on a video that hangs; 0 decodes in this process, without a limit.
 
     Raises:
         ValueError: if the labels do not fit the videos, or a value is out of its bounds.
@@ -99,7 +99,7 @@ class TestClips(torch.utils.data.Dataset):
         _check_labels(labels, len(videos))
         check_window(num_frames, frame_stride, frame_rate)
         if num_windows < 1:
-            raise ValueError(f"num_windows is {num_windows}; give at least 1")
+            raise ValueError(f"num_windows must be at least 1, got {num_windows}")
         self.videos, self.labels = videos, labels
         self.num_frames, self.frame_stride, self.num_windows = num_frames, frame_stride, num_windows
         self.transform = ClipTransform() if transform is None else transform
@@ -118,7 +118,7 @@ class TestClips(torch.utils.data.Dataset):
             labels: the class.
             index: the index.
             size: height and width of the video's frames in pixels, as a player shows them.
-            note: None, or what is wrong with the video, of which a part decodes all the same.
+            note: None, or what is wrong with a video that decodes only in part.
 
             Of a video that cannot be decoded instead:
             index: the index.
@@ -127,7 +127,7 @@ class TestClips(torch.utils.data.Dataset):
             kind: a word or two by which reasons are counted.
         """
         if not 0 <= index < len(self):
-            raise IndexError(f"there is no video {index}, only {len(self)}")
+            raise IndexError(f"index must be at least 0 and less than {len(self)}, the number of videos, got {index}")
         row = self.videos[index]
         try:
             # A network has limits of time of its own
@@ -143,7 +143,7 @@ class TestClips(torch.utils.data.Dataset):
         }
 
     def windows(self, available: int) -> list[list[int]]:
-        """The frames that each clip shows of a video with so many."""
+        """The frames of a video of `num_frames` frames that each clip shows."""
         last = max(0, available - (self.num_frames - 1) * self.frame_stride - 1)
         gaps = self.num_windows - 1
         starts = [last // 2] if gaps == 0 else [round(last * number / gaps) for number in range(self.num_windows)]
@@ -184,4 +184,4 @@ def _shown(frames: torch.Tensor, is_still: bool) -> torch.Tensor:
 
 def _check_labels(labels: Sequence[int], num_videos: int):
     if len(labels) != num_videos:
-        raise ValueError(f"there are {len(labels)} labels for {num_videos} videos; give one for each")
+        raise ValueError(f"labels must be one per video, got {len(labels)} for {num_videos} videos")

@@ -1,4 +1,4 @@
-"""A ladder of questions to frozen encoders, from where an object is to how far everything is.
+"""A ladder of questions to frozen encoders, from where an object is to how far away everything is.
 
 Every rung is read twice: by ridge regression, which says how easily the answer is read, and by a small readout by
 attention, which learns more by itself, from random weights too, and may fail to. So encoders are ranked by ridge.

@@ -1,4 +1,4 @@
-"""What predictions are worth: accuracies, errors of depth, and intervals around them.
+"""Metrics of predictions: accuracies, errors of depth, and their confidence intervals.
 
 Every test item is scored by itself, into a row of numbers, and metrics are made of the rows in the order of the items:
 neither batches nor processes change a result. T frames, K classes, n items, R resamples.
@@ -32,7 +32,7 @@ def mean_probabilities(logits: torch.Tensor) -> torch.Tensor:
 def score_classes(probabilities: torch.Tensor, labels: torch.Tensor, indices: torch.Tensor) -> SampleScores:
     """One row per video: its class, the likeliest class, whether the true one is among five, and its probability.
 
-    Of equally likely classes the first comes first. The probability is NaN where any of a video is not finite.
+    Equally likely classes are ranked in order. The probability is NaN where any of a video is not finite.
 
     Args:
         probabilities: (n, K), as `mean_probabilities` gives them.
@@ -44,11 +44,14 @@ def score_classes(probabilities: torch.Tensor, labels: torch.Tensor, indices: to
     """
     if probabilities.ndim != 2 or not len(probabilities) == len(labels) == len(indices):
         shapes = ", ".join(str(tuple(values.shape)) for values in (probabilities, labels, indices))
-        raise ValueError(f"probabilities, labels and indices must be (n, K), (n,) and (n,); got {shapes}")
+        raise ValueError(f"probabilities, labels and indices must be (n, K), (n,) and (n,), got {shapes}")
     probabilities, labels = probabilities.cpu().double(), labels.cpu().long()
     num_classes = probabilities.shape[1]
     if len(labels) and not 0 <= labels.min() <= labels.max() < num_classes:
-        raise ValueError(f"labels run from {labels.min()} to {labels.max()}, but there are {num_classes} classes")
+        raise ValueError(
+            f"labels must be at least 0 and less than {num_classes}, the number of classes, got {labels.min()} to "
+            f"{labels.max()}"
+        )
     is_finite = probabilities.isfinite().all(dim=1)
     order = probabilities.sort(dim=1, descending=True, stable=True).indices
     return {
@@ -76,7 +79,7 @@ def score_depth(predicted: torch.Tensor, metres: torch.Tensor, indices: torch.Te
     """
     if predicted.ndim != 4 or predicted.shape != metres.shape or len(indices) != len(metres):
         shapes = ", ".join(str(tuple(values.shape)) for values in (predicted, metres, indices))
-        raise ValueError(f"predicted and true depth must both be (n, T, H, W), indices (n,); got {shapes}")
+        raise ValueError(f"predicted and metres must both be (n, T, H, W) and indices (n,), got {shapes}")
     # Clip by clip: sums over a batch at once would depend on its size
     rows = [_depth_sums(*pair) for pair in zip(predicted.float(), metres.float(), strict=True)]
     columns = {name: torch.tensor([row[name] for row in rows], dtype=torch.float64) for name in rows[0]}
@@ -113,7 +116,7 @@ def in_order(parts: list[SampleScores]) -> SampleScores:
         ValueError: without parts, or if they have different columns.
     """
     if not parts or any(part.keys() != parts[0].keys() for part in parts):
-        raise ValueError(f"rows to be joined need the same columns, got {[sorted(part) for part in parts]}")
+        raise ValueError(f"parts must have the same columns, got {[sorted(part) for part in parts]}")
     columns = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     order = columns["index"].sort(stable=True).indices
     index = columns["index"][order]
@@ -229,7 +232,7 @@ def confusion_matrix(samples: SampleScores, num_classes: int) -> torch.Tensor:
 def resampling_units(num_items: int, groups: list[str] | None) -> tuple[torch.Tensor, str]:
     """What a bootstrap draws: the unit of each item (n,), counted from 0, and "groups" or "items".
 
-    Fewer than two groups tell nothing of how groups differ; then items are drawn.
+    Fewer than two groups say nothing about how groups differ; then items are drawn.
 
     Raises:
         ValueError: if there is not one group per item.
@@ -237,7 +240,7 @@ def resampling_units(num_items: int, groups: list[str] | None) -> tuple[torch.Te
     if groups is None:
         return torch.arange(num_items), "items"
     if len(groups) != num_items:
-        raise ValueError(f"{num_items} items need as many groups, got {len(groups)}")
+        raise ValueError(f"groups must be one per item, got {len(groups)} for {num_items} items")
     names = {name: number for number, name in enumerate(dict.fromkeys(groups))}
     if len(names) < 2:
         return torch.arange(num_items), "items"
@@ -255,8 +258,8 @@ def intervals(
     """Every metric with its percentile bootstrap interval: {"top1": {"value", "low", "high"}, ...}.
 
     Test items are drawn with replacement, or whole groups of them (`resampling_units`): videos of one person or scene
-    succeed and fail together. The interval tells how the result would vary with other test items of the kind. It does
-    not tell how it varies with the seed of the training, and where the best of several members was chosen on the same
+    succeed and fail together. The interval says how the result would vary with other test items of the kind. It does
+    not say how it varies with the training seed, and where the best of several members was chosen on the same
     test items, it does not include that choice, which flatters the best.
 
     Of fewer than `MIN_GROUPS` groups a bootstrap knows too little: four that happen to be alike give an interval of
@@ -277,7 +280,9 @@ def intervals(
     if not len(samples["index"]):
         raise ValueError("there are no test items to measure")
     if num_resamples < 1 or not 0 < confidence < 1:
-        raise ValueError(f"a bootstrap needs draws and a share in (0, 1), got {num_resamples} and {confidence}")
+        raise ValueError(
+            f"num_resamples must be at least 1 and confidence between 0 and 1, got {num_resamples} and {confidence}"
+        )
     units, unit_name = resampling_units(len(samples["index"]), groups)
     num_units = int(units.max()) + 1
     is_few = unit_name == "groups" and num_units < MIN_GROUPS

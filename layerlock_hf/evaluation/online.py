@@ -1,4 +1,4 @@
-"""A readout while pretraining goes on: what the features tell of a few labelled clips."""
+"""A readout during pretraining: how well the features classify a few labelled clips."""
 
 import time
 from collections.abc import Iterable
@@ -37,16 +37,16 @@ def labelled_videos(videos, max_videos: int = MAX_VIDEOS):
         ValueError: without labels, or with fewer than two classes.
     """
     if max_videos < 2:
-        raise ValueError(f"max_videos (readout_max_videos) is {max_videos}; give at least 2")
+        raise ValueError(f"max_videos (readout_max_videos) must be at least 2, got {max_videos}")
     if "label" not in videos.column_names:
-        raise ValueError("the videos have no labels; give a list or a dataset with a column label")
+        raise ValueError("the videos have no labels: give a list or a dataset with a column label")
     order = torch.randperm(len(videos), generator=generator_for("readout")).tolist()[:max_videos]
     videos = videos.select(order)
     names = list(videos["label"])
     check_classes("readout_data", names)
     classes = {name: index for index, name in enumerate(sorted(set(names)))}
     if len(classes) < 2:
-        raise ValueError(f"all videos have the label {names[0]!r}; give at least two classes")
+        raise ValueError(f"videos must have at least two classes, got only {names[0]!r}")
     return videos, torch.tensor([classes[name] for name in names])
 
 
@@ -85,7 +85,7 @@ def center_clips(
             # A network has limits of time of its own
             frames = isolated_clip(row, fetch(row) if is_remote(row) else None)
         except DecodingError as error:
-            logger.warning(f"the readout leaves out {name_of(row, index)}: {error}")
+            logger.warning(f"the readout skips {name_of(row, index)}: {error}")
             continue
         clips.append(torch.from_numpy(frames))
         kept.append(label)
@@ -95,12 +95,12 @@ def center_clips(
 
 
 class OnlineReadout(TrainerCallback):
-    """Logs `readout/knn_accuracy_layer_K` of the encoder every so many optimizer steps, from step 0 to the end.
+    """Logs `readout/knn_accuracy_layer_K` of the encoder every `steps` optimizer steps, from step 0 to the end.
 
     Features are means over the tokens of whole clips, in eval mode; neighbours are all other clips. The measurement
-    reads the model and draws nothing, so training goes on bit for bit as without it. It runs on the main process while
+    only reads the model and draws nothing random, so training stays bit-identical. It runs on the main process while
     the others wait, at the beginning of a step: a resumed run measures what the uninterrupted one did. Its time, which
-    `readout/seconds` tells, counts in the clips per second of the next log.
+    `readout/seconds` records, counts in the clips per second of the next log.
 
     Args:
         trainer: whose encoder (`model.base_model`, which offers `tap`) is read, and whose `log` takes the results.
@@ -128,7 +128,7 @@ class OnlineReadout(TrainerCallback):
         if steps < 1:
             raise ValueError(f"readout_steps must be at least 1, got {steps}")
         if trainer.is_fsdp_enabled:
-            raise ValueError("readout_steps: one process alone cannot read a model that FSDP has sharded")
+            raise ValueError("readout_steps must be left out with FSDP: a single process cannot read a sharded model")
         if linear and labels is not None and len(labels) < 10:
             raise ValueError(f"readout_linear needs at least 10 videos, got {len(labels)}")
         self.trainer, self.clips, self.labels, self.steps = trainer, clips, labels, steps

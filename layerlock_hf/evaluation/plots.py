@@ -1,4 +1,4 @@
-"""The pictures of `layerlock readout`: the sweep, its curves, what is taken for what, and depth beside its truth."""
+"""The pictures of `layerlock readout`: the sweep, its curves, the confusion matrix, and depth beside the truth."""
 
 import itertools
 from dataclasses import dataclass
@@ -155,7 +155,7 @@ def plot_curves(rows: list[dict], task: str, path: Path):
     # What was measured once is no curve
     lines = [name for name in steps if len(steps[name]) > 1] or [name for name in steps if steps[name]]
     if not lines:
-        raise ValueError(f"there are no curves without rows that hold loss or {metric}; log more often")
+        raise ValueError(f"no row holds loss or {metric}, so there are no curves to plot: log more often")
     depths = sorted({row["depth"] for row in rows})
     rates = sorted({row["learning_rate"] for row in rows})
     # Without the palest end of the map

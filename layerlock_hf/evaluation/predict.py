@@ -138,13 +138,13 @@ def task_of(name: str) -> tuple[Task, str]:
     """What a model is for and the name of its class, by its configuration alone.
 
     Raises:
-        ValueError: if it is none of the models that predict.
+        ValueError: if it is not a model for prediction.
         OSError: if it cannot be found.
     """
     architecture = (AutoConfig.from_pretrained(name).architectures or ["model of unknown class"])[0]
     task = next((task for ending, task in TASKS.items() if architecture.endswith(ending)), None)
     if task is None:
-        raise ValueError(f"{name} is a {architecture}; give a readout for classification or depth")
+        raise ValueError(f"{name} is a {architecture}: give a readout for classification or depth")
     return task, architecture
 
 
@@ -170,15 +170,15 @@ def load_model(name: str, task: Task):
     try:
         model, info = task.model_class.from_pretrained(name, output_loading_info=True, ignore_mismatched_sizes=True)
     except SafetensorError as error:
-        raise ValueError(f"the weights of {name} are damaged ({error}): copy them anew") from error
+        raise ValueError(f"the weights of {name} are damaged ({error}): copy them again") from error
     except StrictDataclassError as error:
         raise ValueError(f"the config.json of {name} is damaged: {error}") from error
     if info["missing_keys"]:
-        raise ValueError(f"{name} lacks weights, such as {sorted(info['missing_keys'])[0]}; give a trained readout")
+        raise ValueError(f"{name} lacks weights, such as {sorted(info['missing_keys'])[0]}: give a trained readout")
     for weight, found, wanted in sorted(info["mismatched_keys"]):
         raise ValueError(
-            f"{name} has a config.json of another model: {weight} must be {tuple(wanted)} by it, got {tuple(found)}; "
-            "copy both anew from where it was trained"
+            f"{name} has the config.json of another model, by which {weight} must be {tuple(wanted)}, got "
+            f"{tuple(found)}: copy both again from where it was trained"
         )
     return model.eval()
 

@@ -1,4 +1,4 @@
-"""What `layerlock predict` writes of a model of depth: a depth video of each video, and its metres."""
+"""What `layerlock predict` writes for a depth model: a depth video of each video, and its depth in metres."""
 
 import re
 from collections import Counter

@@ -98,7 +98,7 @@ def load_clips(folder: Path, config, resize_factor: float, num_workers: int = 0)
 
 def _read_table(path: Path) -> list[dict[str, str]]:
     if not path.is_file():
-        raise ValueError(f"there is no {path}: give a folder as layerlock_hf.data.procedural writes it")
+        raise ValueError(f"{path} does not exist: give a folder written by layerlock_hf.data.procedural")
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     columns = {"path", "label", "depth"}
@@ -137,7 +137,9 @@ class _Videos(Dataset):
             raise ValueError(f"{self.folder / row['path']} cannot be read: {error}") from error
         starts = range(0, len(frames) - self.num_frames + 1, self.num_frames)
         if not starts:
-            raise ValueError(f"{row['path']} has {len(frames)} frames: clips need at least {self.num_frames}")
+            raise ValueError(
+                f"{row['path']} must have at least {self.num_frames} frames, those of a clip, got {len(frames)}"
+            )
         metres = torch.full((len(frames), size, size), torch.nan)
         positions, is_seen = torch.full((len(frames), 2), torch.nan), torch.zeros(len(frames), dtype=torch.bool)
         if row["depth"]:

@@ -1,4 +1,4 @@
-"""Cheap questions to frozen features: nearest neighbours and ridge regression, without any training loop.
+"""Cheap probes of frozen features: nearest neighbours and ridge regression, without a training loop.
 
 B clips, N tokens of the grid (t, h, w), D width.
 """
@@ -59,7 +59,7 @@ def knn_accuracy(
 ) -> float:
     """Share of samples whose nearest neighbours, by cosine of centred features, vote for their class.
 
-    Without test samples every sample is classified by all the others (leave one out).
+    Without test samples, every sample is classified by all the others (leave-one-out).
 
     Args:
         features: (B, D).
@@ -68,10 +68,10 @@ def knn_accuracy(
         num_neighbours: neighbours that vote; fewer where there are fewer.
     """
     if (test_features is None) != (test_labels is None):
-        raise ValueError("test_features and test_labels belong together: give both or neither")
+        raise ValueError("test_features and test_labels must be given together: give both or neither")
     leaves_out = test_features is None
     if len(features) < 1 + leaves_out:
-        raise ValueError(f"{len(features)} samples have no neighbours")
+        raise ValueError(f"features must hold at least {1 + leaves_out} samples, got {len(features)}")
     center = features.mean(dim=0)  # a mean that all share would bring all cosines close to 1
     known = F.normalize(features - center, dim=1)
     asked = known if leaves_out else F.normalize(test_features - center, dim=1)

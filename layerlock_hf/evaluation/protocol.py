@@ -18,38 +18,46 @@ BOUNDS = {
 
 @dataclass
 class SweepArguments:
-    """The protocol of LayerLock, sec. A.4. Batches are those of all processes together."""
+    """The protocol of LayerLock, sec. A.4. Batch sizes count the clips of all processes together."""
 
     learning_rates: list[float] = field(
-        default_factory=lambda: [1e-4, 3e-4, 1e-3], metadata={"help": "Highest learning rates to try."}
+        default_factory=lambda: [1e-4, 3e-4, 1e-3], metadata={"help": "Peak learning rates to try."}
     )
     depth_fractions: list[float] = field(
         default_factory=lambda: [0.25, 0.5, 0.75, 0.85, 0.95, 1.0],
-        metadata={"help": "Depths to try, as fractions of the layers in the convention of the 4DS code."},
+        metadata={"help": "Depths to try, as fractions of the layers, counted as in the 4DS code."},
     )
-    num_examples: int = field(default=1_280_000, metadata={"help": "Clips that every readout is trained on."})
-    batch_size: int = field(default=32, metadata={"help": "Clips of an optimizer step, over all processes."})
+    num_examples: int = field(
+        default=1_280_000, metadata={"help": "Number of clips that every readout is trained on."}
+    )
+    batch_size: int = field(default=32, metadata={"help": "Clips per optimizer step, across all processes."})
     micro_batch_size: int | None = field(
-        default=None, metadata={"help": "Clips that a process encodes at once; by default its share of a batch."}
+        default=None, metadata={"help": "Clips that a process encodes at once (default: its share of a batch)."}
     )
     warmup_steps: int = field(default=1000, metadata={"help": "Steps of linear warm-up."})
-    final_learning_rate: float = field(default=1e-7, metadata={"help": "Where the cosine ends."})
+    final_learning_rate: float = field(
+        default=1e-7, metadata={"help": "Learning rate at which the cosine schedule ends."}
+    )
     weight_decay: float = field(
         default=1e-4,
-        metadata={"help": "Of AdamW, on all parameters; the paper states none, optax has this default."},
+        metadata={
+            "help": "Weight decay of AdamW, on all parameters. The paper does not state it; this is optax's default."
+        },
     )
     max_parallel_readouts: int | None = field(
         default=None,
-        metadata={"help": "Readouts trained at once, which bounds the memory; the others follow in further passes."},
+        metadata={
+            "help": "Readouts trained at once, to limit memory; the others follow in further passes (default: all)."
+        },
     )
     seed: int = field(default=0, metadata={"help": "Seed of the readouts' weights and of the clips."})
     bf16: bool = field(default=False, metadata={"help": "Compute in bfloat16; weights stay float32."})
     logging_steps: int = field(default=50, metadata={"help": "Steps between lines of metrics.jsonl."})
     eval_steps: int | None = field(
-        default=None, metadata={"help": "Steps between evaluations; by default there is one, at the end."}
+        default=None, metadata={"help": "Steps between evaluations (default: only one, at the end)."}
     )
-    save_steps: int = field(default=1000, metadata={"help": "Steps between checkpoints, from which a run goes on."})
-    num_workers: int = field(default=0, metadata={"help": "Data workers of each process."})
+    save_steps: int = field(default=1000, metadata={"help": "Steps between checkpoints, from which a run can resume."})
+    num_workers: int = field(default=0, metadata={"help": "Data workers per process."})
 
     def __post_init__(self):
         check_bounds(self, BOUNDS)
@@ -63,10 +71,13 @@ class SweepArguments:
                 f"{self.final_learning_rate}"
             )
         if self.num_examples % self.batch_size:
-            raise ValueError(f"num_examples={self.num_examples} is not a multiple of batch_size={self.batch_size}")
+            raise ValueError(
+                f"num_examples must be a multiple of batch_size={self.batch_size}, got {self.num_examples}"
+            )
         if not 0 <= self.warmup_steps < self.num_steps:
             raise ValueError(
-                f"warmup_steps is {self.warmup_steps}, but there are {self.num_steps} steps: num_examples / batch_size"
+                f"warmup_steps must be at least 0 and less than the {self.num_steps} steps (num_examples / "
+                f"batch_size), got {self.warmup_steps}"
             )
 
     @property

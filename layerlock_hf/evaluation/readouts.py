@@ -115,8 +115,7 @@ def linear(config: LayerLockReadoutConfig, num_queries: int, num_outputs: int) -
 def _refuse_dense(name: str, num_queries: int):
     if num_queries != 1:
         raise ValueError(
-            f"readout={name} gives one answer for a whole clip, where this task needs {num_queries}; choose "
-            "readout=attention"
+            f"readout={name} gives one answer per clip, but this task needs {num_queries}: choose readout=attention"
         )
 
 

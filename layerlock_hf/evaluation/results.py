@@ -110,9 +110,9 @@ def build_results(
         ValueError: if rows are missing or too many, or no point predicts finite values.
     """
     if task not in MEASURES:
-        raise ValueError(f"task is {task!r}; choose among {', '.join(MEASURES)}")
+        raise ValueError(f"task must be one of {', '.join(MEASURES)}, got {task!r}")
     if not points:
-        raise ValueError("a sweep without points has no results")
+        raise ValueError("points must hold at least one point of the sweep, got none")
     for point, samples in points.items():
         _check_rows(f"depth {point.depth}, learning rate {point.learning_rate:g}", samples, test_set)
     for name, samples in baselines.items():
@@ -121,7 +121,7 @@ def build_results(
     is_measurable = any_rows["num"] > 0
     kept = any_rows["index"][is_measurable].tolist()
     if not kept:
-        raise ValueError(f"none of {len(test_set.names)} test items could be measured; {_first_error(test_set)}")
+        raise ValueError(f"none of {len(test_set.names)} test items could be measured: {_first_error(test_set)}")
     groups = None if test_set.groups is None else [test_set.groups[index] for index in kept]
     units, unit_name = resampling_units(len(kept), groups)
 
@@ -142,7 +142,7 @@ def build_results(
     scores = _scores(task, points)
     best = min(ordered, key=scores.get)
     if math.isinf(scores[best]):
-        raise ValueError("no point of the sweep predicts finite values; use lower learning rates")
+        raise ValueError("no point of the sweep predicts finite values: use lower learning rates")
     of_depths = [min(group, key=scores.get) for _, group in groupby(ordered, key=lambda point: point.depth)]
     fixed_depth = readout_depth_from_fraction(num_layers, FIXED_DEPTH_FRACTION)
     shown = {point: entry(point, with_intervals(points[point])) | {"is_chosen_on": "test"} for point in of_depths}
@@ -222,16 +222,16 @@ def _finite(value: float) -> float | None:
 
 
 def check_results(results) -> None:
-    """Refuse what is no content of a `results.json`.
+    """Refuse anything that is not the content of a `results.json`.
 
     Raises:
         ValueError: naming the first thing that is wrong.
     """
     _check(results, CONTENT, "")
     if results["task"] not in MEASURES:
-        raise ValueError(f"task is {results['task']!r}, not one of {', '.join(MEASURES)}")
+        raise ValueError(f"task must be one of {', '.join(MEASURES)}, got {results['task']!r}")
     if not results["members"]:
-        raise ValueError("members is empty")
+        raise ValueError("members must hold at least one member, got none")
     if results["fixed_depth"] is not None:
         _check(results["fixed_depth"], SHOWN, "fixed_depth")
     if "probes" in results:
@@ -275,7 +275,7 @@ def _check(value, kind, where: str):
 
 def _check_type(value, kinds, where: str):
     if not isinstance(value, kinds) or isinstance(value, bool):
-        raise ValueError(f"{where or 'the content'} is {json.dumps(value)[:60]}, which is not of the right type")
+        raise ValueError(f"{where or 'the content'} is of the wrong type: {json.dumps(value)[:60]}")
 
 
 def write_results(results: dict, path: str | os.PathLike):

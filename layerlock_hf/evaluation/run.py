@@ -63,7 +63,7 @@ def train_readouts(
     config: str | Path | None = None,
     **settings,
 ) -> dict | None:
-    """Train readouts on a frozen encoder, all depths and learning rates from one pass, and test them, as
+    """Train readouts on a frozen encoder, at all depths and learning rates in one pass, and test them, as
     `layerlock readout` does.
 
     >>> results = train_readouts("runs/mine", "classification", "ucf101", "runs/ucf101")  # doctest: +SKIP
@@ -72,13 +72,13 @@ def train_readouts(
     Args:
         model: folder or Hub id of an encoder: ours, or any ViT of Transformers.
         task: "classification" or "depth".
-        data: where the data set lies.
+        data: where the dataset is.
         output_dir: folder for results, pictures and the model with the best readout.
         config: a recipe, by its name (`layerlock recipes` lists them) or its path.
         settings: what differs from the recipe, by the names of the flags of `layerlock readout`.
 
     Returns:
-        What `results.json` holds; None but on the main process.
+        The content of `results.json` on the main process, None on others.
 
     Raises:
         ValueError: naming the setting that is unknown, wrong, or contradicts another.
@@ -134,7 +134,7 @@ def build(settings: ReadoutSettings) -> Evaluation:
     """Check the settings, load the encoder and the data, and make the readouts.
 
     Raises:
-        ValueError: naming what the user has to mend.
+        ValueError: saying what the user has to fix.
     """
     encoder_args, args, sweep_args = settings
     args.check_paths()

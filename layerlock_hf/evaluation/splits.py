@@ -1,4 +1,4 @@
-"""What readouts are trained and tested on: the clips of a data set, per task, and what is known without looking."""
+"""Training and test data of readouts: the clips of a dataset, per task, and the baselines that need no pixels."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -50,9 +50,7 @@ class LabelledSets:
         test = read_labelled(args.dataset, args.test_data or args.data, "test", lacks_split)
         self.test = test.relabelled(self.train.class_names)
         if len(self.train.class_names) < 2:
-            raise ValueError(
-                f"data: all videos have the class {self.train.class_names[0]!r}; give at least two classes"
-            )
+            raise ValueError(f"data: videos must have at least two classes, got only {self.train.class_names[0]!r}")
 
     @property
     def num_train(self) -> int:
@@ -134,7 +132,7 @@ class LabelledSets:
         items = [item for item in _items(chosen, self.sweep.num_workers, "sizes") if "error" not in item]
         if not items:
             raise ValueError(
-                f"data: none of {len(chosen)} training videos can be read; the first says: {clips[0]['error']}"
+                f"data: none of {len(chosen)} training videos can be read, the first because of: {clips[0]['error']}"
             )
         return torch.stack([item["size"] for item in items]), [item["labels"] for item in items]
 

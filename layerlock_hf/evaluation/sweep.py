@@ -39,8 +39,8 @@ class _Batches:
         self.num_per_step = args.batch_size // (self.size * state.num_processes)
         if self.num_per_step * self.size * state.num_processes != args.batch_size:
             raise ValueError(
-                f"batch_size={args.batch_size} does not fall into parts of micro_batch_size={self.size} for "
-                f"{state.num_processes} processes"
+                f"batch_size must be a multiple of micro_batch_size={self.size} times {state.num_processes} "
+                f"processes, got {args.batch_size}"
             )
 
     def __len__(self) -> int:
@@ -118,7 +118,7 @@ class Sweep:
 
     The gradient of a batch is that of the mean loss over what counts in it, whatever the number of processes and of
     parts that the batch is encoded in. Every point starts from the same weights and sees the same clips in the same
-    order, so its result does not depend on the others. The same run, started again, goes on where it stopped.
+    order, so its result does not depend on the others. The same run, started again, resumes where it stopped.
 
     Args:
         task: what is learnt and measured: see `tasks`.
@@ -210,7 +210,7 @@ class Sweep:
             tried = random.Random(0).sample(range(len(self.test)), min(len(self.test), NUM_TRIED))
             errors = [item["error"] for item in map(self.test.__getitem__, tried) if "error" in item]
             if len(errors) == len(tried):
-                raise ValueError(f"none of {len(tried)} test items can be read; the first says: {errors[0]}")
+                raise ValueError(f"none of {len(tried)} test items can be read, the first because of: {errors[0]}")
         return self.baselines()
 
     def _run_round(self, name: str, points: list[SweepPoint], baselines: dict[str, Baseline]):
@@ -322,7 +322,7 @@ class Sweep:
         for _, errors in gathered:
             self.errors |= errors
         if len(self.errors) == len(self.test):
-            raise ValueError(f"no test item can be read; the first says: {self.errors[min(self.errors)]}")
+            raise ValueError(f"no test item can be read, the first because of: {self.errors[min(self.errors)]}")
         samples = {name: in_order([rows for parts, _ in gathered for rows in parts[name]]) for name in names}
         self._baseline_rows = {name: samples.pop(name) for name in baselines}
         return samples
@@ -373,8 +373,8 @@ class Sweep:
         if changed:
             name = changed[0]
             raise ValueError(
-                f"{self.output} holds a run with other settings ({name} was {theirs.get(name)!r}, now "
-                f"{ours.get(name)!r}); choose another output_dir, or delete it"
+                f"{self.output} holds a run with other settings ({name} was {theirs.get(name)!r} and is now "
+                f"{ours.get(name)!r}): choose another output_dir, or delete it"
             )
         self.finished, self._unfinished, self.errors = saved["finished"], saved["unfinished"], saved["errors"]
         self._baseline_rows, self._seconds_before = saved["baselines"], saved["seconds"]

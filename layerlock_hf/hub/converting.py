@@ -18,7 +18,7 @@ def to_tensor(name: str, array: np.ndarray) -> torch.Tensor:
     if array.dtype == np.dtype("V2"):
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
     if array.dtype.kind not in "fiub":
-        raise ValueError(f"{name} is of type {array.dtype}, not of numbers")
+        raise ValueError(f"{name} must hold numbers, got the type {array.dtype}")
     return torch.from_numpy(array)
 
 
@@ -34,15 +34,15 @@ def read_archive(path: Path) -> dict[str, torch.Tensor]:
         try:
             archive = np.lib.npyio.NpzFile(file)  # `np.load` would take what is no archive for a pickle
         except zipfile.BadZipFile as error:
-            raise ValueError("must be a NumPy archive (.npz) as released, got another or half a file") from error
+            raise ValueError("must be a NumPy archive (.npz) as released, got another file or half of one") from error
         for name in archive.files:
             try:
                 array = archive[name]
             except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
                 # NumPy's own message may advise to unpickle, which runs what the file says
-                raise ValueError(f"{name} is damaged, or no array of numbers: download it anew") from error
+                raise ValueError(f"{name} is damaged, or not an array of numbers: download it again") from error
             if not isinstance(array, np.ndarray):
-                raise ValueError(f"{name} is no array: give a NumPy archive (.npz) as released")
+                raise ValueError(f"{name} is not an array: give a NumPy archive (.npz) as released")
             arrays[name] = to_tensor(name, array)
     return arrays
 

@@ -19,7 +19,7 @@ class LayerLockViTConfig(LayerLockReadoutConfig):
 
     Args:
         num_channels: colour channels.
-        pixel_mean, pixel_std: what the encoder itself subtracts from pixels in [0, 1], and then divides them by: one
+        pixel_mean, pixel_std: what the encoder itself subtracts from pixels in [0, 1], and then divides by: one
             value per channel, or one for all. 0 and 1, which change nothing, are what 4DS has; V-JEPA, SALT and
             blockwise training have those of ImageNet. Clips and targets of pixels stay in [0, 1].
         patch_size: height and width of a token's box, in pixels.
@@ -37,8 +37,8 @@ class LayerLockViTConfig(LayerLockReadoutConfig):
         decoder: `"trunk"` decodes with the last layers of the ViT itself (4DS), `"predictor"` with a narrow
             transformer of its own (V-JEPA, SALT, blockwise).
         num_decoder_layers: layers that decode: of the ViT, or of each predictor.
-        decoding_tokens: content of the tokens that are decoded: `"rope"`, a vector of ones rotated to its position
-            (LayerLock, Alg. 1), or `"learned"`, a learned table. Of the trunk decoder only.
+        decoding_tokens: content of the tokens to decode: `"rope"`, a vector of ones rotated to its position
+            (LayerLock, Alg. 1), or `"learned"`, a learned table. Only for the trunk decoder.
         predictor_hidden_size: width of a predictor, whose MLPs are four times as wide.
         predictor_num_attention_heads: its attention heads.
         predictor_depths: depths of the ViT that are read by a predictor each; None: the last layer only.
@@ -46,7 +46,7 @@ class LayerLockViTConfig(LayerLockReadoutConfig):
         teacher_hidden_size: width of the latents that are predicted; None: `hidden_size`.
         latent_head_depths: depths whose latents have a head of their own, for ablations that predict several at once.
         extra_heads: name and width of heads for targets of your own.
-        num_frozen_layers: leading layers that the run that wrote this checkpoint had frozen. A record: loading a
+        num_frozen_layers: leading layers frozen by the run that wrote this checkpoint. Only a record: loading a
             checkpoint freezes nothing.
         image_size, num_frames, hidden_act, layer_norm_eps, initializer_range, readout_*, decoding_patch_size,
             train_encoder: those of `LayerLockReadoutConfig`.
@@ -106,7 +106,7 @@ class LayerLockViTConfig(LayerLockReadoutConfig):
             if len(values) != self.num_channels:
                 raise ValueError(f"{name} must be 1 or num_channels={self.num_channels} numbers, got {values}")
             if not all(0 <= value <= 1 for value in values):
-                raise ValueError(f"{name} must be from 0 to 1, as pixels are, got {values}: for bytes divide by 255")
+                raise ValueError(f"{name} must be between 0 and 1, as pixels are, got {values}: divide bytes by 255")
         if min(self.pixel_std) <= 0:
             raise ValueError(f"pixel_std must be positive, got {self.pixel_std}")
         for whole, part in (
@@ -117,8 +117,7 @@ class LayerLockViTConfig(LayerLockReadoutConfig):
         ):
             if getattr(self, whole) % getattr(self, part):
                 raise ValueError(
-                    f"{whole} must be a multiple of {part}, got {whole}={getattr(self, whole)} and "
-                    f"{part}={getattr(self, part)}"
+                    f"{whole} must be a multiple of {part}={getattr(self, part)}, got {getattr(self, whole)}"
                 )
         depths = self.predictor_depths
         if depths is not None and (self.decoder == "trunk" or sorted({*depths}) != depths or not depths):
@@ -132,17 +131,17 @@ class LayerLockViTConfig(LayerLockReadoutConfig):
         if self.decoder == "trunk" and self.num_decoder_layers >= self.num_hidden_layers:
             raise ValueError(
                 f"num_decoder_layers must leave at least one of the {self.num_hidden_layers} layers to the encoder, "
-                f"got num_decoder_layers={self.num_decoder_layers}"
+                f"got {self.num_decoder_layers}"
             )
         if not 0 <= self.num_frozen_layers <= self.num_hidden_layers:
             raise ValueError(
-                f"num_frozen_layers={self.num_frozen_layers} is not between 0 and the {self.num_hidden_layers} layers "
-                "of the ViT"
+                f"num_frozen_layers must be between 0 and the {self.num_hidden_layers} layers of the ViT, got "
+                f"{self.num_frozen_layers}"
             )
         if self.num_tokens > MAX_TOKENS:
             raise ValueError(
-                f"image_size={self.image_size} and num_frames={self.num_frames} make {self.num_tokens} tokens of a "
-                f"clip: give a clip of {MAX_TOKENS} at most"
+                f"num_tokens of a clip must be at most {MAX_TOKENS}, got {self.num_tokens} from "
+                f"image_size={self.image_size} and num_frames={self.num_frames}: make the clips smaller or shorter"
             )
         self.check_readout()
         fractions = self.rope_axis_fractions
@@ -212,10 +211,10 @@ class LayerLockViTConfig(LayerLockReadoutConfig):
             ValueError: for an unknown preset or an unknown field.
         """
         if name not in PRESETS:
-            raise ValueError(f"unknown preset {name!r}; known are {', '.join(PRESETS)}")
+            raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {name!r}")
         unknown = sorted(set(overrides) - set(architecture_fields()))
         if unknown:
-            raise ValueError(f"unknown field(s) of LayerLockViTConfig: {', '.join(unknown)}")
+            raise ValueError(f"LayerLockViTConfig has no field(s) {', '.join(unknown)}: check the spelling")
         return cls(**{**PRESETS[name], **overrides})
 
 

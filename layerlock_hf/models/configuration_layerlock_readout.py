@@ -1,4 +1,4 @@
-"""What configurations of models with readouts share, whichever encoder they read."""
+"""What all configurations of models with readouts share, whichever encoder they read."""
 
 import math
 
@@ -17,15 +17,15 @@ class LayerLockReadoutConfig(PreTrainedConfig):
         num_frames: frames per clip.
         hidden_act: activation of the MLPs.
         layer_norm_eps: epsilon of the layer norms.
-        initializer_range: standard deviation of the linear layers at the start; None: as in the 4DS code.
-        readout_depth: layers that the readouts see the output of, counted from the first; None is the last one.
+        initializer_range: initial standard deviation of the linear layers; None: as in the 4DS code.
+        readout_depth: number of layers below the readouts, which read the output of the last of these; None: all.
             `readout_depth_from_fraction` gives the depth that the original code means by a fraction.
         readout_num_frames: steps of time that the readouts resize the features to; None is `num_frames`.
         readout_hidden_size: width of the readouts (LayerLock, Table 11).
         readout_num_attention_heads: attention heads of the readouts.
         readout_intermediate_size: hidden width of the readouts' MLP; None is four times their width.
         decoding_patch_size: frames, rows and columns of the box of pixels that a query of the depth readout predicts.
-        train_encoder: let the encoder learn with a readout. By default it is frozen and only the readout learns.
+        train_encoder: train the encoder together with a readout. By default it is frozen and only the readout learns.
     """
 
     image_size: int = 224
@@ -58,17 +58,16 @@ class LayerLockReadoutConfig(PreTrainedConfig):
         if self.initializer_range is not None and not 0 <= self.initializer_range < math.inf:
             raise ValueError(f"initializer_range must be at least 0, or None, got {self.initializer_range}")
         if self.hidden_act not in ACT2FN:
-            raise ValueError(f"hidden_act: unknown activation {self.hidden_act!r}")
+            raise ValueError(f"hidden_act must be a known activation, got {self.hidden_act!r}")
         if self.readout_hidden_size % self.readout_num_attention_heads:
             raise ValueError(
-                "readout_hidden_size must be a multiple of readout_num_attention_heads, got "
-                f"readout_hidden_size={self.readout_hidden_size} and "
-                f"readout_num_attention_heads={self.readout_num_attention_heads}"
+                "readout_hidden_size must be a multiple of "
+                f"readout_num_attention_heads={self.readout_num_attention_heads}, got {self.readout_hidden_size}"
             )
         if self.readout_depth is not None and not 0 <= self.readout_depth <= self.num_hidden_layers:
             raise ValueError(
-                f"readout_depth={self.readout_depth} is not between 0 and the {self.num_hidden_layers} layers of the "
-                "ViT; None reads the last one"
+                f"readout_depth must be between 0 and the {self.num_hidden_layers} layers of the ViT, or None for "
+                f"the last one, got {self.readout_depth}"
             )
         for name in ("readout_num_frames", "readout_intermediate_size"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
@@ -88,8 +87,8 @@ class LayerLockReadoutConfig(PreTrainedConfig):
         clip = (self.num_frames, self.image_size, self.image_size)
         if any(whole % part for whole, part in zip(clip, self.decoding_patch_size, strict=True)):
             raise ValueError(
-                f"decoding_patch_size={self.decoding_patch_size} must tile the clip, "
-                f"num_frames={self.num_frames} by image_size={self.image_size} squared"
+                f"decoding_patch_size must tile the clip, num_frames={self.num_frames} by "
+                f"image_size={self.image_size} squared, got {self.decoding_patch_size}"
             )
         t, h, w = (whole // part for whole, part in zip(clip, self.decoding_patch_size, strict=True))
         return t, h, w
@@ -108,5 +107,7 @@ def readout_depth_from_fraction(num_layers: int, fraction: float) -> int:
         ValueError: if the fraction picks no entry.
     """
     if not (fraction <= 1 <= (num_layers + 1) * fraction):  # nor is NaN
-        raise ValueError(f"the fraction {fraction} of {num_layers} layers names no depth; it must lie in (0, 1]")
+        raise ValueError(
+            f"fraction must be above 0 and at most 1, and name one of the {num_layers} layers, got {fraction}"
+        )
     return max(int((num_layers + 1) * fraction) - 2, 0)

@@ -1,4 +1,4 @@
-"""Configuration of encoders that are other people's: a model of Transformers, and what clips it takes."""
+"""Configuration of other people's encoders: a model of Transformers, and the clips it takes."""
 
 import copy
 from typing import ClassVar
@@ -22,7 +22,7 @@ class TransformersEncoderConfig(LayerLockReadoutConfig):
     The other arguments are those of `LayerLockReadoutConfig`.
 
     Raises:
-        ValueError: if the model does not tell its layers or its width, or if sizes contradict each other.
+        ValueError: if the model does not state its layers or its width, or if sizes contradict each other.
     """
 
     model_type = "layerlock_any_encoder"  # in saved files
@@ -42,15 +42,15 @@ class TransformersEncoderConfig(LayerLockReadoutConfig):
         self.pixel_mean, self.pixel_std = list(self.pixel_mean), list(self.pixel_std)  # as JSON has them
         if len(self.pixel_mean) != len(self.pixel_std) or min(self.pixel_std) <= 0:
             raise ValueError(
-                "pixel_mean and pixel_std must have a value per colour, deviations above 0; got "
+                "pixel_mean and pixel_std must have one value per colour, with deviations above 0, got "
                 f"{self.pixel_mean} and {self.pixel_std}"
             )
         if self.encoder_config is not None:  # Transformers compares with a configuration of defaults
             for name in ("num_hidden_layers", "hidden_size"):
                 if not isinstance(getattr(self.encoder_config, name, None), int):
                     raise ValueError(
-                        f"a {self.encoder_config.model_type} model cannot be read: its configuration tells no "
-                        f"{name}; an encoder needs layers that all have tokens of one width"
+                        f"a {self.encoder_config.model_type} model cannot be read, as its configuration has no "
+                        f"{name}: an encoder needs layers that all have tokens of one width"
                     )
             self.check_readout()
 

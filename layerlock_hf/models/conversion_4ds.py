@@ -53,7 +53,7 @@ def convert_4ds(
         if num_queries == 1:
             if decoding_patch_size is not None:
                 raise ValueError(
-                    f"decoding_patch_size must be left out, got {decoding_patch_size}: the readout is one for classes"
+                    f"decoding_patch_size must be left out, got {decoding_patch_size}: this is a readout for classes"
                 )
             model_class, ours = LayerLockViTForVideoClassification, "classification_readout."
             fields["num_labels"] = num_outputs
@@ -90,7 +90,9 @@ def find_encoder(arrays: dict[str, torch.Tensor]) -> tuple[str, int]:
     """What the encoder's names begin with, and its number of layers: the deepest with more than half of its arrays."""
     matches = [match for match in map(ENCODER_NAME.match, arrays) if match]
     if not matches:
-        raise ValueError("no array of a 4DS encoder, such as params/layers_0/processor/layers_0/mlp/dense_in/kernel")
+        raise ValueError(
+            "no array of a 4DS encoder was found, such as params/layers_0/processor/layers_0/mlp/dense_in/kernel"
+        )
     prefix = Counter(match["prefix"] for match in matches).most_common(1)[0][0]
     counts = Counter(int(match["layer"]) for match in matches if match["prefix"] == prefix and match["layer"])
     return prefix, 1 + max((layer for layer, count in counts.items() if 2 * count > ARRAYS_PER_LAYER), default=0)
@@ -117,7 +119,7 @@ def encoder_fields(arrays: dict[str, torch.Tensor], prefix: str, num_layers: int
     t, h, w, _ = shape_of(arrays, f"{prefix}encoder/posenc/embeddings", 4)
     if rows != columns or h != w:
         raise ValueError(
-            f"only square patches and clips can be converted, got patches of {rows}x{columns} pixels in "
+            f"patches and clips must be square, got patches of {rows}x{columns} pixels in "
             f"{prefix}encoder/patch_embedding/Conv_0/kernel and {h}x{w} tokens in {prefix}encoder/posenc/embeddings"
         )
     # Half a patch, as in the released depth models; it tiles every clip that patches tile
@@ -165,8 +167,8 @@ def find_box(fields: dict, num_queries: int, num_outputs: int, given: list[int] 
         boxes = [given] if fits(given) else []
     if len(boxes) != 1:
         raise ValueError(
-            f"decoding_patch_size={given} does not settle the boxes of {num_queries} queries of {num_outputs} pixels "
-            f"in clips of {clip_frames} frames of {side}x{side} pixels; square boxes that fit: {squares}"
+            f"decoding_patch_size must be a box of {num_outputs} pixels, {num_queries} of which tile a clip of "
+            f"{clip_frames} frames of {side}x{side} pixels, got {given}: square boxes that fit are {squares}"
         )
     return boxes[0]
 
@@ -198,7 +200,7 @@ def check_arrays(arrays: dict[str, torch.Tensor], shapes: dict[str, tuple[int, .
             for fault, names in faults.items()
             if names
         ]
-        raise ValueError(f"not the arrays of a 4DS model; {'; '.join(found)}")
+        raise ValueError(f"not the arrays of a 4DS model: {'; '.join(found)}")
 
 
 # ---- their names and shapes, and our names

@@ -42,8 +42,9 @@ def check_processor(processor):
     if not isinstance(processor, LayerLockVideoProcessor):
         found = "none that loads" if processor is None else f"a {type(processor).__name__}"
         raise ValueError(
-            f"the model needs a LayerLockVideoProcessor, there is {found}; save the one of its training beside it: "
-            "LayerLockVideoProcessor.from_config(model.config, size=..., frame_stride=...).save_pretrained(FOLDER)"
+            f"processor must be a LayerLockVideoProcessor, got {found}: save the one used in training beside the "
+            "model, with LayerLockVideoProcessor.from_config(model.config, size=..., "
+            "frame_stride=...).save_pretrained(FOLDER)"
         )
 
 

@@ -67,8 +67,8 @@ class StageLosses:
         """
         if target.shape != prediction.shape:
             raise ValueError(
-                f"the targets {tuple(target.shape)} do not fit the predictions {tuple(prediction.shape)}: "
-                "set teacher_hidden_size"
+                f"the targets {tuple(target.shape)} do not fit the predictions {tuple(prediction.shape)}: set "
+                "teacher_hidden_size"
             )
         # In fp32 also under autocast (LayerLock, sec. 3.4)
         loss = objective.target.error(prediction.float(), target) / self._num_mask_types

@@ -33,12 +33,15 @@ def patchify(video: torch.Tensor, tubelet_size: int, patch_size: int, ids: torch
         ValueError: if the clip is not a float clip that the boxes tile.
     """
     if video.ndim != 5 or not video.is_floating_point():
-        raise ValueError(f"expected a float clip (B, T, C, H, W), got {video.dtype} of shape {tuple(video.shape)}")
+        raise ValueError(
+            f"pixel_values_videos must be a float clip (B, T, C, H, W), got {video.dtype} of shape "
+            f"{tuple(video.shape)}"
+        )
     batch_size, num_frames, num_channels, height, width = video.shape
     if num_frames % tubelet_size or height % patch_size or width % patch_size:
         raise ValueError(
             f"a clip of {num_frames} frames of {height}x{width} pixels cannot be cut into boxes of "
-            f"tubelet_size={tubelet_size} frames and patch_size={patch_size} pixels"
+            f"tubelet_size={tubelet_size} frames and patch_size={patch_size} pixels: use multiples of these"
         )
     t, h, w = num_frames // tubelet_size, height // patch_size, width // patch_size
     boxes = video.reshape(batch_size, t, tubelet_size, num_channels, h, patch_size, w, patch_size)
@@ -303,7 +306,7 @@ class LayerLockViTModel(LayerLockViTPreTrainedModel):
         """
         if not all(0 <= depth <= len(self.layers) for depth in depths):
             raise ValueError(
-                f"depths {list(depths)} are not all between 0 and the {len(self.layers)} layers of the ViT"
+                f"depths must be between 0 and the {len(self.layers)} layers of the ViT, got {list(depths)}"
             )
         hidden_states, rotation = self.embed(video, ids)
         taps, passed = {}, 0
@@ -319,7 +322,10 @@ class LayerLockViTModel(LayerLockViTPreTrainedModel):
             ValueError: if the ViT has fewer layers.
         """
         if not 0 <= num_layers <= len(self.layers):
-            raise ValueError(f"cannot freeze {num_layers} layers of a ViT that has {len(self.layers)}")
+            raise ValueError(
+                f"num_layers to freeze must be between 0 and the {len(self.layers)} layers of the ViT, got "
+                f"{num_layers}"
+            )
         self.embeddings.requires_grad_(num_layers == 0)
         for depth, layer in enumerate(self.layers, start=1):
             layer.requires_grad_(depth > num_layers)
@@ -354,7 +360,10 @@ class LayerLockViTModel(LayerLockViTPreTrainedModel):
         grid_size = self.grid_size(video)
         patches = self.patchify(video, ids)
         if patches.shape[-1] != self.config.values_per_token:
-            raise ValueError(f"expected {self.config.num_channels} channels, got a clip of shape {tuple(video.shape)}")
+            raise ValueError(
+                f"pixel_values_videos must have {self.config.num_channels} channels, got a clip of shape "
+                f"{tuple(video.shape)}"
+            )
         tokens = self.embeddings(patches, ids, grid_size, self.dtype)
         if ids is None:
             ids = grid_ids(grid_size, video.device)

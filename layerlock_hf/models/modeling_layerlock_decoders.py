@@ -70,7 +70,10 @@ class TrunkDecoder(nn.Module):
         config = self.config
         if config.decoding_tokens == "learned":
             if grid_size != config.grid_size:
-                raise ValueError(f"learned decoding tokens exist for a grid of {config.grid_size}, not {grid_size}")
+                raise ValueError(
+                    f"grid_size must be {config.grid_size}, for which there are learned decoding tokens, got "
+                    f"{grid_size}"
+                )
             return take_tokens(self.tokens, ids)
         # "rope(tokens.shape)" of Algorithm 1, read as the rotation of a vector of ones
         ones = torch.ones(1, 1, config.hidden_size, device=ids.device).expand(*ids.shape, -1)
@@ -117,7 +120,8 @@ class Predictor(nn.Module):
         """(B, K, D), (B, K), (B, M) or None for every position -> (B, M, W)"""
         if not mask_type < len(self.mask_tokens):
             raise ValueError(
-                f"mask type {mask_type} has no mask token: num_mask_tokens={len(self.mask_tokens)} in the config"
+                f"mask type {mask_type} has no mask token, as num_mask_tokens={len(self.mask_tokens)}: raise it in "
+                "the configuration"
             )
         ids = grid_ids(grid_size, context.device) if target_ids is None else target_ids
         ids = ids.expand(context.shape[0], -1)

@@ -65,8 +65,8 @@ class Targets:
             whole = target.compute(self.networks, self.video, None)
             if whole.shape[1] != self.num_tokens:
                 raise ValueError(
-                    f"the target {target.label} has {whole.shape[1]} tokens, the clip {self.num_tokens}: give the "
-                    "teacher the encoder's grid"
+                    f"the target {target.label} must have {self.num_tokens} tokens, as the clip has, got "
+                    f"{whole.shape[1]}: give the teacher the grid of the encoder"
                 )
             self._whole[target] = whole
         return take_tokens(self._whole[target], ids)
@@ -206,13 +206,15 @@ class LayerLockViTForPretraining(LayerLockViTPreTrainedModel):
     def _targets(self, video: torch.Tensor, stage: Stage, teacher: nn.Module | None) -> Targets:
         self.check_stage(stage)
         if stage.needs_teacher and teacher is None:
-            raise ValueError(f"the stage that starts at step {stage.start} predicts a teacher's latents: give teacher")
+            raise ValueError(
+                f"teacher must be given, as the stage that starts at step {stage.start} predicts its latents"
+            )
         num_tokens = math.prod(self.encoder.grid_size(video))
         return Targets({"encoder": self.encoder, "teacher": teacher}, video, num_tokens)
 
     def _blocks(self, video: torch.Tensor, masks: list[tuple], stage: Stage) -> Iterator[Block]:
-        """Run the encoder from one depth that is read to the next, for each type of mask, and give each block once it
-        has been run."""
+        """Run the encoder from one depth that is read to the next, for each type of mask, yielding each block once it
+        has run."""
         grid_size = self.encoder.grid_size(video)
         for mask_type, (context_ids, target_ids) in enumerate(masks):
             hidden_states, rotation = self.encoder.embed(video, context_ids)
@@ -255,8 +257,8 @@ class LayerLockViTForPretraining(LayerLockViTPreTrainedModel):
                 low, high = (int(bound) for bound in ids.aminmax())
                 if low < 0 or high >= math.prod(own):
                     raise ValueError(
-                        f"{name} must number the {math.prod(own)} tokens of a grid of {own} from 0 on, "
-                        f"got {low if low < 0 else high}: draw the masks for the grid_size of the clips"
+                        f"{name} must be between 0 and {math.prod(own) - 1}, the tokens of a grid of {own}, got "
+                        f"{low if low < 0 else high}: draw the masks for the grid_size of the clips"
                     )
 
     def check_stage(self, stage: Stage):
@@ -264,16 +266,18 @@ class LayerLockViTForPretraining(LayerLockViTPreTrainedModel):
         num_layers = self.config.num_hidden_layers
         if stage.num_frozen > num_layers:
             raise ValueError(
-                f"the stage that starts at step {stage.start} freezes {stage.num_frozen} layers, but the ViT has "
-                f"{num_layers}"
+                f"num_frozen must be at most {num_layers}, the number of layers of the ViT, got {stage.num_frozen} "
+                f"in the stage that starts at step {stage.start}"
             )
         if stage.local and self.config.decoder == "trunk":
-            raise ValueError("a local stage needs decoder='predictor': the trunk decodes with the last block's layers")
+            raise ValueError(
+                "decoder must be 'predictor' for local stages: the trunk decodes with the layers of the last block"
+            )
         for objective in stage.objectives:
             if str(objective.read_at) not in self.decoders:
                 raise ValueError(
-                    f"the {self.config.decoder} decoder is read at depth {', '.join(self.decoders)}, not at depth "
-                    f"{objective.read_at}"
+                    f"read_at must be {' or '.join(self.decoders)}, the depths that the {self.config.decoder} "
+                    f"decoder reads, got {objective.read_at}"
                 )
             if objective.target.head not in self.decoders[str(objective.read_at)].heads:
                 raise ValueError(f"there is no head {objective.target.head}: set latent_head_depths")
@@ -337,5 +341,5 @@ def pair_masks(context_ids, target_ids) -> list[tuple[torch.Tensor, torch.Tensor
         return [(context_ids, target_ids)]
     target_ids = [None] * len(context_ids) if target_ids is None else target_ids
     if isinstance(target_ids, torch.Tensor) or len(target_ids) != len(context_ids):
-        raise ValueError(f"context_ids has {len(context_ids)} types of mask: give as many target_ids")
+        raise ValueError(f"target_ids must hold {len(context_ids)} tensors, one per type of mask, as context_ids does")
     return list(zip(context_ids, target_ids, strict=True))

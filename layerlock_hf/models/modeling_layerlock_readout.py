@@ -294,9 +294,9 @@ class LayerLockViTForDepthEstimation(LayerLockViTForReadout):
         size = self.config.image_size
         if video.ndim != 5 or (video.shape[1], *video.shape[3:]) != (self.config.num_frames, size, size):
             raise ValueError(
-                f"the depth readout has queries for clips of {self.config.num_frames} frames of {size}x{size} pixels, "
-                f"got a clip (B, T, C, H, W) of shape {tuple(video.shape)}: cut and resize it, and bring the depth "
-                "back to its size with post_process_depth_estimation"
+                f"the clip (B, T, C, H, W) must have {self.config.num_frames} frames of {size}x{size} pixels, for "
+                f"which the depth readout has queries, got the shape {tuple(video.shape)}: crop and resize it, and "
+                "resize the depth back with post_process_depth_estimation"
             )
 
 
@@ -320,7 +320,8 @@ def depth_loss(
     """
     if labels.shape != predicted_depth.shape:
         raise ValueError(
-            f"labels must be depth maps (B, T, H, W), here {tuple(predicted_depth.shape)}, got {tuple(labels.shape)}"
+            f"labels must be depth maps (B, T, H, W) of shape {tuple(predicted_depth.shape)}, got "
+            f"{tuple(labels.shape)}"
         )
     predicted_depth, labels = predicted_depth.float(), labels.to(predicted_depth.device, torch.float32)
     valid = is_known_depth(labels)
@@ -346,7 +347,9 @@ def post_process_depth_estimation(
     if target_sizes is None:
         return [{"predicted_depth": depth} for depth in depths]
     if len(target_sizes) != len(depths):
-        raise ValueError(f"target_sizes must have one (height, width) per clip: {len(target_sizes)} for {len(depths)}")
+        raise ValueError(
+            f"target_sizes must be one (height, width) per clip, got {len(target_sizes)} for {len(depths)} clips"
+        )
     sizes = [tuple(int(side) for side in size) for size in target_sizes]
     return [
         {"predicted_depth": F.interpolate(depth.unsqueeze(1), size=size, mode="bicubic").squeeze(1)}

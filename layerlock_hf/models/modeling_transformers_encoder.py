@@ -62,7 +62,7 @@ def grid_of(seen_by: torch.Tensor) -> tuple[tuple[int, int, int], torch.Tensor]:
     sizes = [int(is_seen.any(dim=others).sum()) for others in ((1, 2), (0, 2), (0, 1))]
     seen_by = seen_by[: sizes[0], : sizes[1], : sizes[2]]
     if 0 in sizes or (seen_by < 0).any():
-        raise ValueError("some pixels amid the clip are seen by no token")
+        raise ValueError("some pixels within the clip are not seen by any token")
     lines = (seen_by[:, 0, 0], seen_by[0, :, 0], seen_by[0, 0, :])
     counts = tuple(1 + int((line.diff() != 0).sum()) for line in lines)
     if any(size % count for size, count in zip(sizes, counts, strict=True)):
@@ -108,7 +108,7 @@ class TransformersEncoder(PreTrainedModel):
         if not lists:
             raise ValueError(
                 f"a {config.encoder_config.model_type} model cannot be read: it has no list of "
-                f"{config.num_hidden_layers} layers, the number that its configuration tells"
+                f"{config.num_hidden_layers} layers, the number in its configuration"
             )
         self._layers_name = lists[0]
         self._layouts: dict[tuple[int, ...], TokenLayout] = {}
@@ -154,8 +154,8 @@ class TransformersEncoder(PreTrainedModel):
         """
         if not depths or not all(0 <= depth <= self.config.num_hidden_layers for depth in depths):
             raise ValueError(
-                f"depths {list(depths)} are not all between 0 and the {self.config.num_hidden_layers} layers of the "
-                "encoder"
+                f"depths must be between 0 and the {self.config.num_hidden_layers} layers of the encoder, got "
+                f"{list(depths)}"
             )
         layout = self.layout(video)
         shape = (video.shape[0], layout.num_tokens, self.config.hidden_size)
@@ -239,7 +239,7 @@ class TransformersEncoder(PreTrainedModel):
         finally:
             for handle in handles:
                 handle.remove()
-        raise ValueError(f"its forward pass has not run layer {max(deepest, 1)}")
+        raise ValueError(f"its forward pass did not run layer {max(deepest, 1)}")
 
     # Which token sees which pixels
 
@@ -251,8 +251,8 @@ class TransformersEncoder(PreTrainedModel):
         """
         if video.ndim != 5 or not video.is_floating_point() or video.shape[2] != len(self.config.pixel_mean):
             raise ValueError(
-                f"expected a float clip (B, T, C, H, W) of {len(self.config.pixel_mean)} colours, got {video.dtype} "
-                f"of shape {tuple(video.shape)}"
+                f"pixel_values_videos must be a float clip (B, T, C, H, W) of {len(self.config.pixel_mean)} colours, "
+                f"got {video.dtype} of shape {tuple(video.shape)}"
             )
         shape = tuple(video.shape[1:])
         if shape not in self._layouts:
@@ -283,7 +283,7 @@ class TransformersEncoder(PreTrainedModel):
                 raise ValueError(f"given as a clip: {failures[0]}; given as frames: {failures[1]}")
             if tokens.shape[-1] != self.config.hidden_size:
                 raise ValueError(
-                    f"its first layer has tokens of width {tokens.shape[-1]}, its configuration tells "
+                    f"its first layer has tokens of width {tokens.shape[-1]}, but its configuration says "
                     f"hidden_size={self.config.hidden_size}. Hierarchical models, whose layers merge tokens, are not "
                     "supported"
                 )
@@ -297,8 +297,8 @@ class TransformersEncoder(PreTrainedModel):
         grid_size, ids = grid_of(seen_by[0])
         if not is_seen.all():
             logger.warning(
-                f"{self.config.encoder_config.model_type}: clips (T, C, H, W) of shape {shape} are not filled by the "
-                f"{grid_size} tokens: {1 - is_seen.double().mean():.1%} of their pixels, at the ends, are not seen"
+                f"{self.config.encoder_config.model_type}: the {grid_size} tokens do not cover clips (T, C, H, W) of "
+                f"shape {shape}: {1 - is_seen.double().mean():.1%} of their pixels, at the edges, are not seen"
             )
         return TokenLayout(takes_frames, grid_size, ids, num_tokens)
 

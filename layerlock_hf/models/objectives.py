@@ -126,14 +126,14 @@ class Objective:
 
     def __post_init__(self):
         if not 0 < self.patch_fraction <= 1:
-            raise ValueError(f"patch_fraction must lie in (0, 1], got {self.patch_fraction}")
+            raise ValueError(f"patch_fraction must be above 0 and at most 1, got {self.patch_fraction}")
 
     def select(self, target_ids: torch.Tensor | None, num_tokens: int) -> torch.Tensor | None:
         """The first `patch_fraction` of the ids, (B, M') -> (B, M); None stands for every token in the grid's order,
         which is also what as many ids as the grid has tokens stand for."""
         if self.patch_fraction < 1 and target_ids is None:
             raise ValueError(
-                f"predicting a fraction {self.patch_fraction} of the tokens needs target_ids to draw from"
+                f"patch_fraction={self.patch_fraction} needs target_ids to draw from: give masks, or set it to 1"
             )
         if target_ids is None or self.patch_fraction == 1 and target_ids.shape[1] == num_tokens:
             return None
@@ -175,10 +175,12 @@ class Stage:
         if self.start < 0 or self.num_frozen < 0 or not self.objectives:
             raise ValueError(f"a stage needs start >= 0, num_frozen >= 0 and an objective, got {self}")
         if self.overlap < 0 or self.overlap and not self.local:
-            raise ValueError(f"overlap needs a local stage and must not be negative, got {self}")
+            raise ValueError(f"overlap must not be negative, and needs a local stage, got {self}")
         heads = [(objective.read_at, objective.target.head) for objective in self.objectives]
         if len({*heads}) < len(heads):
-            raise ValueError(f"the stage that starts at step {self.start} predicts several targets with one head")
+            raise ValueError(
+                f"the stage that starts at step {self.start} predicts several targets with one head: give each a head"
+            )
         for objective in self.objectives:
             target = objective.target
             if target.of == "encoder" and target.depth > self.num_frozen and not self.may_collapse:

@@ -49,7 +49,8 @@ class VideoDepthEstimationPipeline(Pipeline):
         for name in ("num_frames", "image_size"):
             if not isinstance(getattr(self.model.config, name, None), int):
                 raise ValueError(
-                    f"{type(self.model).__name__} has no config.{name}; give a model of clips of one size"
+                    f"model must have config.{name}, got a {type(self.model).__name__} without: give a model of "
+                    "clips of one size"
                 )
 
     def __call__(self, videos, batch_size: int | None = None, **kwargs):
@@ -78,7 +79,7 @@ class VideoDepthEstimationPipeline(Pipeline):
             ValueError: naming the video that cannot be read, or the impossible setting.
         """
         if isinstance(videos, (list, tuple)) and not videos:
-            raise ValueError("videos is empty; give at least one video")
+            raise ValueError("videos must hold at least one video, got none")
         clips_per_pass = self.clips_per_pass if batch_size is None else batch_size
         # For the library a batch holds several videos, which have different lengths
         return super().__call__(videos, batch_size=1, clips_per_pass=clips_per_pass, **kwargs)
@@ -88,7 +89,7 @@ class VideoDepthEstimationPipeline(Pipeline):
         given = {name: value for name, value in given.items() if value is not None}
         for name, count in (("batch_size", clips_per_pass), ("frame_stride", frame_stride)):
             if count is not None and (not isinstance(count, int) or count < 1):
-                raise ValueError(f"{name} is {count!r}; give an integer of at least 1")
+                raise ValueError(f"{name} must be an integer of at least 1, got {count!r}")
         return {}, given, {}
 
     def preprocess(self, video) -> dict:

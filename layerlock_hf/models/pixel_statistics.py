@@ -25,7 +25,7 @@ def pixel_statistics(name_or_path: str) -> dict[str, list[float]] | None:
     mean, std = [0.0], [1.0]
     if settings.get("do_normalize", True):
         if "image_mean" not in settings or "image_std" not in settings:
-            raise ValueError("the file of its processor normalises pixels but tells no image_mean and image_std")
+            raise ValueError("its processor's file normalises pixels but has no image_mean and image_std")
         mean, std = (
             values if isinstance(values, list) else [values]
             for values in (settings["image_mean"], settings["image_std"])

@@ -1,4 +1,4 @@
-"""From videos in any form to the clips that the encoder takes. Notable: needs no torchvision.
+"""From videos in any form to the clips that the encoder takes, without torchvision.
 
 B batch, T frames, C channels, H and W pixels. Frames are chosen before they are decoded, and stay uint8 until they are
 cropped and resized.
@@ -29,7 +29,7 @@ LIBRARY_KEYS = {"auto_map", "image_processor_type", "processor_class", "video_pr
 
 
 class LayerLockVideosKwargs(TypedDict, total=False):
-    """What may be given to `LayerLockVideoProcessor`, to its `from_pretrained` and to a call; described there."""
+    """Arguments of `LayerLockVideoProcessor`, of its `from_pretrained` and of a call; described there."""
 
     num_frames: int
     frame_stride: int
@@ -46,13 +46,13 @@ class LayerLockVideosKwargs(TypedDict, total=False):
 
 
 class LayerLockVideoProcessor(VideoProcessorMixin):
-    """Cuts clips out of videos, crops and resizes their frames, and brings the pixels to [0, 1].
+    """Cuts clips out of videos, crops and resizes their frames, and scales the pixels to [0, 1].
 
     >>> processor = LayerLockVideoProcessor.from_config(model.config)
     >>> list(processor(["cat.mp4", "https://example.org/dog.mp4"]).pixel_values_videos.shape)
     [2, 16, 3, 224, 224]
 
-    `pipeline("video-classification", model=FOLDER)` finds it by itself. With a `batch_size` above 1 Transformers 5.23
+    `pipeline("video-classification", model=FOLDER)` finds it. With a `batch_size` above 1 Transformers 5.23
     batches only what has an image processor: give it as `image_processor=processor`, too.
 
     Args:
@@ -100,18 +100,23 @@ class LayerLockVideoProcessor(VideoProcessorMixin):
         unknown = sorted(set(kwargs) - LIBRARY_KEYS)
         if unknown:
             known = ", ".join(self.valid_kwargs.__annotations__)
-            raise ValueError(f"unknown setting(s) of {type(self).__name__}: {', '.join(unknown)}; known are {known}")
+            raise ValueError(
+                f"unknown setting(s) of {type(self).__name__}: {', '.join(unknown)}: choose among {known}"
+            )
         super().__init__(**kwargs)
         for name, value in (("num_frames", num_frames), ("frame_stride", frame_stride)):
             if not _is_count(value):
-                raise ValueError(f"{name} is {value!r}; give an integer of at least 1")
+                raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
         if frame_rate is not None and not (_is_number(frame_rate) and 0 < frame_rate <= MAX_FRAME_RATE):
-            raise ValueError(f"frame_rate is {frame_rate!r}; give frames per second, up to {MAX_FRAME_RATE}, or None")
+            raise ValueError(
+                f"frame_rate must be above 0 and at most {MAX_FRAME_RATE} frames per second, or None, got "
+                f"{frame_rate!r}"
+            )
         for name, values in (("image_mean", image_mean), ("image_std", image_std)):
             if not isinstance(values, (list, tuple)) or len(values) != 3:
-                raise ValueError(f"{name} is {values}; give one value for each of the 3 colours")
+                raise ValueError(f"{name} must be one value for each of the 3 colours, got {values}")
         if min(image_std) <= 0:
-            raise ValueError(f"image_std is {image_std}; give values above 0")
+            raise ValueError(f"image_std must be above 0, got {image_std}")
         self.num_frames = num_frames
         self.frame_stride = frame_stride
         self.frame_rate = frame_rate
@@ -123,7 +128,7 @@ class LayerLockVideoProcessor(VideoProcessorMixin):
             crop_size = {side: int(self.size.get(side) or self.size["shortest_edge"]) for side in SIDES}
         self.crop_size = _size("crop_size", crop_size, SIDES)
         if not all(map(_is_count, self.crop_size.values())):
-            raise ValueError(f"crop_size is {crop_size}; give whole pixels")
+            raise ValueError(f"crop_size must be whole pixels, got {crop_size}")
         self.do_rescale = do_rescale
         self.do_normalize = do_normalize
         self.image_mean = list(image_mean)  # as JSON has it
@@ -173,8 +178,9 @@ class LayerLockVideoProcessor(VideoProcessorMixin):
         crop_height, crop_width = self.crop_size["height"], self.crop_size["width"]
         if crop_height * per > height * resized or crop_width * per > shown_width * resized:
             raise ValueError(
-                f"a crop of {crop_height}x{crop_width} pixels exceeds the frame of {height * resized / per:g}x"
-                f"{shown_width * resized / per:g} pixels; raise size or lower crop_size"
+                "crop_size must be at most the size of the frame, "
+                f"{height * resized / per:g}x{shown_width * resized / per:g} pixels, got {crop_height}x{crop_width}: "
+                "raise size or lower crop_size"
             )
         rows, columns = (max(1, round(side * per / resized)) for side in (crop_height, crop_width))
         top, left = round((height - rows) / 2), round((shown_width - columns) / 2)
@@ -207,7 +213,9 @@ class LayerLockVideoProcessor(VideoProcessorMixin):
         processor = type(self)(**{**self._settings(), **overrides}) if overrides else self
         is_asked_for = bool({"num_frames", "frame_stride"} & set(overrides))
         if is_asked_for and overrides.get("do_sample_frames") is False:
-            raise ValueError("num_frames and frame_stride sample frames, which do_sample_frames=False forbids")
+            raise ValueError(
+                "num_frames and frame_stride sample frames, but do_sample_frames is False: leave them out"
+            )
         clips = []
         for index, video in enumerate(_as_list(videos)):
             try:
@@ -217,7 +225,7 @@ class LayerLockVideoProcessor(VideoProcessorMixin):
         shapes = sorted({tuple(clip.shape) for clip in clips})
         if len(shapes) > 1:
             raise ValueError(
-                f"clips of different shapes (T, C, H, W) make no batch: {', '.join(map(str, shapes))}; pass "
+                f"clips must have one shape (T, C, H, W) to make a batch, got {', '.join(map(str, shapes))}: pass "
                 "do_sample_frames=True for one length, do_resize=True and do_center_crop=True for one size"
             )
         return BatchFeature({"pixel_values_videos": torch.stack(clips)}, tensor_type=return_tensors)
@@ -244,7 +252,7 @@ class LayerLockVideoProcessor(VideoProcessorMixin):
         frames = self._crop_and_resize(frames, pixel_aspect)
         if is_sampled and len(frames) < self.num_frames:
             logger.warning_once(
-                f"num_frames={self.num_frames}, but a video gives only {len(frames)}: its last frame is repeated"
+                f"a video has only {len(frames)} frames where num_frames={self.num_frames}: its last frame is repeated"
             )
             frames = torch.cat([frames, frames[-1:].expand(self.num_frames - len(frames), -1, -1, -1)])
         return self._rescale_and_normalize(frames)
@@ -283,16 +291,16 @@ class LayerLockVideoProcessor(VideoProcessorMixin):
         if self.do_rescale:
             if frames.dtype != torch.uint8:
                 raise ValueError(
-                    f"do_rescale divides uint8 frames by 255, these are {frames.dtype}; pass do_rescale=False if "
-                    "their pixels lie in [0, 1] already"
+                    f"frames must be uint8 for do_rescale, which divides by 255, got {frames.dtype}: pass "
+                    "do_rescale=False if their pixels are in [0, 1] already"
                 )
             frames = frames.float() / 255
         elif frames.is_floating_point():
             low, high = (bound.item() for bound in frames.aminmax())
             if low < -MARGIN or high > 1 + MARGIN:
                 raise ValueError(
-                    f"frames of floats must lie in [0, 1], got {low:g} to {high:g}: divide them by their largest "
-                    "possible value"
+                    f"frames of floats must be between 0 and 1, got {low:g} to {high:g}: divide them by their "
+                    "largest possible value"
                 )
         frames = frames.float().contiguous()
         if self.do_normalize:
@@ -314,7 +322,7 @@ def _size(name: str, size: float | dict[str, float], *forms: tuple[str, ...]) ->
     sizes = size if isinstance(size, dict) else dict.fromkeys(forms[0], size)
     if set(sizes) not in map(set, forms) or not all(_is_number(v) and 1 <= v < math.inf for v in sizes.values()):
         known = " or ".join(map(" and ".join, forms))
-        raise ValueError(f"{name} is {size}; give pixels, or a dictionary with {known}")
+        raise ValueError(f"{name} must be pixels, or a dictionary with {known}, got {size}")
     # 1.15 * 224 is a little less than 257.6
     sizes = {key: round(value, 6) for key, value in sizes.items()}
     return {key: int(value) if value == int(value) else value for key, value in sizes.items()}
@@ -335,7 +343,7 @@ def _as_list(videos) -> list:
     if not isinstance(videos, (list, tuple)):
         return [videos]
     if len(videos) == 0:
-        raise ValueError("videos is empty; give at least one video")
+        raise ValueError("videos must hold at least one video, got none")
     return [videos] if all(map(_is_frame, videos)) else list(videos)
 
 
@@ -343,26 +351,26 @@ def given_frames(video, choose: Choose) -> torch.Tensor:
     """The chosen ones of frames that are given as such, in the order of dimensions that they have."""
     if isinstance(video, (list, tuple)):
         if not video or not all(map(_is_frame, video)):
-            raise ValueError("expected a list of frames: images of PIL, or tensors or arrays of 3 dimensions")
+            raise ValueError("a list of frames must be PIL images, or tensors or arrays of 3 dimensions")
         frames = [_to_tensor(video[index]) for index in choose(len(video))]
         if len({frame.shape for frame in frames}) > 1:
-            raise ValueError("the frames differ in shape")
+            raise ValueError("frames of a video must have one shape")
         return torch.stack(frames)
     if (is_torch_tensor(video) or is_numpy_array(video)) and video.ndim == 4:
         if len(video) == 0:
-            raise ValueError(f"no frames in {tuple(video.shape)}")
+            raise ValueError(f"a video must have at least one frame, got the shape {tuple(video.shape)}")
         return _to_tensor(video[choose(len(video))])
     shape = f" of shape {tuple(video.shape)}" if hasattr(video, "shape") else ""
     raise ValueError(
-        f"{type(video).__name__}{shape} is no video; give a path, a URL, bytes, a VideoDecoder, a list of frames, "
-        "or a tensor or array (T, C, H, W) or (T, H, W, C)"
+        "a video must be a path, a URL, bytes, a VideoDecoder, a list of frames, or a tensor or array (T, C, H, W) "
+        f"or (T, H, W, C), got {type(video).__name__}{shape}"
     )
 
 
 def to_rgb(frames: torch.Tensor, input_data_format: str | None) -> torch.Tensor:
     """uint8, or float32 if given as floats: (T, C, H, W) or (T, H, W, C) -> (T, 3, H, W), where C is 1 or 3."""
     if frames.dtype != torch.uint8 and not frames.is_floating_point():
-        raise ValueError(f"frames are {frames.dtype}; give uint8, or floats with do_rescale=False")
+        raise ValueError(f"frames must be uint8, or floats with do_rescale=False, got {frames.dtype}")
     frames = _channels_first(frames, input_data_format)
     # Antialiased resizing of half precision does not exist on the CPU
     frames = frames.float() if frames.is_floating_point() else frames
@@ -376,7 +384,8 @@ def _to_tensor(pixels) -> torch.Tensor:
     if hasattr(pixels, "convert"):
         if pixels.mode.startswith(("I", "F")):  # whose conversion to RGB saturates
             raise ValueError(
-                f"an image of mode {pixels.mode} has more than 8 bits a pixel: give it as an array of floats in [0, 1]"
+                f"an image of mode {pixels.mode} has more than 8 bits per pixel: give it as an array of floats in "
+                "[0, 1]"
             )
         pixels = to_numpy_array(pixels.convert("RGB"))
     # A copy, because tensors can share neither read-only arrays nor negative strides
@@ -387,12 +396,12 @@ def _channels_first(frames: torch.Tensor, input_data_format: str | None) -> torc
     """(T, C, H, W) or (T, H, W, C) -> (T, C, H, W), where C is 1 or 3."""
     layouts = {"channels_first": frames.shape[1], "channels_last": frames.shape[3]}
     if input_data_format is not None and input_data_format not in layouts:
-        raise ValueError(f"input_data_format is {input_data_format!r}; known are {', '.join(layouts)}")
+        raise ValueError(f"input_data_format must be one of {', '.join(layouts)}, got {input_data_format!r}")
     fitting = [layout for layout, size in layouts.items() if size in (1, 3) and input_data_format in (None, layout)]
     if not fitting:
-        raise ValueError(f"frames of shape {tuple(frames.shape)} have neither 1 nor 3 channels")
+        raise ValueError(f"frames must have 1 or 3 channels, got the shape {tuple(frames.shape)}")
     if len(fitting) > 1:
         raise ValueError(
-            f"frames of shape {tuple(frames.shape)} may have channels first or last; pass input_data_format"
+            f"frames of shape {tuple(frames.shape)} may have their channels first or last: pass input_data_format"
         )
     return frames if fitting == ["channels_first"] else frames.permute(0, 3, 1, 2)

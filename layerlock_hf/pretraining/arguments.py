@@ -1,4 +1,4 @@
-"""The settings of a run of pretraining: their names, defaults and help, and how recipe and flags are read."""
+"""The settings of a pretraining run: their names, defaults and help, and how recipes and flags are read."""
 
 import argparse
 import os
@@ -26,70 +26,75 @@ MAX_DATA_WORKERS = 16
 
 @dataclass
 class DataArguments:
-    """Where clips, and the latents to predict, come from, and how the clips are cut."""
+    """Where the clips and the latents to predict come from, and how the clips are cut."""
 
     train_data: list[str] = field(
-        metadata={"help": "Folder of videos, CSV/JSONL list, parquet, or a `datasets` Hub id; or several of these."}
+        metadata={"help": "Folder of videos, CSV/JSONL list, parquet file or `datasets` Hub id, or several of these."}
     )
     train_weights: list[float] | None = field(
         default=None,
         metadata={
-            "help": "Share of each source of train_data among the clips (default: all videos come equally often)."
+            "help": "Share of the clips from each source of train_data (default: all videos are shown equally often)."
         },
     )
     streaming: bool = field(
-        default=False, metadata={"help": "Read videos in place, over a network too, instead of downloading them."}
+        default=False,
+        metadata={
+            "help": "Read videos over the network as they are needed, instead of downloading the dataset first."
+        },
     )
     train_split: str = field(default="train", metadata={"help": "Split of a `datasets` source."})
-    video_column: str | None = field(default=None, metadata={"help": "Column that holds the videos."})
+    video_column: str | None = field(default=None, metadata={"help": "Column with the videos."})
     video_root: str | None = field(default=None, metadata={"help": "Folder that all videos must lie in."})
-    frame_stride: int = field(default=2, metadata={"help": "Frames from one sampled frame to the next."})
+    frame_stride: int = field(default=2, metadata={"help": "Distance between sampled frames, in frames."})
     frame_rate: float | None = field(
-        default=None, metadata={"help": "Frames per second that frame_stride counts (default: those of each video)."}
+        default=None, metadata={"help": "Frames per second at which frame_stride counts (default: each video's own)."}
     )
     clips_per_video: int = field(
-        default=1, metadata={"help": "Clips of a video that is decoded once: same frames, each augmented on its own."}
+        default=1, metadata={"help": "Clips made from each decoded window: the same frames, augmented independently."}
     )
     resize_factor: float | None = field(
-        default=None, metadata={"help": "Shortest side before cropping, over image_size (default 1.15)."}
+        default=None, metadata={"help": "Shortest side before cropping, as a multiple of image_size (default 1.15)."}
     )
     crop_scale: list[float] | None = field(
         default=None,
         metadata={
-            "help": "Crops of random shape instead: bounds of their area as fractions of the frame, such as 0.3 1."
+            "help": "Instead of resize_factor: bounds of the crop's area, as fractions of the frame, such as 0.3 1."
         },
     )
-    jitter_strength: float = field(default=0.0, metadata={"help": "Strength of the colour jitter (0: none)."})
+    jitter_strength: float = field(default=0.0, metadata={"help": "Strength of colour jitter (0: none)."})
     teacher: str | None = field(
-        default=None, metadata={"help": "Folder or Hub id of a video model whose latents are predicted (SALT)."}
+        default=None, metadata={"help": "Folder or Hub id of the video model whose latents are predicted (SALT)."}
     )
     max_bad_fraction: float = field(
-        default=0.5, metadata={"help": "Fraction of unreadable videos above which the run stops."}
+        default=0.5, metadata={"help": "Stop when a larger fraction of the videos is unreadable."}
     )
-    decode_device: str = field(default="cpu", metadata={"help": "cuda: decode on the GPU (NVDEC)."})
+    decode_device: str = field(default="cpu", metadata={"help": "cpu, or cuda to decode on the GPU (NVDEC)."})
     augment_on_device: bool = field(
-        default=False, metadata={"help": "Resize, flip and recolour clips on the device of the model, not on the CPU."}
+        default=False, metadata={"help": "Resize, flip and recolour clips on the model's device instead of the CPU."}
     )
     decode_timeout: float = field(
-        default=DECODE_TIMEOUT, metadata={"help": "Seconds after which a video that hangs is given up on."}
+        default=DECODE_TIMEOUT, metadata={"help": "Seconds before giving up on a video that hangs."}
     )
-    rehearse: bool = field(default=False, metadata={"help": "Run one step of every stage, print its cost, exit."})
+    rehearse: bool = field(
+        default=False, metadata={"help": "Run one step of every stage, print what each costs, and exit."}
+    )
 
 
 @dataclass
 class ReadoutArguments:
-    """A readout during pretraining: what the features tell of labelled videos."""
+    """A readout during pretraining: how well the features classify labelled videos."""
 
     readout_data: str | None = field(default=None, metadata={"help": "Labelled videos, as for train_data."})
     readout_steps: int | None = field(default=None, metadata={"help": "Steps between readouts."})
     readout_split: str | None = field(default=None, metadata={"help": "Split of a `datasets` source (default test)."})
-    readout_max_videos: int | None = field(default=None, metadata={"help": "Most videos to use (default 512)."})
+    readout_max_videos: int | None = field(default=None, metadata={"help": "Number of videos to use (default 512)."})
     readout_linear: bool | None = field(
-        default=None, metadata={"help": "Also fit a linear classifier (default: nearest neighbours alone)."}
+        default=None, metadata={"help": "Also fit a linear classifier (default: nearest neighbours only)."}
     )
 
     def load(self):
-        """The labelled videos and their classes, or None where none are asked for.
+        """The labelled videos and their classes, or None if no readout was asked for.
 
         Raises:
             ValueError: naming the field.
@@ -97,10 +102,14 @@ class ReadoutArguments:
         if self.readout_data is None:
             for name, value in vars(self).items():
                 if value is not None:
-                    raise ValueError(f"{name} is set but readout_data is not: without it there is no readout")
+                    raise ValueError(
+                        f"{name} is set but readout_data is not: set readout_data too, or leave {name} out"
+                    )
             return None
         if self.readout_steps is None:
-            raise ValueError("readout_data is set but readout_steps is not")
+            raise ValueError(
+                "readout_data is set but readout_steps is not: set readout_steps, the steps between readouts"
+            )
         if self.readout_steps < 1:
             raise ValueError(f"readout_steps must be at least 1, got {self.readout_steps}")
         limit = {} if self.readout_max_videos is None else {"max_videos": self.readout_max_videos}
@@ -110,7 +119,7 @@ class ReadoutArguments:
             raise ValueError(f"readout_data: {error}") from error
 
     def add_to(self, trainer: LayerLockTrainer, videos, labels):
-        """Make the trainer read out; the main process decodes the videos, as `PretrainingClips` would."""
+        """Add the readout to a trainer; the main process decodes the videos as `PretrainingClips` would."""
         clips = None
         if trainer.args.process_index == 0:
             cut = trainer.train_dataset
@@ -130,7 +139,7 @@ def flag_type(kind):
 
 
 def described(name: str) -> str:
-    """What the docstrings of the configuration say of a field."""
+    """What the docstrings of the configurations say about a field."""
     docs = "".join(kind.__doc__ for kind in (LayerLockViTConfig, LayerLockReadoutConfig))
     entries = re.findall(r"^ {8}([a-z_, ]+): (.*(?:\n {12}.*)*)", docs, re.MULTILINE)
     found = {key.strip(): " ".join(text.split()) for keys, text in entries for key in keys.split(",")}
@@ -139,7 +148,7 @@ def described(name: str) -> str:
 
 ModelArguments = make_dataclass(
     "ModelArguments",
-    [("preset", str, field(default="4ds-b", metadata={"help": "Named size of the model."}))]
+    [("preset", str, field(default="4ds-b", metadata={"help": "Named model size, such as 4ds-b."}))]
     + [
         (name, flag_type(kind) | None, field(default=None, metadata={"help": described(name)}))
         for name, kind in architecture_fields().items()
@@ -149,7 +158,7 @@ ModelArguments = make_dataclass(
 
 
 def default_data_workers() -> int:
-    """A data worker for every core that this process may use, but one for the process itself."""
+    """One data worker per core that this process may use, minus one for the process itself."""
     per_process = count_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     return max(1, min(per_process - 1, MAX_DATA_WORKERS))
 
@@ -208,7 +217,7 @@ def make_parser() -> SettingsParser:
     parser.add_argument(
         "--config", required=True, help="Recipe: a name that `layerlock recipes` lists, or a YAML file."
     )
-    parser.add_argument("--help_all", action="help", help="Also show the settings of Transformers that few need.")
+    parser.add_argument("--help_all", action="help", help="Also show the rarely needed settings of Transformers.")
     if is_tensorboard_available():
         parser.set_defaults(report_to=["tensorboard"])
     parser.set_defaults(dataloader_num_workers=default_data_workers())
@@ -216,7 +225,7 @@ def make_parser() -> SettingsParser:
 
 
 def _hide_all_but_ours(parser: SettingsParser):
-    """Leave the settings of Transformers that few need to --help_all."""
+    """Leave the rarely needed settings of Transformers to --help_all."""
     ours = {*LayerLockTrainingArguments.__annotations__, *COMMON}
     theirs = TrainingArguments.__dataclass_fields__.keys() - ours
     for action in parser._actions:
@@ -225,10 +234,10 @@ def _hide_all_but_ours(parser: SettingsParser):
 
 
 def parse(arguments: list[str], also: Iterable[str] = ()) -> RunSettings:
-    """The settings of the recipe, overridden by flags; unknown ones of either are refused by name.
+    """The settings of the recipe, overridden by flags. Unknown settings of either are refused by name.
 
     Args:
-        also: further settings of the program, to suggest where one is misspelt.
+        also: further settings of the program, to suggest when one is misspelt.
 
     Raises:
         ValueError: naming the setting.

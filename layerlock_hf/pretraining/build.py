@@ -28,16 +28,16 @@ from .reports import BAD_VIDEOS, REPORTS, Reports
 def build_trainer(
     config: str | Path, train_data: str | Path | list[str], output_dir: str | Path, **settings
 ) -> LayerLockTrainer:
-    """The trainer of a run as `layerlock pretrain` makes it, ready to train and to add callbacks to.
+    """The trainer of a run as `layerlock pretrain` makes it, ready to train or to add callbacks to.
 
     >>> trainer = build_trainer("demo", "videos", "runs/mine", max_steps=100)  # doctest: +SKIP
     >>> trainer.train()  # doctest: +SKIP
 
     Args:
-        config: a recipe, by its name (`layerlock recipes` lists them) or its path.
-        train_data: folder of videos, CSV/JSONL list, parquet, or a `datasets` Hub id; or several of these.
+        config: a recipe, by name (`layerlock recipes` lists them) or path.
+        train_data: folder of videos, CSV/JSONL list, parquet file or `datasets` Hub id, or several of these.
         output_dir: folder for checkpoints, logs, reports and the model.
-        settings: what differs from the recipe, by the names of the flags of `layerlock pretrain`.
+        settings: overrides of the recipe, by the names of the flags of `layerlock pretrain`.
 
     Raises:
         ValueError: naming the setting that is unknown, wrong, or contradicts another.
@@ -56,7 +56,7 @@ def build(settings: RunSettings) -> LayerLockTrainer:
     """The trainer of a run with these settings.
 
     Raises:
-        ValueError: naming what the user has to mend.
+        ValueError: saying what the user has to fix.
     """
     readout = settings.readout.load()
     parts = build_parts(settings)
@@ -72,10 +72,10 @@ def build(settings: RunSettings) -> LayerLockTrainer:
 
 
 def build_parts(settings: RunSettings) -> dict:
-    """What `LayerLockTrainer` and `rehearse` need of a run, by the names of their arguments.
+    """What `LayerLockTrainer` and `rehearse` need for a run, by the names of their arguments.
 
     Raises:
-        ValueError: as of `build`.
+        ValueError: as `build`.
     """
     data_args, training_args = settings.data, settings.training
     config = model_config(settings.model)
@@ -83,7 +83,9 @@ def build_parts(settings: RunSettings) -> dict:
     if data_args.teacher is not None:
         teacher, teacher_depth, teacher_width = load_teacher(data_args.teacher)
         if config.teacher_hidden_size not in (None, teacher_width):
-            raise ValueError(f"teacher_hidden_size={config.teacher_hidden_size}, but the teacher's is {teacher_width}")
+            raise ValueError(
+                f"teacher_hidden_size must be {teacher_width}, the teacher's, got {config.teacher_hidden_size}"
+            )
         config.teacher_hidden_size = teacher_width
     stages = settings.stages.build(config, teacher_depth, training_args.max_steps)
     collator = PretrainingCollator(config.grid_size, settings.masks.build(), training_args.seed)
@@ -107,7 +109,7 @@ def build_parts(settings: RunSettings) -> dict:
 
 
 def check_folders(data_args: DataArguments, training_args: LayerLockTrainingArguments):
-    """Raise a `ValueError` unless a run can write its folder, and go on from what it shall go on from."""
+    """Raise a `ValueError` unless the run can write to its folder and resume from the checkpoint that it names."""
     output, checkpoint = Path(training_args.output_dir), training_args.resume_from_checkpoint
     if checkpoint not in (None, "auto"):
         if not Path(checkpoint).is_dir():
@@ -115,7 +117,9 @@ def check_folders(data_args: DataArguments, training_args: LayerLockTrainingArgu
         read_run_file(checkpoint)  # before anything is loaded; all of it is checked later
     for source in map(Path, data_args.train_data):
         if source.is_dir() and output.resolve().is_relative_to(source.resolve()):
-            raise ValueError(f"output_dir: {output} lies within train_data, whose files are taken for videos")
+            raise ValueError(
+                f"output_dir must lie outside of train_data, whose files are taken for videos, got {output}"
+            )
     if training_args.process_index == 0:
         check_output(output, REPORTS)
     PartialState().wait_for_everyone()
@@ -205,12 +209,12 @@ def build_clips(
     )
     if training_args.per_device_train_batch_size % data_args.clips_per_video:
         raise ValueError(
-            f"per_device_train_batch_size={training_args.per_device_train_batch_size} is not a multiple of "
-            f"clips_per_video={data_args.clips_per_video}"
+            f"per_device_train_batch_size must be a multiple of clips_per_video={data_args.clips_per_video}, got "
+            f"{training_args.per_device_train_batch_size}"
         )
     if clips.device != "cpu":
         if training_args.dataloader_num_workers == 0:
-            raise ValueError("decode_device: decoding on the GPU needs dataloader_num_workers of at least 1")
+            raise ValueError("dataloader_num_workers must be at least 1 to decode on the GPU (decode_device), got 0")
         # What is forked from a process that uses the GPU cannot use it
         multiprocessing.set_start_method("forkserver", force=True)
     return clips

@@ -98,7 +98,7 @@ def run_demo(output: Path, max_steps: int | None = None, seed: int = 0, num_vide
     try:  # in a process of its own, which gives its memory back
         subprocess.run(command, check=True, env=environment())
     except subprocess.CalledProcessError as error:
-        raise RunFailed(f"the probes failed with exit status {error.returncode}, see above") from None
+        raise RunFailed(f"the probes failed with exit status {error.returncode}: see above") from None
 
     seconds = time.perf_counter() - began
     summary = {"stages": stages, "probes": json.loads((output / "probes.json").read_text()), "seconds": seconds}

@@ -39,7 +39,10 @@ def inspect_run(
     """
     data_args, training_args = settings.data, settings.training
     if data_args.decode_device != "cpu":
-        raise ValueError(f"decode_device is {data_args.decode_device}: only decoding on the CPU can be timed in steps")
+        raise ValueError(
+            f"decode_device must be cpu, got {data_args.decode_device}: only decoding on the CPU can be timed step "
+            "by step"
+        )
     output = Path(training_args.output_dir)
     check_output(output, REPORTS)
     config = model_config(settings.model)

@@ -20,7 +20,7 @@ POLL_INTERVAL = 0.5  # seconds
 
 
 class RunFailed(RuntimeError):
-    """A run of pretraining came to no good end."""
+    """A pretraining run failed."""
 
 
 def environment() -> dict[str, str]:
@@ -98,7 +98,7 @@ class Run:
         """Whether it still runs; reports from its log how far it is.
 
         Raises:
-            RunFailed: naming the run, if it came to no good end.
+            RunFailed: naming the run, if it failed.
         """
         status = self._process.poll()  # before the log is read, so that nothing of it is missed at the end
         for row in read_metrics(self.folder):
@@ -112,7 +112,7 @@ class Run:
             # The error of the program itself, not that of accelerate after it
             causes = [line for line in output.splitlines() if re.match(r"error: |[\w.]*(Error|Exception)\b.*: ", line)]
             cause = f" ({causes[0][:200]})" if causes else ""
-            raise RunFailed(f"the run in {self.folder} failed{cause}; its output is in {self._log_path}")
+            raise RunFailed(f"the run in {self.folder} failed{cause}: its output is in {self._log_path}")
         return status is None
 
     def stop(self):

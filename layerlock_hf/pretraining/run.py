@@ -18,18 +18,18 @@ REHEARSAL = ".rehearsal"  # within the folder of the run, so that all processes 
 def pretrain(
     config: str | Path, train_data: str | Path | list[str], output_dir: str | Path, **settings
 ) -> LayerLockTrainer:
-    """Pretrain a video ViT by a recipe, as `layerlock pretrain` does; returns the trainer, with the model and the log.
+    """Pretrain a video ViT from a recipe, as `layerlock pretrain` does; returns the trainer, with model and log.
 
     >>> trainer = pretrain("demo", "videos", "runs/mine", max_steps=100)  # doctest: +SKIP
 
-    A run that SIGTERM or Ctrl-C stopped has saved a checkpoint (`trainer.was_preempted`), and the same call with
-    `resume_from_checkpoint="auto"` goes on. For several GPUs start the program by `accelerate launch`.
+    A run stopped by SIGTERM or Ctrl-C has saved a checkpoint (`trainer.was_preempted`), and the same call with
+    `resume_from_checkpoint="auto"` resumes it. To use several GPUs, start the program with `accelerate launch`.
 
     Args:
-        config: a recipe, by its name (`layerlock recipes` lists them) or its path.
-        train_data: folder of videos, CSV/JSONL list, parquet, or a `datasets` Hub id; or several of these.
+        config: a recipe, by name (`layerlock recipes` lists them) or path.
+        train_data: folder of videos, CSV/JSONL list, parquet file or `datasets` Hub id, or several of these.
         output_dir: folder for checkpoints, logs, reports and the model.
-        settings: what differs from the recipe, by the names of the flags of `layerlock pretrain`.
+        settings: overrides of the recipe, by the names of the flags of `layerlock pretrain`.
 
     Raises:
         ValueError: naming the setting that is unknown, wrong, or contradicts another.

@@ -1,6 +1,6 @@
 """Recipes: flat YAML files of settings, one per row of the papers' tables, found by name.
 
-Imports nothing that takes time, so that `layerlock recipes` answers at once.
+Imports nothing slow, so that `layerlock recipes` answers at once.
 """
 
 import difflib
@@ -18,7 +18,7 @@ SENTENCE = re.compile(r"(?<!\bsec)\.(?: |$)", re.IGNORECASE)
 
 
 class _OnceLoader(yaml.SafeLoader):
-    """Refuses a setting that is given twice, of which YAML would take the last."""
+    """Refuses a setting that is given twice; YAML would silently take the last."""
 
     def construct_mapping(self, node, deep=False):
         names = [self.construct_object(key) for key, _ in node.value]
@@ -30,7 +30,7 @@ class _OnceLoader(yaml.SafeLoader):
 
 @dataclass(frozen=True)
 class RecipeSummary:
-    """A recipe of the package in one line.
+    """One line about a recipe of the package.
 
     Attributes:
         name: what `--config` takes.
@@ -54,10 +54,10 @@ def recipe_paths() -> dict[str, Path]:
 
 
 def find_recipe(name_or_path: str | Path) -> Path:
-    """The file of a recipe: the one at this path, else the package's of this name.
+    """The file of a recipe: the one at this path, else the package's recipe of this name.
 
     Raises:
-        ValueError: if there is neither; it suggests names.
+        ValueError: if there is neither, suggesting similar names.
     """
     path, paths = Path(name_or_path).expanduser(), recipe_paths()
     if path.is_file():
@@ -81,7 +81,7 @@ def load_recipe(name_or_path: str | Path) -> dict:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"config: {path} is not valid YAML in UTF-8: {' '.join(str(error).split())}") from error
     if not isinstance(settings, dict) or not all(isinstance(name, str) for name in settings):
-        raise ValueError(f"config: {path} must hold settings, one `name: value` a line")
+        raise ValueError(f"config: {path} must hold settings, one `name: value` per line")
     return settings
 
 

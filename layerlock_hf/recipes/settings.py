@@ -22,14 +22,14 @@ class UsageError(ValueError):
 
 
 class SettingsParser(HfArgumentParser):
-    """Raises a `UsageError` where argparse would print it and exit: functions parse settings, too."""
+    """Raises a `UsageError` where argparse would print and exit, as functions parse settings too."""
 
     def error(self, message: str):
         raise UsageError(message, self.format_usage())
 
 
 def flags_of(settings: Mapping[str, object]) -> list[str]:
-    """Settings as they are typed: {"betas": [0.9, 0.95]} -> ["--betas", "0.9", "0.95"]. None is not set."""
+    """Settings as typed on the command line: {"betas": [0.9, 0.95]} -> ["--betas", "0.9", "0.95"]. None is not set."""
     flags = []
     for name, value in settings.items():
         if value is None:
@@ -40,13 +40,13 @@ def flags_of(settings: Mapping[str, object]) -> list[str]:
 
 
 def parse_with_recipe(parser: SettingsParser, arguments: list[str], also: Iterable[str] = ()) -> tuple:
-    """The parser's dataclasses, filled in from the recipe of the flag `--config` and from the other flags.
+    """The parser's dataclasses, filled in from the recipe named by `--config` and from the other flags.
 
     Args:
-        also: further settings of the program, to suggest where one is misspelt.
+        also: further settings of the program, to suggest when one is misspelt.
 
     Raises:
-        ValueError: naming the setting that the parser does not know, or what is wrong with the recipe.
+        ValueError: naming the setting that is unknown, or saying what is wrong with the recipe.
     """
     config = SettingsParser(allow_abbrev=False, add_help=False)
     config.add_argument("--config")
@@ -58,17 +58,17 @@ def parse_with_recipe(parser: SettingsParser, arguments: list[str], also: Iterab
         settings = load_recipe(recipe)
         for name, value in settings.items():
             if name not in known:
-                raise ValueError(f"{name}: unknown setting in {recipe}{_hint(name, known)}")
+                raise ValueError(f"{name} is not a known setting (in {recipe}){_hint(name, known)}")
             if isinstance(value, list) and name not in takes_several:
                 raise ValueError(f"{name} in {recipe} must be one value, got {value}")
         flags = flags_of(settings)
     *parsed, unknown = parser.parse_args_into_dataclasses(flags + arguments, return_remaining_strings=True)
     if unknown:
         hint = _hint(unknown[0].removeprefix("--").partition("=")[0], {*known, *also}, "--")
-        raise ValueError(f"{unknown[0]}: unknown setting, or more values than the setting before it takes{hint}")
+        raise ValueError(f"{unknown[0]} is not a known setting, or one value too many for the setting before it{hint}")
     return tuple(parsed)
 
 
 def _hint(name: str, known: Iterable[str], prefix: str = "") -> str:
     close = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {prefix}{close[0]}?" if close else ""
+    return f": did you mean {prefix}{close[0]}?" if close else ""

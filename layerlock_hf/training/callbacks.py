@@ -145,7 +145,8 @@ class PreemptionCallback(TrainerCallback):
 
     def _give_up(self, signum, frame):
         raise NoDataCame(
-            f"{_name(self._asked)}, and no batch came within {MAX_WAIT_S} s: nothing is saved but earlier checkpoints"
+            f"{_name(self._asked)}, but no batch came within {MAX_WAIT_S} s: nothing has been saved since the last "
+            "checkpoint"
         )
 
     def on_step_end(self, args, state, control, **kwargs):

@@ -18,7 +18,7 @@ def check_batches(
             if video.is_floating_point() and (low < -MARGIN or high > 1 + MARGIN):
                 raise ValueError(
                     f"pixel_values_videos must be bytes, or floats in [0, 1], got {video.dtype} from {low:g} to "
-                    f"{high:g}: neither normalise nor scale them, the encoder does what it needs"
+                    f"{high:g}: do not normalise or scale them, the encoder does what it needs"
                 )
             model.check_masks(video, batch["context_ids"], batch.get("target_ids"), grid_size)
 
@@ -33,11 +33,12 @@ def check_masks(collator, config: LayerLockViTConfig, args: LayerLockTrainingArg
     group_size = getattr(masks, "group_size", batch_size)
     if group_size % batch_size:
         raise ValueError(
-            f"mask_group_size={group_size} is not a multiple of per_device_train_batch_size={batch_size}: the clips "
-            "of a batch must be of one group"
+            f"mask_group_size must be a multiple of per_device_train_batch_size={batch_size}, got {group_size}: the "
+            "clips of a batch must belong to one group"
         )
     num_mask_types = len(masks(collator.grid_size, [0], args.seed))
     if config.decoder == "predictor" and num_mask_types != config.num_mask_tokens:
         raise ValueError(
-            f"num_mask_tokens={config.num_mask_tokens}, but mask_blocks has {num_mask_types} types of mask"
+            f"num_mask_tokens must be {num_mask_types}, the number of mask types in mask_blocks, got "
+            f"{config.num_mask_tokens}"
         )

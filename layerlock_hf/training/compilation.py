@@ -16,7 +16,7 @@ MAX_GRAPHS = 32
 def compile_layers(network: nn.Module | None, parts: bool = False, **settings):
     """In place, so that names, checkpoints and what DDP wraps stay as they are.
 
-    Compiled as a whole, a model is compiled anew in every stage and runs eagerly from the ninth on.
+    Compiled as a whole, a model would be recompiled in every stage and run eagerly from the ninth on.
 
     Args:
         parts: compile attention, norms and MLP instead. Activation checkpointing needs it: since Transformers 5.20

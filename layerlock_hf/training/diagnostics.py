@@ -1,4 +1,4 @@
-"""Signs of health that cost one more forward pass now and then."""
+"""Health checks of the features, which cost an extra forward pass now and then."""
 
 import torch
 
@@ -10,9 +10,9 @@ MAX_ROWS = 2048
 def feature_statistics(features: torch.Tensor) -> dict[str, torch.Tensor]:
     """How much features of different clips differ: (B, N, D) -> `feature_std` and `effective_rank`, each ().
 
-    Of every token the mean over the clips at its position is taken away, so that what remains is content: features
-    that tell positions but not clips apart have collapsed too. The effective rank is the exponential of the entropy of
-    the normalised singular values (Roy and Vetterli, 2007), at most the number of clips and channels allow.
+    The mean over the clips is subtracted at every position, so that only content remains: features that distinguish
+    positions but not clips have collapsed, too. The effective rank is the exponential of the entropy of the normalised
+    singular values (Roy and Vetterli, 2007), at most what the number of clips and channels allows.
     """
     features = features.float()
     content = (features - features.mean(dim=0, keepdim=True)).flatten(0, 1)

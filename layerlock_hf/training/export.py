@@ -1,4 +1,4 @@
-"""A model out of a checkpoint that holds a part per process."""
+"""From a sharded checkpoint, with one part per process, to a model."""
 
 import shutil
 import warnings
@@ -19,7 +19,7 @@ from .sharding import SHARDED_MODEL
 
 
 def load_sharded(checkpoint: str | Path) -> LayerLockViTForPretraining:
-    """The model of a checkpoint that was written under FSDP with SHARDED_STATE_DICT, by one process.
+    """The model of a checkpoint written under FSDP with SHARDED_STATE_DICT, loaded in one process.
 
     Raises:
         CheckpointRefused: if it is another kind of folder, not complete, or could run code.
@@ -29,7 +29,8 @@ def load_sharded(checkpoint: str | Path) -> LayerLockViTForPretraining:
         raise CheckpointRefused(f"there is no checkpoint {checkpoint}")
     if not weights.is_dir():
         raise CheckpointRefused(
-            f"{checkpoint} has no {SHARDED_MODEL}: the Auto classes load checkpoints that are not sharded"
+            f"{checkpoint} has no {SHARDED_MODEL}: only sharded checkpoints need an export, the Auto classes load "
+            "all others"
         )
     if reason := fault(Path(checkpoint)):
         raise CheckpointRefused(f"{checkpoint} is not complete: {reason}")
@@ -53,7 +54,7 @@ def _read_config(checkpoint: Path) -> LayerLockViTConfig:
         ValueError: if there is none, or it is that of another model.
     """
     if not (checkpoint / CONFIG_NAME).is_file():
-        raise ValueError(f"it has no {CONFIG_NAME}: copy that of its run there")
+        raise ValueError(f"it has no {CONFIG_NAME}: copy the one of its run there")
     fields, _ = LayerLockViTConfig.get_config_dict(checkpoint)
     if fields.get("model_type") != LayerLockViTConfig.model_type:
         raise ValueError(
@@ -66,11 +67,11 @@ def export_checkpoint(checkpoint: Path, output_dir: Path) -> LayerLockViTForPret
     """Write the model of a sharded checkpoint, with the processor of its run, for the Auto classes to load.
 
     Raises:
-        CheckpointRefused: as of `load_sharded`.
+        CheckpointRefused: as `load_sharded`.
         ValueError: if the folder lies within the checkpoint or cannot be written.
     """
     if output_dir.resolve().is_relative_to(checkpoint.resolve()):
-        raise ValueError(f"output_dir must lie outside of the checkpoint, got {output_dir}: choose another folder")
+        raise ValueError(f"output_dir must lie outside the checkpoint, got {output_dir}: choose another folder")
     check_output(output_dir, (CONFIG_NAME, SAFE_WEIGHTS_NAME, VIDEO_PROCESSOR_NAME))
     model = load_sharded(checkpoint)
     model.save_pretrained(output_dir)

@@ -106,7 +106,7 @@ class FaultTolerantTrainer(Trainer):
         if wanted is True and checkpoint is None:
             raise ValueError(f"resume_from_checkpoint: there is no complete checkpoint in {self.args.output_dir}")
         if checkpoint is not None:
-            logger.warning(f"going on from {checkpoint}")
+            logger.warning(f"resuming from {checkpoint}")
         return checkpoint
 
     def _check_folder(self):
@@ -116,8 +116,8 @@ class FaultTolerantTrainer(Trainer):
         broadcast_object_list(found)
         if found[0]:
             raise CheckpointRefused(
-                f"output_dir: {folder} holds checkpoints; go on from the newest by --resume_from_checkpoint auto, or "
-                "choose another folder"
+                f"output_dir: {folder} already holds checkpoints: resume from the newest with "
+                "--resume_from_checkpoint auto, or choose another folder"
             )
 
     def _get_output_dir(self, trial) -> str:
@@ -232,8 +232,8 @@ class FaultTolerantTrainer(Trainer):
                 shutil.rmtree(aside.parent, ignore_errors=True)
             reason = error if error is not None else "another process failed to write its part"
             raise CheckpointNotWritten(
-                f"{name} could not be written, with {room:.1f} MiB left on the disk: {reason}. Earlier checkpoints in "
-                f"{output_dir} are as they were: make room, and go on with --resume_from_checkpoint auto"
+                f"{name} could not be written, with {room:.1f} MiB left on the disk: {reason}. Earlier checkpoints "
+                f"in {output_dir} are intact: free some space, and resume with --resume_from_checkpoint auto"
             ) from error
 
     def _push_from_checkpoint(self, checkpoint_folder: str):

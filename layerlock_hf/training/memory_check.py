@@ -1,4 +1,4 @@
-"""Whether the steps of a run fit into memory: told before it starts, and before it brings the machine down."""
+"""Whether the steps of a run fit into memory, checked before it starts and can bring the machine down."""
 
 import math
 
@@ -18,7 +18,7 @@ PREFETCHED = 2  # batches of a data worker, by default
 
 
 class DoesNotFit(ValueError):
-    """A run that needs more memory than there is; the message is for the user."""
+    """The run needs more memory than there is; the message is for the user."""
 
 
 def check_fits(
@@ -29,9 +29,9 @@ def check_fits(
     accelerator: Accelerator,
     has_moments: bool,
 ):
-    """Raise a `ValueError` if batches certainly do not fit: what is counted leaves out what operations need beside.
+    """Raise a `ValueError` if batches certainly do not fit: the count leaves out the temporary memory of operations.
 
-    Looked at are the first stage, the one after it and the last, where targets change; not local stages whose blocks
+    Checks the first stage, the one after it and the last, where targets change, but not local stages whose blocks
     settle one by one, for which the count would be too high.
 
     Args:
@@ -58,13 +58,13 @@ def check_fits(
             continue
         most = max(0, math.floor((free - fixed) / per_clip))
         advice = (
-            f"at most {most} clips fit. Give fewer, and the same global_batch_size accumulates more of them"
+            f"at most {most} clips fit. Use fewer, and the same global_batch_size will accumulate more batches"
             if most
-            else "not one clip fits. Set gradient_checkpointing, or shard the model (fsdp)"
+            else "not even one clip fits. Set gradient_checkpointing, or shard the model (fsdp)"
         )
         raise ValueError(
-            f"per_device_train_batch_size={clips} needs more than {(fixed + clips * per_clip) / 2**30:.1f} GiB beside "
-            f"the weights in the stage that {describe(stage)}, and {free / 2**30:.1f} GiB are free: {advice}"
+            f"per_device_train_batch_size={clips} needs more than {(fixed + clips * per_clip) / 2**30:.1f} GiB "
+            f"besides the weights in the stage that {describe(stage)}, but {free / 2**30:.1f} GiB are free: {advice}"
         )
 
 
@@ -74,9 +74,9 @@ def _check_workers(batch_bytes: int, args: LayerLockTrainingArguments):
     free = free_memory(torch.device("cpu"))
     if free is not None and num_batches * batch_bytes > free:
         raise ValueError(
-            f"dataloader_num_workers={args.dataloader_num_workers} hold {num_batches} batches of "
-            f"{batch_bytes / 2**30:.1f} GiB ready, and {free / 2**30:.1f} GiB of the machine's memory are free: lower "
-            "it, or per_device_train_batch_size"
+            f"dataloader_num_workers={args.dataloader_num_workers} keeps {num_batches} batches of "
+            f"{batch_bytes / 2**30:.1f} GiB ready, but only {free / 2**30:.1f} GiB of the machine's memory are free: "
+            "lower it, or per_device_train_batch_size"
         )
 
 

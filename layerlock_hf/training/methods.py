@@ -1,4 +1,4 @@
-"""Methods: what the settings of a recipe stand for, as a list of stages."""
+"""Methods: from the settings of a recipe to a list of stages."""
 
 from dataclasses import dataclass, field, fields
 
@@ -36,12 +36,12 @@ STEP_SETTINGS = {"freeze_start", "freeze_interval", "steps_per_block", "latent_w
 
 @dataclass
 class StageArguments:
-    """What is predicted, and when which layers freeze. Without `freeze_start` nothing is ever frozen.
+    """What is predicted, and which layers freeze when. Without `freeze_start`, nothing is ever frozen.
 
-    What is measured in steps may be given as a share of the run: a number below 1.
+    Settings measured in steps may also be a share of the run: a number below 1.
     """
 
-    method: str = field(default="mae", metadata={"help": "What is predicted before any freezing."})
+    method: str = field(default="mae", metadata={"help": "Pretraining method: what is predicted before any freezing."})
     pixel_patch_fraction: float | None = field(
         default=None, metadata={"help": "Share of the tokens whose pixels are predicted (default 1)."}
     )
@@ -52,29 +52,35 @@ class StageArguments:
     target_layer: int | None = field(
         default=None, metadata={"help": "Layer of the teacher that is predicted (default: its last)."}
     )
-    latent_weight: float | None = field(default=None, metadata={"help": "Weight of unfrozen latents (default 1)."})
-    latent_weight_ramp_steps: float | None = field(
-        default=None, metadata={"help": "Steps over which that weight rises, along a cosine."}
+    latent_weight: float | None = field(
+        default=None, metadata={"help": "Weight of the latents of layers that are not frozen (default 1)."}
     )
-    steps_per_block: float | None = field(default=None, metadata={"help": "Steps that each block trains alone."})
+    latent_weight_ramp_steps: float | None = field(
+        default=None, metadata={"help": "Steps over which latent_weight rises from 0, along a cosine."}
+    )
+    steps_per_block: float | None = field(
+        default=None, metadata={"help": "Steps for which each block is trained on its own."}
+    )
     overlap: int | None = field(
-        default=None, metadata={"help": "Layers before a border of blocks that learn from both sides."}
+        default=None, metadata={"help": "Layers before each block boundary that learn from both blocks."}
     )
     freeze_start: float | None = field(default=None, metadata={"help": "Step of the first freezing."})
     freeze_interval: float | None = field(default=None, metadata={"help": "Steps between freezings."})
-    layers_per_freeze: int | None = field(default=None, metadata={"help": "Layers frozen at each (default 1)."})
+    layers_per_freeze: int | None = field(
+        default=None, metadata={"help": "Layers frozen at each freezing (default 1)."}
+    )
     num_freezes: int | None = field(default=None, metadata={"help": "Number of freezings."})
-    max_frozen: int | None = field(default=None, metadata={"help": "Most layers ever frozen."})
+    max_frozen: int | None = field(default=None, metadata={"help": "Maximum number of frozen layers."})
     target_layers: list[int] | None = field(
-        default=None, metadata={"help": "Layer predicted after each freezing (default: the last frozen one)."}
+        default=None, metadata={"help": "Layer predicted after each freezing (default: the last frozen layer)."}
     )
     predict_latents: bool | None = field(
-        default=None, metadata={"help": "False: freeze, but go on predicting what the method predicts."}
+        default=None, metadata={"help": "False: freeze layers, but keep predicting what the method predicts."}
     )
     latent_patch_fraction: float | None = field(
         default=None, metadata={"help": "Share of the tokens whose latents are computed and predicted (default 1)."}
     )
-    keep_targets: bool | None = field(default=None, metadata={"help": "Predict all targets so far."})
+    keep_targets: bool | None = field(default=None, metadata={"help": "Keep predicting all earlier targets, too."})
 
     def build(
         self, config: LayerLockViTConfig, teacher_depth: int | None = None, max_steps: int | None = None
@@ -83,17 +89,17 @@ class StageArguments:
 
         Args:
             teacher_depth: layers of the teacher; those of the model if None.
-            max_steps: steps of the run, of which settings below 1 are shares.
+            max_steps: steps of the run; settings below 1 are shares of them.
 
         Raises:
             ValueError: naming the field, if the settings contradict each other or the model.
         """
         if self.method not in METHODS:
-            raise ValueError(f"method: unknown {self.method!r}; known are {', '.join(METHODS)}")
+            raise ValueError(f"method must be one of {', '.join(METHODS)}, got {self.method!r}")
         for name in ("pixel_patch_fraction", "latent_patch_fraction"):
             fraction = getattr(self, name)
             if fraction is not None and not 0 < fraction <= 1:
-                raise ValueError(f"{name} must lie in (0, 1], got {fraction}")
+                raise ValueError(f"{name} must be above 0 and at most 1, got {fraction}")
         settings = Settings(self, max_steps)
         stages = METHODS[self.method](config, settings, teacher_depth or config.num_hidden_layers)
         if self.freeze_start is not None:
@@ -106,7 +112,9 @@ class StageArguments:
 
     def _lock(self, base: list[Stage], settings: "Settings", config: LayerLockViTConfig) -> list[Stage]:
         if self.freeze_interval is None and self.num_freezes != 1:
-            raise ValueError("freeze_start is set but freeze_interval is not")
+            raise ValueError(
+                "freeze_start is set but freeze_interval is not: set freeze_interval, the steps between two freezings"
+            )
         given = settings.given(**SCHEDULE_SETTINGS)
         if "target_layers" in given:
             given["target_layers"] = tuple(given["target_layers"])
@@ -114,7 +122,7 @@ class StageArguments:
         for step, num_frozen in schedule.freezings():
             if num_frozen > config.num_hidden_layers:
                 raise ValueError(
-                    f"the freezing at step {step} brings {num_frozen} frozen layers, but the ViT has "
+                    f"the freezing at step {step} makes {num_frozen} frozen layers, but the ViT has "
                     f"{config.num_hidden_layers}: lower num_freezes or layers_per_freeze, or set max_frozen"
                 )
         return locked(base, schedule, **settings.given(**LOCKED_SETTINGS))
@@ -138,7 +146,7 @@ class Settings:
         return {keyword: self._set[name] for keyword, name in names.items() if name in self._set}
 
     def unread(self) -> list[str]:
-        """The settings that no one has asked for."""
+        """The settings that the method has not read."""
         return [name for name in self._set if name not in self._read]
 
 
@@ -150,7 +158,10 @@ def _mae(config, settings, teacher_depth):
 def _teacher_latents(config, settings, teacher_depth):
     given = {"target_layer": teacher_depth} | settings.given(target_layer="target_layer")
     if not 1 <= given["target_layer"] <= teacher_depth:
-        raise ValueError(f"target_layer={given['target_layer']}, but the teacher has {teacher_depth} layers")
+        raise ValueError(
+            f"target_layer must be at most {teacher_depth}, the number of layers of the teacher, got "
+            f"{given['target_layer']}"
+        )
     return teacher_latents(config.decoder_depths[-1], **given)
 
 

@@ -53,7 +53,7 @@ def check_pickles(folder: Path):
         for index, stored in metadata.storage_data.items():
             path = (folder / stored.relative_path).resolve()
             if not path.is_relative_to(folder.resolve()):
-                raise CheckpointRefused(f"{index.fqn} lies in {stored.relative_path}, outside of it")
+                raise CheckpointRefused(f"{index.fqn} lies in {stored.relative_path}, outside the checkpoint")
             if stored.transform_descriptors:
                 raise CheckpointRefused(f"{index.fqn} is transformed by {stored.transform_descriptors}")
             if isinstance(metadata.state_dict_metadata[index.fqn], BytesStorageMetadata):

@@ -1,4 +1,4 @@
-"""What a checkpoint records of its run, so that no other run takes it for its own."""
+"""What a checkpoint records about its run, so that no other run resumes from it by mistake."""
 
 import json
 from dataclasses import asdict
@@ -15,7 +15,7 @@ RUN_FILE = "layerlock.json"
 
 
 class CheckpointRefused(ValueError):
-    """A checkpoint that this run cannot go on from; the message is for the user."""
+    """This run cannot resume from the checkpoint; the message is for the user."""
 
 
 def target_label(stage: Stage) -> str:
@@ -66,13 +66,13 @@ def check_run_file(checkpoint: str, stages: list[Stage], config: LayerLockViTCon
     for number, (then, now) in enumerate(zip_longest(record["stages"], _as_json(stages))):
         if then != now:
             raise CheckpointRefused(
-                f"{checkpoint} was written by a run with other stages; stage {number} then: {_describe(then, now)}, "
-                f"now: {_describe(now, then)}"
+                f"{checkpoint} was written by a run with other stages: stage {number} was '{_describe(then, now)}', "
+                f"but is now '{_describe(now, then)}'"
             )
     for name, value in identity.items():
         if record["identity"].get(name) != value:
             raise CheckpointRefused(
-                f"{checkpoint} was written with {name} {record['identity'].get(name)}, now it is {value}"
+                f"{checkpoint} was written with {name} {record['identity'].get(name)}, but it is now {value}"
             )
     then = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
     differing = [
@@ -81,7 +81,7 @@ def check_run_file(checkpoint: str, stages: list[Stage], config: LayerLockViTCon
         if name != "num_frozen_layers" and getattr(then, name) != getattr(config, name)
     ]
     if differing:
-        raise CheckpointRefused(f"{checkpoint} holds another model ({'; '.join(differing)})")
+        raise CheckpointRefused(f"{checkpoint} holds another model: {'; '.join(differing)}")
 
 
 def _describe(stage: dict | None, other: dict | None) -> str:

@@ -16,14 +16,14 @@ MIN_HEAD_STEPS = 50
 
 
 def whole_steps(name: str, value: float, max_steps: int | None, least: int = 0) -> int:
-    """A setting that is a number of steps, at least so many, or, below 1, a share of the run.
+    """The steps that a setting means: a number of steps, at least `least`, or a share of the run below 1.
 
     Raises:
         ValueError: naming the setting, if it is neither.
     """
     if 0 < value < 1:
         if max_steps is None:
-            raise ValueError(f"{name}={value} is a share of the run: say of how many steps (max_steps)")
+            raise ValueError(f"max_steps must be set, as {name}={value} is a share of the run")
         return max(1, round(value * max_steps))
     if math.isfinite(value) and value < least:
         raise ValueError(f"{name} must be at least {least}, got {value:g}")
@@ -100,7 +100,7 @@ def scheduled_factor(step: int, num_steps: int, stages: list[Stage], args: "Laye
 
 
 def check_schedule(stages: list[Stage], args: "LayerLockTrainingArguments") -> list[str]:
-    """What is doubtful about the schedules of a run, a line each.
+    """Doubts about the schedules of a run, one line each.
 
     Raises:
         ValueError: if they cannot work: a learning rate that begins to rise at a switch never gets there.
@@ -128,8 +128,8 @@ def check_schedule(stages: list[Stage], args: "LayerLockTrainingArguments") -> l
         if 1 < rise and length <= rise and end < args.max_steps:
             raise ValueError(
                 f"switch_warmup_steps must be less than the {length} steps of the stage that starts at step "
-                f"{after.start}, got {rise}: its learning rate would never have risen again. Give fewer, or a share "
-                "of the run such as 0.02"
+                f"{after.start}, got {rise}: its learning rate would never rise again. Give fewer, or a share of the "
+                "run such as 0.02"
             )
         if length < max(MIN_HEAD_STEPS, 2 * rise):
             short.append((after, length))

@@ -29,14 +29,17 @@ def set_up_sharding(accelerator: Accelerator, is_asked_for: bool):
     if plugin is None:
         # accelerate makes of FSDP what it can, which is DDP on the CPU, without a word
         if is_asked_for or parse_flag_from_env("ACCELERATE_USE_FSDP"):
-            raise ValueError("fsdp is set, but accelerate would not use it with this launch: it needs several GPUs")
+            raise ValueError(
+                "fsdp is set, but accelerate would not use it with this launch: start several processes, on several "
+                "GPUs"
+            )
         return
     if not accelerator.is_fsdp2:
-        raise ValueError("fsdp_version=1 is not supported, it flattens what is frozen and what learns together: use 2")
+        raise ValueError("fsdp_version must be 2, got 1: FSDP1 flattens frozen and trained parameters together")
     if plugin.activation_checkpointing:
         raise ValueError(
-            "activation_checkpointing of fsdp_config is not supported, it renames parameters: set it as a training "
-            "argument"
+            "activation_checkpointing of fsdp_config must be left out, as it renames parameters: set it as a "
+            "training argument"
         )
     # Of the predictions beside the loss, which nothing writes into
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
@@ -69,9 +72,9 @@ def check_weights(checkpoint: str, accelerator: Accelerator):
     if not (folder / moments).exists() or not any((folder / name).exists() for name in names):
         found = sorted(path.name for pattern in ("*model*", "optimizer*") for path in folder.glob(pattern))
         raise CheckpointRefused(
-            f"{checkpoint} holds weights and moments as {', '.join(found) or 'nothing'}, this run would load "
-            f"{names[0]} and {moments}: resume it under the wrapper (DDP or FSDP) and with the state_dict_type that "
-            "wrote it"
+            f"{checkpoint} holds weights and moments as {', '.join(found) or 'nothing'}, but this run would load "
+            f"{names[0]} and {moments}: resume it with the wrapper (DDP or FSDP) and the state_dict_type that wrote "
+            "it"
         )
     for part in (SHARDED_MODEL, SHARDED_OPTIMIZER):
         if (folder / part).is_dir():

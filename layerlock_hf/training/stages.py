@@ -13,7 +13,7 @@ def stage_at(stages: list[Stage], step: int) -> Stage:
 
 
 def check_stages(stages: list[Stage]) -> list[Stage]:
-    """The stages themselves, if they make a run.
+    """The stages themselves, if they form a valid run.
 
     Raises:
         ValueError: unless the first starts at step 0, the starts ascend and the frozen prefix never shrinks.
@@ -22,19 +22,20 @@ def check_stages(stages: list[Stage]) -> list[Stage]:
         raise ValueError(f"the first stage must start at step 0, got {stages}")
     for before, after in pairwise(stages):
         if after.start <= before.start:
-            raise ValueError(f"stages must start one after the other, got starts {before.start} and {after.start}")
+            raise ValueError(f"stages must have ascending starts, got {before.start} and then {after.start}")
         if after.num_frozen < before.num_frozen:
             raise ValueError(
-                f"the stage at step {after.start} unfreezes layers: {before.num_frozen} -> {after.num_frozen} frozen"
+                f"num_frozen must not fall, as frozen layers stay frozen, got {before.num_frozen} -> "
+                f"{after.num_frozen} for the stage at step {after.start}"
             )
     return stages
 
 
 @dataclass(frozen=True)
 class FreezeSchedule:
-    """When how many layers are frozen, and which layer is predicted then (LayerLock, sec. 4.3 and Table 8).
+    """How many layers are frozen when, and which layer is then predicted (LayerLock, sec. 4.3 and Table 8).
 
-    The n-th freezing happens at step `start + (n - 1) * interval` and brings the frozen prefix to
+    The n-th freezing happens at step `start + (n - 1) * interval` and extends the frozen prefix to
     `n * layers_per_freeze` layers, or to `max_frozen` if that is less.
 
     Args:
@@ -42,7 +43,7 @@ class FreezeSchedule:
         interval: steps between freezings.
         layers_per_freeze: layers frozen at each.
         num_freezes: number of freezings. Default: as many as it takes to reach `max_frozen`.
-        max_frozen: most layers ever frozen.
+        max_frozen: maximum number of frozen layers.
         target_layers: the layer predicted after each freezing, for the tables of the paper that do not predict the
             last frozen one.
 
@@ -59,7 +60,7 @@ class FreezeSchedule:
 
     def __post_init__(self):
         if self.num_freezes is None and self.max_frozen is None:
-            raise ValueError("a freeze schedule needs num_freezes or max_frozen to end")
+            raise ValueError("a freeze schedule must end: set num_freezes or max_frozen")
         for name in ("start", "interval", "layers_per_freeze", "num_freezes", "max_frozen"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -67,14 +68,14 @@ class FreezeSchedule:
             return
         if len(self.target_layers) != len(self.freezings()):
             raise ValueError(
-                f"target_layers names {len(self.target_layers)} layers for {len(self.freezings())} freezings: "
-                f"{self.target_layers}"
+                f"target_layers must name {len(self.freezings())} layers, one per freezing, got "
+                f"{len(self.target_layers)}: {self.target_layers}"
             )
         for target, (step, num_frozen) in zip(self.target_layers, self.freezings(), strict=True):
             if not 1 <= target <= num_frozen:
                 raise ValueError(
-                    f"target_layers: layer {target} is predicted from step {step} on, when {num_frozen} layers are "
-                    "frozen: a target must lie within the frozen prefix"
+                    f"target_layers must lie within the frozen layers, got layer {target} from step {step} on, when "
+                    f"only {num_frozen} layers are frozen"
                 )
 
     def freezings(self) -> list[tuple[int, int]]:
@@ -141,13 +142,13 @@ def locked(
         keep_targets: predict all targets so far, each with a head of its own (LayerLock, Table 5).
 
     Raises:
-        ValueError: if the method has several objectives, none of which is the one to replace, or ends too late.
+        ValueError: if the method has several objectives, so that it is unclear which to replace, or ends too late.
     """
     stages = list(base)
     if predict_latents and len(base[-1].objectives) > 1:
         raise ValueError(
-            f"freezing replaces the target of a method, but this one has {len(base[-1].objectives)}: set "
-            "predict_latents to False, which freezes alone"
+            f"freezing replaces the only target of a method, but this one has {len(base[-1].objectives)}: set "
+            "predict_latents to False to freeze without predicting latents"
         )
     targets = schedule.target_layers or [num_frozen for _, num_frozen in schedule.freezings()]
     for (step, num_frozen), depth in zip(schedule.freezings(), targets, strict=True):

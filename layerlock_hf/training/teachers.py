@@ -151,11 +151,16 @@ def teacher_of_run(
     targets = [objective.target for stage in stages for objective in stage.objectives]
     depths = [target.depth for target in targets if target.of == "teacher"]
     if given is not None and momentum != 1:
-        raise ValueError("a teacher that is given never moves: set teacher_momentum to 1")
+        raise ValueError(f"teacher_momentum must be 1 for a given teacher, which never moves, got {momentum:g}")
     if given is not None and not depths:
-        raise ValueError("a teacher is given, but no stage predicts its latents")
+        raise ValueError(
+            "teacher is set but no stage predicts its latents: choose another method, or leave teacher out"
+        )
     if given is None and depths and momentum == 1:
-        raise ValueError("teacher_momentum=1 means a teacher that never moves: give one that has learned (--teacher)")
+        raise ValueError(
+            "teacher_momentum must be below 1 for an EMA teacher, got 1: lower it, or set teacher to a network that "
+            "is trained already"
+        )
     if not depths:
         return NoTeacher()
     teacher = EMATeacher(model.encoder) if given is None else FixedTeacher(given)
@@ -170,10 +175,13 @@ def check_teacher(teacher: Teacher, depth: int, config: LayerLockViTConfig):
     if theirs is None:
         return
     if depth > theirs.num_hidden_layers:
-        raise ValueError(f"layer {depth} is predicted, but the teacher has {theirs.num_hidden_layers}")
+        raise ValueError(
+            f"target_layer must be at most {theirs.num_hidden_layers}, the number of layers of the teacher, got "
+            f"{depth}"
+        )
     boxes = [f"patch_size={c.patch_size}, tubelet_size={c.tubelet_size}" for c in (theirs, config)]
     if boxes[0] != boxes[1]:
-        raise ValueError(f"the teacher's tokens ({boxes[0]}) are not those of the model ({boxes[1]})")
+        raise ValueError(f"teacher must have the tokens of the model ({boxes[1]}), got {boxes[0]}")
 
 
 def as_teacher(
@@ -220,7 +228,9 @@ def sizes_of(config: PreTrainedConfig | None) -> LayerLockViTConfig | None:
             decoder="predictor",
         )
     except (AttributeError, StrictDataclassError) as error:
-        raise ValueError(f"teacher: no video ViT with tokens like ours, by its configuration: {error}") from error
+        raise ValueError(
+            f"teacher: its configuration is not that of a video ViT with tokens like ours: {error}"
+        ) from error
 
 
 def load_teacher(path: str) -> tuple[nn.Module, int, int]:
@@ -240,7 +250,7 @@ def load_teacher(path: str) -> tuple[nn.Module, int, int]:
     except (OSError, KeyError, ValueError, SafetensorError) as error:
         raise ValueError(f"teacher: cannot load {path}: {' '.join(str(error).split())}") from error
     except pickle.UnpicklingError as error:  # whose message explains how to run the code
-        raise ValueError(f"teacher: cannot load {path}: its weights hold more than arrays; do not trust it") from error
+        raise ValueError(f"teacher: cannot load {path}: its weights hold more than arrays, do not trust it") from error
     absent = sorted(loading["missing_keys"]) + sorted(str(key) for key in loading["mismatched_keys"])
     if absent:
         raise ValueError(f"teacher: {path} lacks {len(absent)} arrays of the model, such as {absent[0]}")
@@ -249,5 +259,5 @@ def load_teacher(path: str) -> tuple[nn.Module, int, int]:
         return model.eval().requires_grad_(False), config.num_hidden_layers, config.hidden_size
     statistics = pixel_statistics(path)
     if statistics is None:
-        logger.warning(f"{path} has no processor: its pixels are normalised with ImageNet's mean and deviation")
+        logger.warning(f"{path} has no processor: its pixels are normalised with the mean and deviation of ImageNet")
     return as_teacher(model, **(statistics or {})), config.num_hidden_layers, config.hidden_size

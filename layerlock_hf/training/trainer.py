@@ -92,7 +92,10 @@ class LayerLockTrainer(FaultTolerantTrainer):
         )
         set_up_sharding(self.accelerator, bool(self.args.fsdp))
         if self.args.frozen_dtype and self.is_fsdp_enabled:
-            raise ValueError("frozen_dtype: FSDP shards the parameters of a layer together, which needs one dtype")
+            raise ValueError(
+                "frozen_dtype must be left out under FSDP, which shards the parameters of a layer together and "
+                "needs one dtype"
+            )
         self.stage = self.stages[0]
         self.batch_transform = batch_transform
         self.teacher = teacher_of_run(teacher, model, self.stages, args.teacher_momentum)
@@ -366,6 +369,7 @@ class LayerLockTrainer(FaultTolerantTrainer):
             learning = [name for name, parameter in self._core().named_parameters() if parameter.requires_grad]
             if read_run_file(checkpoint)["learning"] != learning:
                 raise CheckpointRefused(
-                    f"the optimizer in {checkpoint} holds other parameters than those that learn now"
+                    f"the optimizer in {checkpoint} holds other parameters than those that are trained now: resume "
+                    "with the same settings"
                 )
         super()._load_optimizer_and_scheduler(checkpoint)

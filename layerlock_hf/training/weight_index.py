@@ -26,5 +26,5 @@ def check_weight_names(path: str):
             raise CheckpointRefused(f"{index} of {path} cannot be read: {error!r}") from error
         if outside:
             raise CheckpointRefused(
-                f"{index} of {path} names {outside[0]!r}, which is no file beside it: do not trust {path}"
+                f"{index} of {path} names {outside[0]!r}, which is not a file beside it: do not trust {path}"
             )

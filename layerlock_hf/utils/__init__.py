@@ -1,1 +1,1 @@
-"""What every part needs and no part is about. Imports nothing of ours."""
+"""Helpers that every part needs. Imports nothing else of ours."""

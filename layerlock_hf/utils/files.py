@@ -1,4 +1,4 @@
-"""Files that are whole or not there, even after a loss of power: written aside, flushed, put in place in one step."""
+"""Files that are never partial, even after a power loss: written aside, flushed, put in place in one step."""
 
 import errno
 import glob

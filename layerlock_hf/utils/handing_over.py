@@ -43,7 +43,7 @@ class Copied:
 
     def to(self, device: torch.device | str | None = None, **kwargs) -> torch.Tensor:
         logger.warning_once(
-            "/dev/shm, through which batches come from data workers, is full: they take a slower way. Give it more "
+            "/dev/shm, through which data workers pass batches, is full, so a slower way is used: make it larger "
             "(docker run --shm-size 8g), or lower dataloader_num_workers or dataloader_prefetch_factor"
         )
         return torch.from_numpy(self.array).to(device, **kwargs)

@@ -1,4 +1,4 @@
-"""What users name, of this machine or of the Hub, and whether the Hub is there to ask."""
+"""Names that users give, of local folders or on the Hub, and whether the Hub can be reached."""
 
 import os
 from pathlib import Path
@@ -11,14 +11,14 @@ TIMEOUT_S = 5.0  # of one try. The Hub's own functions try for half a minute, an
 
 
 def check_checkpoint(name: str | os.PathLike) -> str:
-    """The folder, `~` resolved, or the id on the Hub that a user means.
+    """The folder, with `~` resolved, or the id on the Hub that a user means.
 
     Raises:
-        ValueError: for what is meant as a folder of this machine and is none or no model, and where the Hub would have
-            to be asked and does not answer.
+        ValueError: if a local folder is meant that does not exist or holds no model, or if the Hub has to be asked and
+            does not answer.
     """
     if not str(name).strip():
-        raise ValueError("the name is empty: give a folder, or an id on the Hub")
+        raise ValueError("the name must be a folder or an id on the Hub, got nothing")
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
@@ -32,7 +32,7 @@ def check_checkpoint(name: str | os.PathLike) -> str:
     if is_relative or len(parts) > 2 or str(name).startswith((".", "/", "~")):
         raise ValueError(f"there is no folder {name}")
     if not isinstance(try_to_load_from_cache(str(name), "config.json"), str):
-        check_hub(f"there is no folder {name}, and for its id")
+        check_hub(f"there is no folder {name}")
     return str(name)
 
 
@@ -40,13 +40,11 @@ def check_hub(why: str):
     """Raise a `ValueError` unless the Hub answers.
 
     Args:
-        why: what it is asked for; the message goes on "the Hub was asked, which does not answer".
+        why: why it has to be asked, as the beginning of the message, such as "there is no folder a/b".
     """
     try:
         get_session().head(constants.ENDPOINT, timeout=TIMEOUT_S)
     except OfflineModeIsEnabled:
-        raise ValueError(f"{why} the Hub would be asked, but HF_HUB_OFFLINE says not to: unset it") from None
+        raise ValueError(f"{why}, and HF_HUB_OFFLINE forbids asking the Hub: unset it") from None
     except Exception as error:  # whatever the library for HTTP is
-        raise ValueError(
-            f"{why} the Hub was asked, which does not answer: check the name and the network ({error})"
-        ) from error
+        raise ValueError(f"{why}, and the Hub does not answer: check the name and the network ({error})") from error

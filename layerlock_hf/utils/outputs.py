@@ -1,4 +1,4 @@
-"""What programs share that write a folder OUT: checking it, reading logs, and printing tables."""
+"""What programs that write to a folder OUT share: checking it, reading logs, and printing tables."""
 
 import json
 import logging
@@ -11,7 +11,7 @@ logger = logging.getLogger(__name__)
 
 
 def check_output(folder: Path, reports: Iterable[str], setting: str = "output_dir"):
-    """Make sure that a folder and the reports in it can be written, and leave what it holds as it is.
+    """Make sure that a folder and the reports in it can be written, without changing what it holds.
 
     Raises:
         ValueError: if they cannot.
@@ -24,22 +24,22 @@ def check_output(folder: Path, reports: Iterable[str], setting: str = "output_di
             if path.exists():
                 path.open("a").close()
     except OSError as error:
-        raise ValueError(f"{setting}: cannot write to {path}: {error.strerror}; choose another folder") from error
+        raise ValueError(f"{setting}: cannot write to {path}: {error.strerror}: choose another folder") from error
 
 
 def read_lines(path: Path) -> list[dict]:
-    """The lines of a file of JSON, but for one that a crash or a full disk cut short."""
+    """The lines of a JSON Lines file, except any that a crash or a full disk cut short."""
     lines = []
     for line in path.read_text().splitlines():
         try:
             lines.append(json.loads(line))
         except ValueError:
-            logger.warning(f"left out a line of {path} that is not whole: {line[:40]}")
+            logger.warning(f"skipped an incomplete line of {path}: {line[:40]}")
     return lines
 
 
 def print_table(rows: list[dict]):
-    """Rows under the names of their columns, numbers to three places."""
+    """Print rows under the names of their columns, with numbers to three decimal places."""
     columns = list(rows[0])
     cells = [
         [f"{row[name]:.3f}" if isinstance(row[name], float) else str(row[name]) for name in columns] for row in rows

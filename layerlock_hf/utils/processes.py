@@ -110,8 +110,8 @@ def check_shared_folder(folder: str | Path):
         probe.unlink()
     if blind:
         raise ValueError(
-            f"output_dir: processes {blind} do not see what process 0 writes to {folder}: put it on a file system "
-            "that all nodes share"
+            f"output_dir must be on a file system that all nodes share, but processes {blind} do not see what "
+            f"process 0 writes to {folder}: choose another folder"
         )
 
 

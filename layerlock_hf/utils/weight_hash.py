@@ -1,4 +1,4 @@
-"""What tells networks with other weights apart."""
+"""Hashes that tell networks with different weights apart."""
 
 import hashlib
 

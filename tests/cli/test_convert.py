@@ -293,10 +293,12 @@ def test_what_cannot_be_converted_is_refused():
     with pytest.raises(ValueError, match="no array of a 4DS encoder"):
         convert_4ds({"weight": torch.zeros(3)})
     depth = checkpoint(frames=12, patch=(3, 12), readout=(16, 2, 12 * 24 * 24 // 16, 16))
-    with pytest.raises(ValueError, match=r"decoding_patch_size=None .*\[\[1, 4, 4\], \[4, 2, 2\]\]"):
+    with pytest.raises(
+        ValueError, match=r"decoding_patch_size must be a box .* got None: .*\[\[1, 4, 4\], \[4, 2, 2\]\]"
+    ):
         convert_4ds(depth)
     assert convert_4ds(depth, decoding_patch_size=[4, 2, 2]).config.decoding_patch_size == [4, 2, 2]
-    with pytest.raises(ValueError, match=r"decoding_patch_size=\[2, 8, 8\] does not"):
+    with pytest.raises(ValueError, match=r"decoding_patch_size must be a box .* got \[2, 8, 8\]"):
         convert_4ds(depth, decoding_patch_size=[2, 8, 8])
 
 
@@ -336,9 +338,9 @@ def test_files_that_are_no_checkpoints_are_named(main, tmp_path):
         "rotten.npz": "is damaged",
         "text.npz": "must be a NumPy archive",
         "one.npy": "must be a NumPy archive",
-        "pickled.npz": "a is damaged, or no array of numbers",
-        "strings.npz": "a is of type <U1, not of numbers",
-        "texts.npz": "a.txt is no array",
+        "pickled.npz": "a is damaged, or not an array of numbers",
+        "strings.npz": "a must hold numbers, got the type <U1",
+        "texts.npz": "a.txt is not an array",
         "nothing.npz": "no array of a 4DS encoder",
     }.items():
         said = main("--checkpoint", tmp_path / name, "--output_dir", tmp_path / "out")
@@ -383,5 +385,7 @@ def test_a_box_of_depth_for_a_classifier_is_refused():
 
 @pytest.mark.parametrize("fraction", [float("nan"), float("inf"), 0, -1, 1.5])
 def test_fractions_that_name_no_depth_are_refused(fraction):
-    with pytest.raises(ValueError, match=f"the fraction {fraction} of 3 layers"):
+    with pytest.raises(
+        ValueError, match=f"fraction must be above 0 and at most 1, and name one of the 3 layers, got {fraction}"
+    ):
         convert_4ds(checkpoint(), readout_depth_fraction=fraction)

@@ -36,7 +36,7 @@ def test_what_is_missing_comes_with_its_command(capsys, monkeypatch):
     versions = env.version_of
     monkeypatch.setattr(env, "version_of", lambda name: None if name == "safetensors" else versions(name))
     assert env.main([]) == 1
-    text, commands = capsys.readouterr().out.split("these commands mend it:")
+    text, commands = capsys.readouterr().out.split("install them with:")
     assert "torchcodec       cannot be loaded: Could not load libtorchcodec." in text
     assert "safetensors      missing" in text
     assert "pip install safetensors" in commands and "apt-get install ffmpeg" in commands

@@ -57,7 +57,7 @@ def test_places_that_cannot_be_written_are_named(export, checkpoint, tmp_path, c
     for place in (tmp_path / "file", tmp_path / "file" / "below"):
         assert refused(export, tmp_path / "none", place).startswith(f"error: output_dir: cannot write to {place}: ")
     for place in (checkpoint, checkpoint / "model"):
-        assert "output_dir must lie outside of the checkpoint" in refused(export, checkpoint, place)
+        assert "output_dir must lie outside the checkpoint" in refused(export, checkpoint, place)
     assert sorted(checkpoint.rglob("*")) == before
     assert refused(export, checkpoint, "") == "2"
     assert "argument output_dir: must be a path, got ''" in capsys.readouterr().err

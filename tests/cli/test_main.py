@@ -53,7 +53,7 @@ def test_recipes_are_listed_with_model_and_steps(capsys):
     (line,) = (line for line in lines if line.startswith("  4ds-g-layerlock "))
     assert re.search(r"4ds-g +488,282 steps +4DS-G with LayerLock, row 2 of Table 1", line)
     with pytest.raises(
-        SystemExit, match="error: no recipe has nothing-like-it in its name: `layerlock recipes` lists"
+        SystemExit, match="error: no recipe has nothing-like-it in its name: `layerlock recipes` lists them all"
     ):
         program.main(["recipes", "nothing-like-it"])
 

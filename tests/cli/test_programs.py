@@ -39,12 +39,12 @@ def test_errors_in_one_line(tmp_path):
 
 def test_folder():
     assert programs.folder("~/a") == Path.home() / "a"
-    with pytest.raises(argparse.ArgumentTypeError, match="must be a path, got '': is a variable unset"):
+    with pytest.raises(argparse.ArgumentTypeError, match="must be a path, got '': is a shell variable unset"):
         programs.folder("")
 
 
 @pytest.mark.parametrize("text", ["0", "11", "x", "1.5"])
 def test_whole(text):
     assert programs.whole(1, 10)("10") == 10
-    with pytest.raises(argparse.ArgumentTypeError, match=f"must be a whole number from 1 to 10, got '{text}'"):
+    with pytest.raises(argparse.ArgumentTypeError, match=f"must be a whole number between 1 and 10, got '{text}'"):
         programs.whole(1, 10)(text)

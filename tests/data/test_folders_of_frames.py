@@ -33,7 +33,7 @@ def test_folders_of_pictures_are_videos(folder, caplog, monkeypatch):
     monkeypatch.setattr(logging.get_logger("layerlock_hf"), "propagate", True)
     videos = load_videos(str(folder))
     assert [row["path"] for row in videos["video"]] == [str(folder / "a"), str(folder / "sub" / "b")]
-    assert "its 2 folders of pictures are taken for videos" in caplog.text
+    assert "its 2 folders of pictures are read as videos" in caplog.text
     for video, row in enumerate(videos):
         clip = read_clip(fetch(row), lambda count: list(range(0, count, 5)))
         assert clip.num_frames == NUM_FRAMES and clip.frames.shape == (3, 3, HEIGHT, WIDTH)
@@ -84,4 +84,4 @@ def test_a_name_that_is_no_text_costs_its_file_alone(tmp_path, caplog, monkeypat
     for name in (b"a.mp4", b"\xe9.mp4"):
         open(os.path.join(os.fsencode(tmp_path), name), "w").close()
     assert [row["path"] for row in load_videos(str(tmp_path))["video"]] == [str(tmp_path / "a.mp4")]
-    assert "whose name is not in UTF-8: rename it" in caplog.text
+    assert "whose name is not valid UTF-8: rename it" in caplog.text

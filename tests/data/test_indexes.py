@@ -72,11 +72,11 @@ def test_labels_of_several_types(tmp_path, write_tar):
 @pytest.mark.parametrize(
     "damage, message",
     [
-        (lambda data: b"", "no uncompressed tar"),
-        (lambda data: b"no tar" * 1000, "no uncompressed tar"),
-        (lambda data: data[:BIG], "damaged, cut off"),  # in the bytes of a member
-        (lambda data: data[: 512 + BIG], "is cut off: at byte"),  # after a member
-        (lambda data: data[: 512 + BIG + 100], "is cut off: at byte"),  # in a header
+        (lambda data: b"", "or not an uncompressed tar"),
+        (lambda data: b"no tar" * 1000, "or not an uncompressed tar"),
+        (lambda data: data[:BIG], "damaged, truncated"),  # in the bytes of a member
+        (lambda data: data[: 512 + BIG], "is truncated: at byte"),  # after a member
+        (lambda data: data[: 512 + BIG + 100], "is truncated: at byte"),  # in a header
         (lambda data: data[: 512 + BIG] + b"?" + data[513 + BIG :], "is damaged: at byte"),  # of a header
     ],
 )
@@ -129,10 +129,10 @@ def test_the_column_of_a_parquet_file(tmp_path):
     dataset.cast_column("clip", datasets.Video(decode=False)).to_parquet(path)
     assert index_parquet(path)["column"].to_pylist() == ["clip"]
     assert index_parquet(path, "path")["video"].to_pylist() == [{"path": str(tmp_path / "other"), "bytes": None}]
-    with pytest.raises(ValueError, match="no column 'nothing'; its columns are clip, path"):
+    with pytest.raises(ValueError, match="no column 'nothing', only clip, path: name the column"):
         index_parquet(path, "nothing")
     pyarrow.parquet.write_table(pyarrow.table({"video": [1.5]}), path)
-    with pytest.raises(ValueError, match="column video holds double; give bytes"):
+    with pytest.raises(ValueError, match="column video must hold bytes, .* got double"):
         index_parquet(path)
 
 

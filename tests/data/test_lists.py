@@ -30,7 +30,7 @@ def test_tables_without_a_header(text, expected, encoding, caplog, monkeypatch):
     monkeypatch.setattr(logging.get_logger("layerlock_hf"), "propagate", True)
     assert read_rows("list.csv", text.encode(encoding)) == expected
     read_as = "path, then a label" if "label" in expected[0] else "path"
-    assert f"'list.csv' has no header; its {len(expected)} rows are read as {read_as}" in caplog.text
+    assert f"'list.csv' has no header: its {len(expected)} rows are read as {read_as}" in caplog.text
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t", " "])
@@ -42,9 +42,9 @@ def test_tables_with_a_header(delimiter, suffix):
 
 
 def test_what_is_no_list_is_refused():
-    with pytest.raises(ValueError, match="'a.csv' cannot be read: it is no text in UTF-8 .*: save it as UTF-8"):
+    with pytest.raises(ValueError, match="'a.csv' cannot be read: it is not UTF-8 text .*: save it as UTF-8"):
         read_rows("a.csv", "path\n\xe9.mp4\n".encode("latin-1"))
-    with pytest.raises(ValueError, match="it has no header, and row 2 has 1 fields where the first has 2; write a"):
+    with pytest.raises(ValueError, match="it has no header, and row 2 has 1 fields where the first has 2: add a"):
         read_rows("a.csv", b"a.mp4 1\nb.mp4\n")
     with pytest.raises(ValueError, match="'a.csv' lists no videos"):
         read_rows("a.csv", b"\n \n")
@@ -56,7 +56,7 @@ def test_columns_of_other_names(tmp_path):
         path.write_text(f"{name},label\na.mp4,1\n")
         assert load_videos(str(path))["video"][0]["path"] == str(tmp_path / "a.mp4")
     path.write_text("clip,label\na.mp4,1\nb.mp4,1\n")
-    with pytest.raises(ValueError, match="its columns are clip, label. Name that of the videos by video_column=NAME"):
+    with pytest.raises(ValueError, match="only clip, label: name the column of the videos with video_column=NAME"):
         load_videos(str(path))
     assert len(load_videos(str(path), video_column="clip")) == 2
 

@@ -85,7 +85,7 @@ def test_the_manifests_of_all_processes_must_be_there(website, prepare):
     with pytest.raises(ValueError, match="manifest-00001-of-00004.parquet' cannot be read: no such file"):
         load_videos(f"{website.url}/manifest-00000-of-00004.parquet")
     prepare(website.root, 0, 1)
-    with pytest.raises(ValueError, match="manifest-00000-of-00001.parquet' and .*00004.*one preparation"):
+    with pytest.raises(ValueError, match="several preparations, .*00001.parquet' and .*00004.*: keep those of one"):
         load_videos(str(website.root))
 
 
@@ -93,7 +93,7 @@ def test_shards_must_be_there_and_whole(tmp_path, prepare):
     prepare(tmp_path, 0)
     shard = tmp_path / "data" / "train-00000-00000.tar"
     shard.write_bytes(shard.read_bytes()[:3000])
-    with pytest.raises(ValueError, match="train-00000-00000.tar' is cut off: .* names 5808 bytes"):
+    with pytest.raises(ValueError, match="train-00000-00000.tar' is truncated, as .* names 5808 bytes"):
         load_videos(str(tmp_path))
     shard.unlink()
     with pytest.raises(ValueError, match="names .*train-00000-00000.tar', which is missing"):
@@ -116,7 +116,7 @@ def test_shards_must_be_there_and_whole(tmp_path, prepare):
 )
 def test_a_parquet_file_that_is_no_manifest(tmp_path, prepare, changes):
     prepare(tmp_path, 0, **changes)
-    with pytest.raises(ValueError, match="manifest-00000-of-00001.parquet' is no manifest"):
+    with pytest.raises(ValueError, match="manifest-00000-of-00001.parquet' is not a manifest"):
         load_videos(str(tmp_path))
 
 

@@ -96,7 +96,7 @@ def test_tubes_are_uniform_over_the_frame_and_the_first_targets_over_the_clip():
 
 
 def test_tubes_need_something_to_hide():
-    with pytest.raises(ValueError, match="mask_ratio.*hides none of 4"):
+    with pytest.raises(ValueError, match="mask_ratio.*must hide at least 1 of the 4 patches of a frame, got 0.2"):
         TubeMask(0.2)((8, 2, 2), [0], seed=0)
 
 
@@ -274,7 +274,7 @@ def test_changing_a_mask_in_place_does_not_change_the_next():
 
 def test_batches_across_groups():
     strategy = MultiBlockMasks(group_size=24)
-    with pytest.raises(ValueError, match="group_size.*is 24.*batch of 16 clips.*multiple of the batch size"):
+    with pytest.raises(ValueError, match="group_size.*must be a multiple of the batch size, got 24 .*batch of 16"):
         strategy(GRID, range(16, 32), seed=0)
     assert strategy(GRID, range(12, 24), seed=0)[0][0].shape[0] == 12
 
@@ -357,14 +357,17 @@ def test_settings(settings, strategy):
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"mask": "blocks"}, "mask is 'blocks'; choose one of random, tube, multiblock"),
+        ({"mask": "blocks"}, "mask must be one of random, tube, multiblock, future, got 'blocks'"),
         ({"mask_ratio": 0.0}, "mask_ratio"),
-        ({"mask_blocks": ["8x0.15"]}, "mask_blocks is set, but mask is 'random'"),
-        ({"mask": "tube", "mask_truncation": "random"}, "mask_truncation is set, but mask is 'tube'"),
-        ({"mask": "multiblock", "mask_ratio": 0.9}, "mask_ratio is set, but mask is 'multiblock'"),
-        ({"mask": "multiblock", "mask_blocks": ["8:0.15"]}, "mask_blocks has '8:0.15'; write NUMxSCALE"),
-        ({"mask": "multiblock", "mask_blocks": ["8.5x0.15"]}, "mask_blocks has '8.5x0.15'"),
-        ({"mask": "multiblock", "mask_blocks": ["2x0.7", "8x"]}, "mask_blocks has '8x'"),
+        ({"mask_blocks": ["8x0.15"]}, "mask_blocks is set but mask=random only takes mask_ratio"),
+        ({"mask": "tube", "mask_truncation": "random"}, "mask_truncation is set but mask=tube only takes mask_ratio"),
+        (
+            {"mask": "multiblock", "mask_ratio": 0.9},
+            "mask_ratio is set but mask=multiblock only takes mask_blocks",
+        ),
+        ({"mask": "multiblock", "mask_blocks": ["8:0.15"]}, "mask_blocks must be NUMxSCALE, got '8:0.15'"),
+        ({"mask": "multiblock", "mask_blocks": ["8.5x0.15"]}, "mask_blocks must be NUMxSCALE, got '8.5x0.15'"),
+        ({"mask": "multiblock", "mask_blocks": ["2x0.7", "8x"]}, "mask_blocks must be NUMxSCALE, got '8x'"),
         ({"mask": "multiblock", "mask_blocks": ["8x1.5"]}, "mask_blocks"),
         ({"mask": "multiblock", "mask_blocks": []}, "mask_blocks"),
         ({"mask": "multiblock", "mask_truncation": "last"}, "mask_truncation"),

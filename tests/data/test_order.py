@@ -109,11 +109,11 @@ def test_a_million_videos_are_no_burden():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"num_videos": 0}, "no videos"),
-        ({"clips_per_video": 0}, "clips_per_video is 0"),
-        ({"weights": [1.0]}, "source_weights .* are 1, but there are 3 sources"),
-        ({"weights": [0.5, 0.5, 0.0]}, "give positive numbers"),
-        ({"weights": [0.5, 0.5, float("nan")]}, "give positive numbers"),
+        ({"num_videos": 0}, "num_videos must be at least 1, got 0"),
+        ({"clips_per_video": 0}, "clips_per_video must be at least 1, got 0"),
+        ({"weights": [1.0]}, "source_weights .* must be one weight for each of the 3 sources, got 1"),
+        ({"weights": [0.5, 0.5, 0.0]}, "source_weights .* must be positive numbers, got .*0.0"),
+        ({"weights": [0.5, 0.5, float("nan")]}, "source_weights .* must be positive numbers, got .*nan"),
     ],
 )
 def test_wrong_arguments(arguments, message):

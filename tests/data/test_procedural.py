@@ -340,7 +340,7 @@ def test_tracks_tell_what_is_seen(tmp_path):
 def test_files_without_tracks_are_read_for_their_depth(tmp_path):
     np.savez_compressed(tmp_path / "old.npz", depth=np.ones((2, 4, 4), np.float32))
     assert torch.equal(read_depth(tmp_path / "old.npz"), torch.ones(2, 4, 4))
-    with pytest.raises(ValueError, match="old.npz holds no tracks of objects: write the dataset anew"):
+    with pytest.raises(ValueError, match="old.npz holds no tracks of objects: write the dataset again"):
         read_tracks(tmp_path / "old.npz")
 
 

@@ -39,7 +39,9 @@ def test_what_stops_a_run_is_told_by_kind(path):
     bad_videos.add("used.mp4", "short", used=True, kind="too short")
     bad_videos.add("a.mp4", "no answer", used=False, kind="network")
     bad_videos.add("b.mp4", "broken", used=False)
-    with pytest.raises(BadData, match=r"3 of 10 videos cannot be had \(2 network, 1 damaged\), more than .* 0.2 "):
+    with pytest.raises(
+        BadData, match=r"3 of 10 videos cannot be used \(2 network, 1 damaged\), more than max_bad_fraction=0.2 allows"
+    ):
         bad_videos.add("c.mp4", "no answer", used=False, kind="network")
     with pytest.raises(BadData):  # by whatever is met next
         bad_videos.add("a.mp4", "no answer", used=False, kind="network")
@@ -102,7 +104,7 @@ def test_what_the_network_cost_an_earlier_attempt_is_forgiven(tmp_path):
     first.add("broken.mp4", "no frame can be decoded", used=False)
     for index in range(2):
         first.add(f"far{index}.mp4", "network: no answer in time", used=False, kind="network")
-    with pytest.raises(BadData, match="1 damaged.*once the network is back, go on from the last checkpoint"):
+    with pytest.raises(BadData, match="1 damaged.*once the network is back, resume from the last checkpoint"):
         first.add("far2.mp4", "network: no answer in time", used=False, kind="network")
     again = BadVideos(path, 10, 0.3)
     again.add("empty.mp4", "empty", used=False, kind="empty")

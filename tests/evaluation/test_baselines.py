@@ -47,9 +47,9 @@ def test_order_does_not_matter_and_far_shapes_go_to_the_nearest(shapes):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (([], [], [(4, 4)], 2), "0 training videos have 0 labels"),
-        (([(4, 4)], [0, 1], [(4, 4)], 2), "1 training videos have 2 labels"),
-        (([(4, 4)], [0], [(4, 0)], 2), "must be positive"),
+        (([], [], [(4, 4)], 2), "labels must be one per training video, and at least one, got 0 for 0"),
+        (([(4, 4)], [0, 1], [(4, 4)], 2), "labels must be one per training video, .* got 2 for 1"),
+        (([(4, 4)], [0], [(4, 0)], 2), "sizes must be above 0"),
     ],
 )
 def test_shapes_that_tell_nothing(arguments, message):
@@ -94,5 +94,5 @@ def test_depth_that_says_nothing():
     depth.add(torch.zeros(1, 2, 4, 4))
     with pytest.raises(ValueError, match="no training clip has a depth"):
         depth.baselines()
-    with pytest.raises(ValueError, match=r"\(4, 5\) follow others of \(4, 4\)"):
+    with pytest.raises(ValueError, match=r"must have maps of \(4, 4\) like those before, got \(4, 5\)"):
         depth.add(torch.ones(1, 2, 4, 5))

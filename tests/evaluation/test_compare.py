@@ -194,7 +194,7 @@ def test_an_output_that_cannot_be_written_is_named(tmp_path, write, capsys):
     (tmp_path / "taken" / "results.md").mkdir(parents=True)
     for output, culprit in {"file": "file", "file/below": "file/below", "taken": "taken/results.md"}.items():
         with pytest.raises(
-            SystemExit, match=f"error: output: cannot write to {tmp_path / culprit}: .*; choose another"
+            SystemExit, match=f"error: output: cannot write to {tmp_path / culprit}: .*: choose another"
         ):
             program.main([results, "--output", str(tmp_path / output)])
     with pytest.raises(SystemExit, match="2"):

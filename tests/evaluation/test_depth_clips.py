@@ -192,7 +192,7 @@ def test_windows_that_cannot_be_read_are_replaced_and_reported(tmp_path):
 def test_a_run_ends_where_nothing_can_be_read():
     with pytest.raises(BadData, match="10 windows in a row.*bad, frames"):
         training([small("bad", 300, bad=tuple(range(300)))])[0]
-    with pytest.raises(BadData, match="of 6 videos cannot be had"):
+    with pytest.raises(BadData, match="of 6 videos cannot be used"):
         [training([small("bad", 12, bad=(5, 6))], 50)[position] for position in range(50)]
 
 
@@ -237,7 +237,7 @@ def test_test_clips_that_cannot_be_read_are_named():
 
 def test_a_reader_that_gives_too_little_is_a_mistake():
     for clips in (training([Short("short", 9)], decode_timeout=0), in_order([Short("short", 9)], decode_timeout=0)):
-        with pytest.raises(ValueError, match="of 4 frames `read` gives 4 of colour and 3 of depth"):
+        with pytest.raises(ValueError, match="`read` must give 4 frames, got 4 of colour and 3 of depth"):
             clips[0]
 
 
@@ -245,22 +245,22 @@ def test_a_reader_that_gives_too_little_is_a_mistake():
 @pytest.mark.parametrize(
     "sequences, options, culprit",
     [
-        ([], {}, "no sequences"),
+        ([], {}, "sequences must hold at least one sequence, got none"),
         ([small("empty", 0)], {}, "sequence 'empty' has no frames"),
-        ([small("a", 9)], {"frame_stride": 0}, "frame_stride is 0"),
-        ([small("a", 9)], {"decode_timeout": 0.01}, "decode_timeout is 0.01"),
+        ([small("a", 9)], {"frame_stride": 0}, "frame_stride must be at least 1, got 0"),
+        ([small("a", 9)], {"decode_timeout": 0.01}, "decode_timeout must be between 0.1 and .* got 0.01"),
     ],
     ids=repr,
 )
 def test_wrong_settings(make, sequences, options, culprit):
     with pytest.raises(ValueError, match=culprit):
         make(sequences, **options)
-    with pytest.raises(ValueError, match="max_clips is 0"):
+    with pytest.raises(ValueError, match="max_clips must be at least 1, got 0"):
         in_order([small("a", 9)], max_clips=0)
 
 
 def test_positions_outside_are_refused():
-    with pytest.raises(IndexError, match="position 24"):
+    with pytest.raises(IndexError, match="position must be at least 0 and less than num_samples=24, got 24"):
         training([small("a", 9)])[24]
-    with pytest.raises(IndexError, match="no clip 1"):
+    with pytest.raises(IndexError, match="index must be at least 0 and less than 1, the number of clips, got 1"):
         in_order([small("a", 9)])[1]

@@ -85,7 +85,7 @@ def test_filling_goes_on_where_it_was_stopped(encoder, task, tmp_path):
     ("items", "depths", "identity", "message"),
     [
         (Items(), DEPTHS, {"encoder": "yours"}, r"of another run \(encoder differs\)"),
-        (Items(), [1, 2], IDENTITY, r"after \[1, 3\] layers, none after \[2\]"),
+        (Items(), [1, 2], IDENTITY, r"after \[1, 3\] layers, but none after \[2\]"),
         (Items(5), DEPTHS, IDENTITY, r"of another run \(num_items differs\)"),
     ],
 )
@@ -122,7 +122,7 @@ def test_a_file_that_is_not_whole_is_made_again(encoder, task, tmp_path, num_byt
 def test_a_disk_that_is_too_small_is_told_at_once(encoder, task, tmp_path, monkeypatch):
     free = shutil.disk_usage(tmp_path)._replace(free=10_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: free)
-    with pytest.raises(ValueError, match="features of 6 items take about 0.0 GB and 0.0 GB are free"):
+    with pytest.raises(ValueError, match="features of 6 items take about 0.0 GB, but only 0.0 GB are free"):
         FeatureStore(tmp_path, Items(), DEPTHS, IDENTITY).fill(EncodedFeatures(encoder), task.collate_test, 1)
     assert not list(tmp_path.rglob("*.safetensors"))
 
@@ -153,11 +153,11 @@ def test_fixed_clips_replace_what_cannot_be_read_and_report_it(tmp_path):
 
 
 def test_fixed_clips_end_a_run_that_has_too_few():
-    with pytest.raises(BadData, match="more than the fraction 0.25"):
+    with pytest.raises(BadData, match="more than max_bad_fraction=0.25 allows"):
         clips = FixedClips(Items(bad=(1, 3), num_clips=1), 24, 0, BadVideos(None, 6, 0.25))
         [clips[position] for position in range(24)]
     clips = FixedClips(Items(bad=range(6), num_clips=1), 24, 0, BadVideos(None, 6, 1.0))
-    with pytest.raises(BadData, match="10 videos in a row cannot be read; the last, video [0-5]: torn"):
+    with pytest.raises(BadData, match="10 videos in a row cannot be read, the last .video [0-5]. because of: torn"):
         clips[0]
 
 
@@ -181,6 +181,6 @@ def test_pooled_features(encoder, tiny_config, tmp_path):
 
 
 def test_nothing_to_pool_is_an_error(encoder, tiny_config):
-    with pytest.raises(ValueError, match="none of 1 items can be read; the first says: torn"):
+    with pytest.raises(ValueError, match="none of 1 items can be read, the first because of: torn"):
         task = Classification(tiny_config, 3)
         pooled_features([Items(bad=(0,))[0]], EncodedFeatures(encoder), [2], task.collate_test, 2)

@@ -169,7 +169,7 @@ def test_videos_that_cannot_be_decoded_are_named(mixed, folder):
     assert ["error" in item for item in items] == [False] * 5 + [True] * 2
     assert items[5] == {"index": 5, "name": str(folder / "5.mp4"), "error": "text, no video", "kind": "text"}
     assert items[6] == {"index": 6, "name": str(folder / "6.mp4"), "error": "no such file", "kind": "missing"}
-    with pytest.raises(IndexError, match="no video 7"):
+    with pytest.raises(IndexError, match="index must be at least 0 and less than 7, the number of videos, got 7"):
         in_order(mixed)[7]
 
 
@@ -219,12 +219,12 @@ def test_a_still_clip_is_its_middle_frame(healthy):
 @pytest.mark.parametrize(
     "options, culprit",
     [
-        ({"num_frames": 0}, "num_frames is 0"),
-        ({"frame_stride": 0}, "frame_stride is 0"),
-        ({"num_windows": 0}, "num_windows is 0"),
-        ({"frame_rate": 0.0}, "frame_rate is 0"),
-        ({"decode_timeout": -1}, "decode_timeout is -1"),
-        ({"labels": [0]}, "1 labels for 4 videos"),
+        ({"num_frames": 0}, "num_frames must be at least 1, got 0"),
+        ({"frame_stride": 0}, "frame_stride must be at least 1, got 0"),
+        ({"num_windows": 0}, "num_windows must be at least 1, got 0"),
+        ({"frame_rate": 0.0}, "frame_rate must be above 0 .* got 0"),
+        ({"decode_timeout": -1}, "decode_timeout must be between 0.1 and .* got -1"),
+        ({"labels": [0]}, "labels must be one per video, got 1 for 4"),
     ],
     ids=repr,
 )
@@ -234,7 +234,7 @@ def test_wrong_settings(healthy, options, culprit):
 
 
 def test_training_needs_a_label_for_every_video_and_finished_clips(healthy):
-    with pytest.raises(ValueError, match="3 labels for 4 videos"):
+    with pytest.raises(ValueError, match="labels must be one per video, got 3 for 4 videos"):
         training((healthy[0], [0, 1, 2]))
     with pytest.raises(ValueError, match="augment_on_device"):
         training(healthy, augment_on_device=True)

@@ -124,8 +124,11 @@ def test_neither_batches_nor_their_order_matter(request, score_samples, data):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ((torch.ones(2, 3), torch.tensor([0, 3]), torch.arange(2)), "from 0 to 3, but there are 3"),
-        ((torch.ones(2, 3), torch.tensor([0, -1]), torch.arange(2)), "from -1 to 0"),
+        (
+            (torch.ones(2, 3), torch.tensor([0, 3]), torch.arange(2)),
+            "labels must be at least 0 and less than 3, .* got 0 to 3",
+        ),
+        ((torch.ones(2, 3), torch.tensor([0, -1]), torch.arange(2)), "labels must be at least 0 .* got -1 to 0"),
         ((torch.ones(2, 4, 3), torch.tensor([0, 1]), torch.arange(2)), r"got \(2, 4, 3\)"),
         ((torch.ones(2, 3), torch.tensor([0, 1]), torch.arange(3)), r"\(3,\)"),
     ],
@@ -258,7 +261,7 @@ def test_a_single_group_is_no_sample():
     assert resampling_units(4, None)[1] == "items"
     units, name = resampling_units(4, ["b", "a", "b", "c"])
     assert (units.tolist(), name) == ([0, 1, 0, 2], "groups")
-    with pytest.raises(ValueError, match="4 items need as many groups, got 3"):
+    with pytest.raises(ValueError, match="groups must be one per item, got 3 for 4 items"):
         resampling_units(4, ["a", "b", "c"])
 
 

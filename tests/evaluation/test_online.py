@@ -155,7 +155,7 @@ def test_labelled_videos(data):
 def test_videos_that_are_no_use(data):
     with pytest.raises(ValueError, match="have no labels"):
         labelled_videos(load_videos(str(data.with_name("videos"))))
-    with pytest.raises(ValueError, match="all videos have the label 'a'"):
+    with pytest.raises(ValueError, match="videos must have at least two classes, got only 'a'"):
         labelled_videos(Dataset.from_dict({"video": ["x", "y"], "label": ["a", "a"]}))
     with pytest.raises(ValueError, match="readout_max_videos"):
         labelled_videos(load_videos(str(data)), max_videos=1)

@@ -201,34 +201,37 @@ def test_what_cannot_be_done_is_named(save, videos, tmp_path):
     depth, pretraining = save(LayerLockViTForDepthEstimation), save(LayerLockViTForPretraining)
     (tmp_path / "file").touch()
     for arguments, message in [
-        ((pretraining, videos, out), "is a LayerLockViTForPretraining; give a readout"),
+        ((pretraining, videos, out), "is a LayerLockViTForPretraining: give a readout"),
         ((tmp_path / "none", videos, out), f"MODEL: there is no folder {tmp_path / 'none'}"),
-        (("", videos, out), "MODEL: the name is empty"),
+        (("", videos, out), "MODEL: the name must be a folder or an id on the Hub, got nothing"),
         ((model, tmp_path / "none.csv", out), "none.csv"),
-        ((model, "", out), "the name of a source is empty"),
-        ((model, videos, tmp_path / "file"), f"OUT: cannot write to {tmp_path / 'file'}: File exists; choose another"),
-        ((model, videos, tmp_path / "file" / "below"), "OUT: cannot write to .*: Not a directory; choose another"),
+        ((model, "", out), "source must be a folder, list or dataset of videos, got an empty name"),
+        ((model, videos, tmp_path / "file"), f"OUT: cannot write to {tmp_path / 'file'}: File exists: choose another"),
+        ((model, videos, tmp_path / "file" / "below"), "OUT: cannot write to .*: Not a directory: choose another"),
         ((model, videos, videos / "out"), "OUT must lie outside of VIDEOS"),
-        ((model, videos, out, "--max_depth", 5), "--max_depth has no effect on a LayerLockViTForVideoClassification"),
+        (
+            (model, videos, out, "--max_depth", 5),
+            "--max_depth has no effect on .*, a LayerLockViTForVideoClassification",
+        ),
         ((model, videos, out, "--npz"), "--npz has no effect"),
-        ((depth, videos, out, "--top_k", 5), "--top_k has no effect on a LayerLockViTForDepthEstimation"),
+        ((depth, videos, out, "--top_k", 5), "--top_k has no effect on .*, a LayerLockViTForDepthEstimation"),
         ((depth, videos, out, "--num_clips", 1), "--num_clips has no effect"),
     ]:
         assert re.search(message, refused(*arguments))
     assert not (videos / "out").exists() and not any(out.iterdir())
     assert run(model, videos, out) == 0
-    assert "holds predictions already" in refused(model, videos, out)
+    assert "OUT must be a folder without predictions, got" in refused(model, videos, out)
     (tmp_path / "films" / "000002.mp4").mkdir(parents=True)
-    assert "000002.mp4: Is a directory; choose another" in refused(depth, videos, tmp_path / "films")
+    assert "000002.mp4: Is a directory: choose another" in refused(depth, videos, tmp_path / "films")
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--device", "gpu"], r"--device: must be a device of this machine \(.*\), got 'gpu'"),
-        (["--device", "cuda:77"], "must be a device of this machine"),
-        (["--device", "meta"], "must be a device of this machine"),
-        (["--device", ""], "must be a device of this machine .* got ''"),
+        (["--device", "gpu"], r"--device: must be a device on this machine \(.*\), got 'gpu'"),
+        (["--device", "cuda:77"], "must be a device on this machine"),
+        (["--device", "meta"], "must be a device on this machine"),
+        (["--device", ""], "must be a device on this machine .* got ''"),
         (["--max_depth", "0"], "--max_depth: must be a number of metres above 0, got '0'"),
         (["--max_depth", "nan"], "above 0, got 'nan'"),
         (["--max_depth", "inf"], "above 0, got 'inf'"),
@@ -264,7 +267,7 @@ def test_damaged_models_are_named(save, videos, tmp_path):
     (model / "config.json").write_text(json.dumps(config | {"id2label": {"0": "a"}, "label2id": {"a": 0}}))
     message = refused(model, videos, tmp_path / "out")
     assert re.search(
-        r"has a config.json of another model: classification_readout.* must be \(1.*\) .* got \(7", message
+        r"has the config.json of another model, by which classification_readout.* must be \(1.*\) .* got \(7", message
     )
     (model / "config.json").write_text(json.dumps(config))
     for damaged in (whole[: len(whole) // 2], b"random", b"\xff" * 1000):
@@ -286,9 +289,9 @@ def test_models_without_our_processor_are_refused(save, videos, tmp_path):
         model = save(model_class)
         (file,) = Path(model).glob("*preprocessor_config.json")
         file.write_text('{"video_processor_type": "VideoMAEVideoProcessor"}')
-        assert "needs a LayerLockVideoProcessor, there is " in refused(model, videos, tmp_path / "out")
+        assert "processor must be a LayerLockVideoProcessor, got " in refused(model, videos, tmp_path / "out")
         file.unlink()
-        assert "save the one of its training beside it" in refused(model, videos, tmp_path / "out")
+        assert "save the one used in training beside the model" in refused(model, videos, tmp_path / "out")
 
 
 @pytest.mark.parametrize(

@@ -71,5 +71,5 @@ def test_videos_without_depth_or_tracks(folder, clips, tiny_config, tmp_path):
     with pytest.raises(ValueError, match="holds no tracks of objects"):
         load_clips(tmp_path / "old", tiny_config, 1.0)
     write_procedural_dataset(tmp_path / "short", 1, num_frames=3, image_size=32, progress=False)
-    with pytest.raises(ValueError, match="has 3 frames: clips need at least 4"):
+    with pytest.raises(ValueError, match="must have at least 4 frames, those of a clip, got 3"):
         load_clips(tmp_path / "short", tiny_config, 1.0)

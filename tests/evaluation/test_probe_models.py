@@ -79,16 +79,16 @@ def test_files_that_no_probe_could_read(tmp_path, tiny_config, folder):
     for settings, message in (
         ({"models": str(model)}, "models must be NAME=FOLDER, got"),
         ({"models": "a="}, "models must be NAME=FOLDER, got 'a='"),
-        ({"models": f"random={model}"}, "models: random is named twice, or as a control"),
-        ({"models": f"a_one_frame={model}"}, "models: a_one_frame is named twice, or as a control"),
+        ({"models": f"random={model}"}, "models must have distinct names, .* got random"),
+        ({"models": f"a_one_frame={model}"}, "models must have distinct names, .* got a_one_frame"),
         ({"models": f"a={tmp_path}/nope"}, "there is no folder"),
         ({"models": f"a={tmp_path}/other"}, "holds no model: it has no config.json"),
-        ({"data": f"{tmp_path}/nope"}, "there is no .*/nope/train/videos.csv: give a folder"),
-        ({"output": f"{tmp_path}/a.png"}, "output must be a file that ends in .json"),
+        ({"data": f"{tmp_path}/nope"}, "/nope/train/videos.csv does not exist: give a folder"),
+        ({"output": f"{tmp_path}/a.png"}, "output must be a .json file, got"),
         ({"output": f"{tmp_path}/file/a.json"}, "output: cannot write to"),
         ({"ceiling": "0"}, "ceiling must be at least 1 step, got 0"),
         ({"ceiling_data": str(folder)}, "ceiling_data is set but ceiling is not"),
-        ({"resize_factor": "nan"}, "resize_factor must be from 1, .* got nan"),
+        ({"resize_factor": "nan"}, "resize_factor must be between 1 and 10, got nan"),
     ):
         chosen = {"models": f"a={model}", "data": str(folder), "output": str(output)} | settings
         with pytest.raises(SystemExit, match=f"^error: .*{message}.*$"):

@@ -67,8 +67,11 @@ def test_chance_for_noise():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ((torch.ones(4, 2), torch.zeros(4).long(), torch.ones(4, 2)), "belong together"),
-        ((torch.ones(1, 2), torch.zeros(1).long()), "1 samples have no neighbours"),
+        (
+            (torch.ones(4, 2), torch.zeros(4).long(), torch.ones(4, 2)),
+            "test_features and test_labels must be given together",
+        ),
+        ((torch.ones(1, 2), torch.zeros(1).long()), "features must hold at least 2 samples, got 1"),
     ],
 )
 def test_neighbours_that_cannot_be(arguments, message):

@@ -128,7 +128,7 @@ def test_linear_by_hand(config):
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_depth_is_refused(config, name):
-    with pytest.raises(ValueError, match=f"readout={name} gives one answer .* needs 32; choose readout=attention"):
+    with pytest.raises(ValueError, match=f"readout={name} gives one answer .* needs 32: choose readout=attention"):
         Depth(config, readout=READOUTS[name]).build_readout()
 
 

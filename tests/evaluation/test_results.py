@@ -158,15 +158,15 @@ def test_failed_videos_are_listed_and_no_other_is_lost(points, test_set):
 
 
 def test_tasks_that_do_not_exist(points, test_set):
-    with pytest.raises(ValueError, match="task is 'pose'; choose among classification, depth"):
+    with pytest.raises(ValueError, match="task must be one of classification, depth, got 'pose'"):
         build(points, test_set, "pose")
 
 
 def test_nothing_to_build_from(test_set):
-    with pytest.raises(ValueError, match="without points"):
+    with pytest.raises(ValueError, match="points must hold at least one point of the sweep, got none"):
         build({}, test_set)
     all_failed = TestSet(["a", "b"], {0: "missing", 1: "empty"}, None, ["hug"])
-    with pytest.raises(ValueError, match="none of 2 test items could be measured; a: missing"):
+    with pytest.raises(ValueError, match="none of 2 test items could be measured: a: missing"):
         build({SweepPoint(10, 0.95, 1e-3): rows_with(0, LABELS[:0], [])}, all_failed)
 
 
@@ -194,18 +194,18 @@ def test_what_is_no_json_replaces_no_file(points, test_set, tmp_path):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"task": "pose"}, "task is 'pose', not one of"),
-        ({"members": []}, "members is empty"),
-        ({"num_test": "6"}, 'num_test is "6", which is not of the right type'),
-        ({"num_test": True}, "num_test is true"),
+        ({"task": "pose"}, "task must be one of classification, depth, got 'pose'"),
+        ({"members": []}, "members must hold at least one member, got none"),
+        ({"num_test": "6"}, 'num_test is of the wrong type: "6"'),
+        ({"num_test": True}, "num_test is of the wrong type: true"),
         ({"best": {"depth": 1}}, "best.depth_fraction is missing"),
         ({"confusion": [[1]]}, "confusion must be 3 lists of 3 counts"),
-        ({"confusion": [1, 2, 3]}, r"confusion\[0\] is 1, which"),
-        ({"per_depth": [3]}, r"per_depth\[0\] is 3, which"),
+        ({"confusion": [1, 2, 3]}, r"confusion\[0\] is of the wrong type: 1"),
+        ({"per_depth": [3]}, r"per_depth\[0\] is of the wrong type: 3"),
         ({"fixed_depth": {}}, "fixed_depth.depth is missing"),
         ({"intervals": {}}, "intervals.confidence is missing"),
-        ({"failed": ["a.mp4"]}, r'failed\[0\] is "a.mp4"'),
-        ({"baselines": {"majority": {"top1": 0.5}}}, "baselines.majority.top1 is 0.5"),
+        ({"failed": ["a.mp4"]}, r'failed\[0\] is of the wrong type: "a.mp4"'),
+        ({"baselines": {"majority": {"top1": 0.5}}}, "baselines.majority.top1 is of the wrong type: 0.5"),
         ({"baselines": {"majority": {}}}, "baselines.majority has no top1"),
     ],
 )
@@ -225,7 +225,11 @@ def test_the_best_has_a_value(points, test_set, tmp_path):
 
 @pytest.mark.parametrize(
     "content, message",
-    [(b"{", "holds no results"), (b"[]", r"the content is \[\]"), (b'{"a": NaN}', "NaN is not JSON")]
+    [
+        (b"{", "holds no results"),
+        (b"[]", r"the content is of the wrong type: \[\]"),
+        (b'{"a": NaN}', "NaN is not JSON"),
+    ]
     + [(b"\xff\xfe", "holds no results"), (None, "cannot be read: No such file")],
 )
 def test_no_file_of_results(tmp_path, content, message):

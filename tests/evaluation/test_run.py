@@ -155,20 +155,26 @@ def test_one_process_for_several_is_refused(root, tmp_path, capsys, monkeypatch)
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"learning_rat": 1}, "learning_rat: unknown setting"),
+        ({"learning_rat": 1}, "--learning_rat is not a known setting"),
         ({"dataset": "imagenet"}, "dataset must be one of"),
         ({"dataset": "scannet"}, "for classification, got scannet"),
-        ({"task": "depth", "num_test_clips": 7}, "num_test_clips: depth is tested clip by clip"),
-        ({"max_test_clips": 0}, "max_test_clips is not for classification"),
-        ({"task": "depth", "frame_rate": 5}, "frame_rate is not for depth"),
+        (
+            {"task": "depth", "num_test_clips": 7},
+            "num_test_clips must be 1 for depth, got 7: depth is tested clip by clip",
+        ),
+        ({"max_test_clips": 0}, "max_test_clips has no effect on classification"),
+        ({"task": "depth", "frame_rate": 5}, "frame_rate has no effect on depth"),
         ({"task": "segmentation"}, "invalid choice: 'segmentation'"),
-        ({"feature_cache": "/tmp"}, "it needs --augment false"),
+        ({"feature_cache": "/tmp"}, "feature_cache is set but augment is true"),
         ({"model": "/nowhere"}, "model: cannot load /nowhere as an encoder"),
         ({"data": "/nowhere"}, "'/nowhere"),
         ({"num_test_clips": 0}, "num_test_clips must be at least 1, got 0"),
         ({"frame_stride": 0}, "frame_stride"),
         ({"depth_fractions": 1.5}, "fraction"),
-        ({"warmup_steps": 1000}, "warmup_steps is 1000, but there are 4 steps"),
+        (
+            {"warmup_steps": 1000},
+            "warmup_steps must be at least 0 and less than the 4 steps (num_examples / batch_size), got 1000",
+        ),
         ({"micro_batch_size": 3}, "micro_batch_size=3"),
         ({"readout_num_attention_heads": 5}, "readout_num_attention_heads"),
         ({"learning_rates": "fast"}, "learning_rates"),
@@ -194,7 +200,7 @@ def test_depth_of_data_without_depth_is_refused(root, tmp_path, capsys):
 def test_another_run_is_left_alone(root, outputs, capsys):
     before = (outputs["depth"] / "results.json").read_bytes()
     error = error_of(capsys, root, outputs["depth"], task="depth", batch_size=16)
-    assert "holds a run with other settings (batch_size was 8, now 16); choose another output_dir" in error
+    assert "holds a run with other settings (batch_size was 8 and is now 16): choose another output_dir" in error
     assert (outputs["depth"] / "results.json").read_bytes() == before
 
 

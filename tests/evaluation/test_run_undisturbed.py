@@ -129,12 +129,12 @@ def test_bad_videos_are_told_and_the_others_used(root, tmp_path, task, augment):
 def test_too_many_bad_videos_end_the_run(root, tmp_path, capsys, augment):
     data = damage(root, tmp_path / "data", range(7))
     error = error_of(capsys, root, tmp_path / "out", augment=augment, **data)
-    assert "more than the fraction 0.5" in error and len(error.splitlines()) == 1
+    assert "more than max_bad_fraction=0.5 allows" in error and len(error.splitlines()) == 1
 
 
 def test_nothing_to_train_on_ends_the_run(root, tmp_path, capsys):
     error = error_of(capsys, root, tmp_path / "out", **damage(root, tmp_path / "data", range(8)))
-    assert "none of 8 training videos can be read; the first says: text, no video" in error
+    assert "none of 8 training videos can be read, the first because of: text, no video" in error
 
 
 def test_nothing_to_test_ends_the_run(root, tmp_path, capsys):

@@ -197,7 +197,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(encoder, tmp_path, monkeypatch, num_s
 
 def test_a_folder_of_another_run_is_refused(encoder, tmp_path):
     sweep(encoder, tmp_path / "out", model="mine").run()
-    with pytest.raises(ValueError, match=r"other settings \(model was 'mine', now 'yours'\); choose another"):
+    with pytest.raises(ValueError, match=r"other settings \(model was 'mine' and is now 'yours'\): choose another"):
         sweep(encoder, tmp_path / "out", model="yours")
 
 
@@ -282,7 +282,7 @@ def test_nothing_to_test_is_an_error(encoder, tmp_path):
     """Before any training, if it shows so early."""
     run = sweep(encoder, tmp_path / "out")
     run.test = [{"index": 0, "name": "zero", "error": "empty", "kind": "empty"}]
-    with pytest.raises(ValueError, match="none of 1 test items can be read; the first says: empty"):
+    with pytest.raises(ValueError, match="none of 1 test items can be read, the first because of: empty"):
         run.run()
     assert not (tmp_path / "out" / METRICS).exists()
 
@@ -304,7 +304,9 @@ def test_impossible_settings_are_named(name, value):
 
 
 def test_a_batch_that_cannot_be_divided_is_refused(encoder, tmp_path):
-    with pytest.raises(ValueError, match="batch_size=8 does not fall into parts of micro_batch_size=3"):
+    with pytest.raises(
+        ValueError, match="batch_size must be a multiple of micro_batch_size=3 times 1 processes, got 8"
+    ):
         sweep(encoder, tmp_path, replace(ARGS, micro_batch_size=3))
     assert not (tmp_path / PROGRESS).exists()
 

@@ -167,7 +167,7 @@ def test_order_of_targets_and_context_does_not_matter(model, ids):
 
 
 def test_no_token_for_a_type_of_mask(model, ids):
-    with pytest.raises(ValueError, match="mask type 2 has no mask token: num_mask_tokens=2"):
+    with pytest.raises(ValueError, match="mask type 2 has no mask token, as num_mask_tokens=2"):
         decode(model, torch.randn(2, 8, 32), ids, mask_type=2)
 
 

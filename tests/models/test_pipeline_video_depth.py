@@ -195,12 +195,20 @@ def test_decoders_are_read_window_by_window(estimate, path):
     [
         ("missing.mp4", {}, "missing.mp4: no such file"),
         (b"no video" * 100, {}, "800 bytes: text, no video"),
-        ([], {}, "videos is empty"),
-        (7, {}, "int is no video"),
-        (np.zeros((3, 16, 16), np.uint8), {}, "ndarray of shape .* is no video"),
-        (np.zeros((0, 3, 16, 16), np.uint8), {}, "no frames"),
-        (np.zeros((4, 3, 16, 16), np.uint8), {"frame_stride": 0}, "frame_stride is 0"),
-        (np.zeros((4, 3, 16, 16), np.uint8), {"batch_size": 1.5}, "batch_size is 1.5"),
+        ([], {}, "videos must hold at least one video, got none"),
+        (7, {}, "a video must be a path, .* got int"),
+        (np.zeros((3, 16, 16), np.uint8), {}, "a video must be a path, .* got ndarray of shape"),
+        (np.zeros((0, 3, 16, 16), np.uint8), {}, "a video must have at least one frame"),
+        (
+            np.zeros((4, 3, 16, 16), np.uint8),
+            {"frame_stride": 0},
+            "frame_stride must be an integer of at least 1, got 0",
+        ),
+        (
+            np.zeros((4, 3, 16, 16), np.uint8),
+            {"batch_size": 1.5},
+            "batch_size must be an integer of at least 1, got 1.5",
+        ),
     ],
 )
 def test_what_cannot_be_done_is_named(estimate, video, settings, message):
@@ -210,10 +218,12 @@ def test_what_cannot_be_done_is_named(estimate, video, settings, message):
 
 def test_a_model_without_what_it_takes_is_refused(estimate):
     config = ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=1, intermediate_size=16)
-    with pytest.raises(ValueError, match="ViTModel has no config.num_frames"):
+    with pytest.raises(ValueError, match="model must have config.num_frames, got a ViTModel without"):
         VideoDepthEstimationPipeline(ViTModel(config), video_processor=estimate.video_processor, device="cpu")
     for processor, found in ((None, "none that loads"), (SimpleNamespace(), "a SimpleNamespace")):
-        with pytest.raises(ValueError, match=f"needs a LayerLockVideoProcessor, there is {found}; save the one"):
+        with pytest.raises(
+            ValueError, match=f"processor must be a LayerLockVideoProcessor, got {found}: save the one"
+        ):
             VideoDepthEstimationPipeline(estimate.model, video_processor=processor, device="cpu")
 
 

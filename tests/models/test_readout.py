@@ -364,7 +364,7 @@ def test_clips_of_any_length_are_classified(config, num_frames):
 
 @pytest.mark.parametrize("shape", [(1, 6, 3, 16, 16), (1, 4, 3, 16, 24), (1, 4, 3, 32, 32), (4, 3, 16, 16)])
 def test_depth_refuses_other_clips(config, shape):
-    with pytest.raises(ValueError, match="clips of 4 frames of 16x16.*post_process_depth_estimation"):
+    with pytest.raises(ValueError, match="must have 4 frames of 16x16 pixels.*post_process_depth_estimation"):
         LayerLockViTForDepthEstimation(config)(torch.rand(shape))
 
 

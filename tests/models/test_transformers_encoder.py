@@ -130,7 +130,7 @@ def test_nothing_beyond_the_deepest_is_run(kind, encoder, video):
 
 @pytest.mark.parametrize("kind", ["dinov3"])
 def test_hooks_are_gone_after_an_error(kind, encoder, video):
-    with pytest.raises(ValueError, match="depths .4. are not all between 0 and the 3 layers"):
+    with pytest.raises(ValueError, match="depths must be between 0 and the 3 layers of the encoder, got .4."):
         encoder.tap(video, [4])
     encoder.grid_size(video)
     encoder.layers[1].register_forward_pre_hook(lambda *_: 1 / 0)
@@ -197,9 +197,9 @@ def test_clips_that_a_model_does_not_take(kind, encoder, video):
             ),
             "swin.*width 8.*hidden_size=16.*[Hh]ierarchical",
         ),
-        (transformers.ConvNextConfig(), "convnext.*tells no hidden_size"),
+        (transformers.ConvNextConfig(), "convnext.*has no hidden_size"),
         (transformers.BertConfig(**ATTENTION, intermediate_size=32, vocab_size=20), "bert.*as a clip.*as frames"),
-        (transformers.PvtV2Config(), "pvt_v2.*tells no num_hidden_layers"),
+        (transformers.PvtV2Config(), "pvt_v2.*has no num_hidden_layers"),
     ],
 )
 def test_models_that_cannot_be_read(model_config, message, video):

@@ -85,7 +85,7 @@ def test_a_trainer_to_add_callbacks_to(videos, settings, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"max_step": 3}, "--max_step: unknown setting.*did you mean --max_steps"),
+        ({"max_step": 3}, "--max_step is not a known setting, .*: did you mean --max_steps"),
         ({"max_steps": "many"}, "max_steps.*: invalid int value: 'many'"),
         ({"config": "demmo"}, "config: there is no recipe demmo: did you mean demo"),
         ({"train_data": "no/such/folder"}, "train_data: 'no/such/folder' does not exist"),
@@ -150,11 +150,11 @@ def test_a_trainer_built_by_hand_sees_the_same_clips_in_the_same_order(videos, s
 
 
 def test_a_trainer_built_by_hand_refuses_what_the_program_does(videos, settings, tmp_path):
-    with pytest.raises(ValueError, match="mask_group_size=6 is not a multiple of per_device_train_batch_size=4"):
+    with pytest.raises(ValueError, match="mask_group_size must be a multiple of per_device_train_batch_size=4, got 6"):
         hand_built(videos, settings, tmp_path, masks=MultiBlockMasks(group_size=6))
     saving = {"save_strategy": "steps", "save_steps": 2}
     hand_built(videos, settings, tmp_path, **saving).train()
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    with pytest.raises(CheckpointRefused, match="holds checkpoints; go on from the newest"):
+    with pytest.raises(CheckpointRefused, match="already holds checkpoints: resume from the newest"):
         hand_built(videos, settings, tmp_path, **saving).train()
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before

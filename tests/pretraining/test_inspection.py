@@ -80,8 +80,8 @@ def test_it_shows_clips_measures_them_and_leaves_a_run_alone(inspect, tmp_path, 
 @pytest.mark.parametrize(
     "flags, culprit",
     [
-        (["--num_clips", 0], "num_clips is 0"),
-        (["--seconds", "nan"], "seconds is nan"),
+        (["--num_clips", 0], "num_clips must be above 0, got 0"),
+        (["--seconds", "nan"], "seconds must be above 0, got nan"),
         (["--mask_ration", 0.5], "mask_ration"),
         (["--train_data", "/nowhere"], "train_data"),
         (["--crop_scale", 0.3, 2.0], "crop_scale"),

@@ -58,7 +58,7 @@ def test_a_failure_is_named_and_ends_the_others(tmp_path):
     lasting = Program(tmp_path / "lasting", "import time; time.sleep(600)")
     failing = Program(tmp_path / "failing", "raise SystemExit('error: no such thing')")
     begin = time.monotonic()
-    with pytest.raises(RunFailed, match=r"failing failed \(error: no such thing\); its output is in .*output.log"):
+    with pytest.raises(RunFailed, match=r"failing failed \(error: no such thing\): its output is in .*output.log"):
         run_together([alone(lasting), alone(failing)], at_once=2)
     assert time.monotonic() - begin < 60
     assert not psutil.pid_exists(lasting._process.pid)

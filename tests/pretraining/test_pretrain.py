@@ -147,46 +147,50 @@ def test_flags_win_over_the_recipe(run, tmp_path):
     [
         (["--mask_ration", 0.5], {}, "--mask_ration"),
         (["--max_steps", 0], {}, "max_steps must be set"),
-        ([], {"mask_ration": 0.5}, "mask_ration: unknown setting"),
-        ([], {"num_frozen_layers": 2}, "num_frozen_layers: unknown setting"),
-        ([], {"mask_ratio": 2}, "mask_ratio in recipes) is 2"),
-        ([], {"max_bad_fraction": 2}, "max_bad_fraction is 2"),
-        ([], {"image_size": 80000}, "tokens of a clip: give a clip of"),
-        ([], {"pixel_mean": [124, 116, 104]}, "pixel_mean must be from 0 to 1, as pixels are"),
+        ([], {"mask_ration": 0.5}, "mask_ration is not a known setting (in "),
+        ([], {"num_frozen_layers": 2}, "num_frozen_layers is not a known setting (in "),
+        ([], {"mask_ratio": 2}, "mask_ratio in recipes) must be between 0 and 1, both excluded, got 2"),
+        ([], {"max_bad_fraction": 2}, "max_bad_fraction must be between 0 and 1, a fraction of the videos, got 2"),
+        ([], {"image_size": 80000}, "num_tokens of a clip must be at most"),
+        ([], {"pixel_mean": [124, 116, 104]}, "pixel_mean must be between 0 and 1, as pixels are"),
         ([], {"num_channels": 1}, "num_channels must be 3, as videos are decoded to RGB, got 1"),
         ([], {"initializer_range": -1}, "initializer_range must be at least 0, or None, got -1"),
         (
             [],
             {"resize_factor": 115},
-            "resize_factor must be from 1, as a crop cannot exceed the frame, to 10, got 115",
+            "resize_factor must be between 1 and 10, got 115",
         ),
         ([], {"freeze_start": -1}, "freeze_start must be at least 1, got -1"),
         ([], {"freeze_start": "nan"}, "freeze_start must be a whole number of steps, or a share of the run"),
         ([], {"freeze_start": "inf"}, "freeze_start must be a whole number of steps, or a share of the run"),
-        ([], {"adam_beta1": 1.5}, "adam_beta1 must be from 0 to 1, got 1.5"),
+        ([], {"adam_beta1": 1.5}, "adam_beta1 must be between 0 and 1, got 1.5"),
         ([], {"dataloader_num_workers": -1}, "dataloader_num_workers must be at least 0, got -1"),
         ([], {"schedule_stretch": "nan"}, "schedule_stretch must be at least 1, got nan"),
-        ([], {"seed": -1}, "seed must be from 0 to"),
+        ([], {"seed": -1}, "seed must be between 0 and"),
         ([], {"max_steps": 0}, "max_steps must be set to at least 1, got 0"),
         ([], {"max_steps": [1, 2]}, "must be one value, got [1, 2]"),
         ([], {"optim": "adamw_bnb_8bit"}, "optim=adamw_bnb_8bit: "),
-        ([], {"hub_model_id": "me/model"}, "hub_model_id has no effect without push_to_hub"),
-        ([], {"train_data": ""}, "train_data: the name of a source is empty"),
+        ([], {"hub_model_id": "me/model"}, "hub_model_id is set but push_to_hub is not"),
+        ([], {"train_data": ""}, "train_data: source must be a folder, list or dataset of videos, got an empty name"),
         ([], {"image_size": 18}, "image_size must be a multiple of patch_size"),
         ([], {"hidden_size": 33}, "hidden_size must be a multiple of num_attention_heads"),
         ([], {"num_freezes": 4}, "lower num_freezes or layers_per_freeze"),
-        ([], {"target_layers": [3]}, "target_layers: layer 3"),
+        ([], {"target_layers": [3]}, "target_layers must lie within the frozen layers, got layer 3"),
         ([], {"latent_patch_fraction": 0}, "latent_patch_fraction"),
         ([], {"pixel_patch_fraction": 1.5}, "pixel_patch_fraction"),
-        ([], {"global_batch_size": 6}, "global_batch_size=6 is not a multiple of per_device_train_batch_size=4"),
+        ([], {"global_batch_size": 6}, "global_batch_size must be a multiple of per_device_train_batch_size=4"),
         ([], {"resume_from_checkpoint": "nowhere"}, "resume_from_checkpoint: there is no checkpoint nowhere"),
         ([], {"train_data": "no/such/folder"}, "train_data: 'no/such/folder' does not exist"),
         ([], {"train_data": [FOLDER, "no/such/folder"]}, "train_data: 'no/such/folder' does not exist"),
-        ([], {"train_weights": [0.5, 0.5]}, "train_weights in recipes) are 2, but there are 1 sources"),
-        ([], {"clips_per_video": 3}, "per_device_train_batch_size=4 is not a multiple of clips_per_video=3"),
-        ([], {"clips_per_video": 0}, "clips_per_video is 0"),
-        ([], {"frame_rate": -1}, "frame_rate is -1"),
-        ([], {"decode_device": "gpu"}, "decode_device in recipes) is 'gpu'"),
+        (
+            [],
+            {"train_weights": [0.5, 0.5]},
+            "train_weights in recipes) must be one weight for each of the 1 sources, got 2",
+        ),
+        ([], {"clips_per_video": 3}, "per_device_train_batch_size must be a multiple of clips_per_video=3, got 4"),
+        ([], {"clips_per_video": 0}, "clips_per_video must be at least 1, got 0"),
+        ([], {"frame_rate": -1}, "frame_rate must be above 0 and at most 1000 frames per second, got -1"),
+        ([], {"decode_device": "gpu"}, "decode_device in recipes) must be one of cpu, cuda, got 'gpu'"),
         (["--config", "nowhere.yaml"], {}, "config: there is no recipe nowhere.yaml"),
         ([], {"readout_steps": 2}, "readout_steps is set but readout_data is not"),
         ([], {"readout_linear": False}, "readout_linear is set but readout_data is not"),
@@ -207,7 +211,7 @@ def test_user_errors_name_the_field_and_lose_nothing(run, finished, flags, chang
 
 def test_a_list_of_files_that_are_not_there(run, tmp_path):
     (tmp_path / "list.csv").write_text("path\n" + "".join(f"{number}.mp4\n" for number in range(100)))
-    message = "train_data: none of the videos that .*list.csv. names is there, such as .*0.mp4"
+    message = "train_data: none of the videos that .*list.csv. names exists, such as .*0.mp4"
     with pytest.raises(SystemExit, match=message):
         run(tmp_path / "out", train_data=str(tmp_path / "list.csv"))
 
@@ -296,19 +300,31 @@ def test_a_step_under_a_loaded_teacher(run, teacher, tmp_path):
 @pytest.mark.parametrize(
     "flags, changes, message",
     [
-        (["--teacher_momentum", 1], VJEPA, "teacher_momentum=1 means a teacher that never moves"),
-        (["--teacher_momentum", 1.5], VJEPA, "teacher_momentum must be from 0 to 1, got 1.5"),
-        (["--teacher", "TEACHER"], VJEPA, "a teacher that is given never moves: set teacher_momentum to 1"),
-        (["--teacher", "TEACHER", "--teacher_momentum", 1], UNLOCKED, "no stage predicts its latents"),
-        (["--teacher", "TEACHER", "--teacher_momentum", 1, "--target_layer", 4], VJEPA, "the teacher has 3 layers"),
+        (["--teacher_momentum", 1], VJEPA, "teacher_momentum must be below 1 for an EMA teacher, got 1"),
+        (["--teacher_momentum", 1.5], VJEPA, "teacher_momentum must be between 0 and 1, got 1.5"),
+        (
+            ["--teacher", "TEACHER"],
+            VJEPA,
+            "teacher_momentum must be 1 for a given teacher, which never moves, got 0.998",
+        ),
+        (
+            ["--teacher", "TEACHER", "--teacher_momentum", 1],
+            UNLOCKED,
+            "teacher is set but no stage predicts its latents",
+        ),
+        (
+            ["--teacher", "TEACHER", "--teacher_momentum", 1, "--target_layer", 4],
+            VJEPA,
+            "target_layer must be at most 3",
+        ),
         (["--teacher", "TEACHER", "--teacher_momentum", 1, "--patch_size", 8], VJEPA, "patch_size=4"),
         (["--teacher", "nowhere", "--teacher_momentum", 1], VJEPA, "teacher: cannot load nowhere"),
-        (["--num_mask_tokens", 1], VJEPA, "num_mask_tokens=1, but mask_blocks has 2 types of mask"),
-        (["--method", "v-jepa"], UNLOCKED, "method: unknown 'v-jepa'; known are mae, teacher_latents"),
+        (["--num_mask_tokens", 1], VJEPA, "num_mask_tokens must be 2, the number of mask types in mask_blocks, got 1"),
+        (["--method", "v-jepa"], UNLOCKED, "method must be one of mae, teacher_latents"),
         (["--target_layer", 2], UNLOCKED, "target_layer is set but the method mae does not read it"),
         (["--overlap", 1], VJEPA, "overlap is set but the method teacher_latents does not read it"),
         (["--method", "blockwise_in_sequence"], BLOCKS, "steps_per_block must be set"),
-        (["--decoder", "trunk"], {**BLOCKS, "predictor_depths": None}, "a local stage needs decoder='predictor'"),
+        (["--decoder", "trunk"], {**BLOCKS, "predictor_depths": None}, "decoder must be 'predictor' for local stages"),
         (["--decoder", "trunk"], BLOCKS, "predictor_depths needs decoder='predictor'"),
         (["--predictor_depths", 2, 4, 7], BLOCKS, "predictor_depths must lie between 1 and the 6 layers"),
         (["--freeze_start", 1, "--num_freezes", 1], BLOCKS, "set predict_latents to False"),
@@ -546,8 +562,8 @@ def demo(monkeypatch):
     [
         (["--max_steps", "0"], "--max_steps: must be a whole number of at least 1, got '0'"),
         (["--num_videos", "-3"], "--num_videos: must be a whole number of at least 1, got '-3'"),
-        (["--seed", "-1"], "--seed: must be a whole number from 0 to 4294967295, got '-1'"),
-        (["--seed", "99999999999999"], "--seed: must be a whole number from 0 to 4294967295"),
+        (["--seed", "-1"], "--seed: must be a whole number between 0 and 4294967295, got '-1'"),
+        (["--seed", "99999999999999"], "--seed: must be a whole number between 0 and 4294967295"),
         (["--output_dir", ""], "--output_dir: must be a path, got ''"),
     ],
 )
@@ -578,9 +594,9 @@ def test_the_demo_checks_its_folders_first(demo, tmp_path):
 
 def test_checkpoints_of_another_run_are_not_mixed_in(run, finished):
     before = contents(finished)
-    with pytest.raises(SystemExit, match="error: output_dir: .* holds checkpoints; go on"):
+    with pytest.raises(SystemExit, match="error: output_dir: .* already holds checkpoints: resume"):
         run(finished)
-    with pytest.raises(SystemExit, match="error: .* was written with seed 42, now it is 7"):
+    with pytest.raises(SystemExit, match="error: .* was written with seed 42, but it is now 7"):
         run(finished, "--resume_from_checkpoint", "auto", "--seed", 7, "--max_steps", 5)
     after = contents(finished)
     assert {name: after[name] for name in before if "json" not in str(name)} == {
@@ -589,7 +605,7 @@ def test_checkpoints_of_another_run_are_not_mixed_in(run, finished):
 
 
 def test_output_within_the_videos(run, videos):
-    with pytest.raises(SystemExit, match="error: output_dir: .* lies within train_data"):
+    with pytest.raises(SystemExit, match="error: output_dir must lie outside of train_data, .* got"):
         run(videos / "out")
 
 
@@ -599,9 +615,9 @@ def test_output_within_the_videos(run, videos):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--freeze_strat", "2"], r"--freeze_strat: unknown setting, .*; did you mean --freeze_start\?"),
+        (["--freeze_strat", "2"], r"--freeze_strat is not a known setting, .*: did you mean --freeze_start\?"),
         (["--num_channels", "1"], "num_channels must be 3, as videos are decoded to RGB, got 1"),
-        (["--report_to", "none", "nope"], "report_to: nope is not installed"),
+        (["--report_to", "none", "nope"], "report_to must be among none, .* got nope, which is not installed"),
         (["--label_smoothing_factor", "0.1"], "label_smoothing_factor has no effect here"),
         (["--teacher", "./nope"], "teacher: cannot load ./nope: there is no folder ./nope"),
         (

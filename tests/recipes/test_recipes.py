@@ -425,7 +425,7 @@ def test_freezing_without_latents(tiny_config):
 def test_freezings_as_shares_of_the_run(tiny_config):
     arguments = StageArguments(freeze_start=0.35, freeze_interval=0.13, num_freezes=3)
     assert [stage.start for stage in arguments.build(tiny_config, max_steps=1000)] == [0, 350, 480, 610]
-    with pytest.raises(ValueError, match="freeze_start=0.35 is a share of the run"):
+    with pytest.raises(ValueError, match="max_steps must be set, as freeze_start=0.35 is a share of the run"):
         arguments.build(tiny_config)
     with pytest.raises(ValueError, match="freeze_interval must be a whole number of steps"):
         StageArguments(freeze_start=10, freeze_interval=2.5, num_freezes=3).build(tiny_config)

@@ -152,7 +152,7 @@ def test_the_trainer_keeps_the_newest_and_resumes_from_a_complete_one(tmp_path, 
         trainer = make(tmp_path, max_steps=5, save_strategy="no")
         trainer.train(wanted)
         assert [row["step"] for row in trainer.state.log_history if "loss" in row] == [1, 2, 3, 4, 5]
-    assert f"going on from {tmp_path / 'checkpoint-4'}" in caplog.text
+    assert f"resuming from {tmp_path / 'checkpoint-4'}" in caplog.text
 
 
 def test_auto_begins_anew_where_there_is_nothing_and_true_does_not(tmp_path):

@@ -173,9 +173,9 @@ def test_on_one_process_without_a_launch(two, folder):
     report = run_here(job, folder)
     assert report["losses"] == pytest.approx(two["ddp-2"][0]["losses"], rel=1e-5)
     job["settings"]["per_device_train_batch_size"] = 4
-    with pytest.raises(ValueError, match="written with clips_per_step 8, now it is 4"):
+    with pytest.raises(ValueError, match="written with clips_per_step 8, but it is now 4"):
         run(Job(**job), str(folder))
-    with pytest.raises(ValueError, match="as optimizer_0, pytorch_model_fsdp_0, this run would load model.safe"):
+    with pytest.raises(ValueError, match="as optimizer_0, pytorch_model_fsdp_0, but this run would load model.safe"):
         run(Job(**{**moved("sharded", 1)[0], "wrapper": "ddp"}), str(folder))
 
 

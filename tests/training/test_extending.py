@@ -84,7 +84,7 @@ def test_a_new_method_is_one_function(new_method, tiny_config):
         assert (later.num_frozen, later.objectives[0].target) == (1, Latents(1))
     with pytest.raises(ValueError, match="overlap is set but the method pixels_then_colours does not read it"):
         StageArguments(method="pixels_then_colours", overlap=1).build(tiny_config)
-    with pytest.raises(ValueError, match="known are .*pixels_then_colours"):
+    with pytest.raises(ValueError, match="method must be one of .*pixels_then_colours"):
         StageArguments(method="pixels_then_colors").build(tiny_config)
 
 

@@ -63,7 +63,7 @@ def test_at_the_limit(tiny_config, masks, make, monkeypatch, share, fits):
 
 def test_not_even_one(tiny_config, masks, make, monkeypatch):
     monkeypatch.setattr(memory_check, "free_memory", lambda device: 4 * 10**5)
-    with pytest.raises(ValueError, match="not one clip fits. Set gradient_checkpointing"):
+    with pytest.raises(ValueError, match="not even one clip fits. Set gradient_checkpointing"):
         check_fits(tiny_config, STAGES, masks, make(), Accelerator(cpu=True), False)
 
 
@@ -75,7 +75,7 @@ def test_the_generous_estimate_is_one(tiny_config, masks):
 def test_batches_that_are_held_ready(tiny_config, masks, make, monkeypatch):
     monkeypatch.setattr(memory_check, "free_memory", lambda device: 10**6)
     args = make(dataloader_num_workers=8, dataloader_prefetch_factor=4)
-    with pytest.raises(ValueError, match="dataloader_num_workers=8 hold 33 batches of .* ready"):
+    with pytest.raises(ValueError, match="dataloader_num_workers=8 keeps 33 batches of .* ready"):
         check_fits(tiny_config, STAGES, masks, args, Accelerator(cpu=True), False)
 
 
@@ -88,5 +88,5 @@ def test_a_run_is_refused_before_its_first_batch(tiny_config, make, monkeypatch)
     collator = PretrainingCollator(tiny_config.grid_size, RandomMask(0.75))
     trainer = LayerLockTrainer(LayerLockViTForPretraining(tiny_config), make(), STAGES, Unread(), collator)
     monkeypatch.setattr(memory_check, "free_memory", lambda device: 10**6)
-    with pytest.raises(DoesNotFit, match="and 0.0 GiB are free"):
+    with pytest.raises(DoesNotFit, match="but 0.0 GiB are free"):
         trainer.train()

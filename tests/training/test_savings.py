@@ -128,7 +128,7 @@ def test_frozen_dtype_is_refused_under_fsdp(tmp_path, monkeypatch):
         trainer.is_fsdp_enabled = True
 
     monkeypatch.setattr(LayerLockTrainer, "create_accelerator_and_postprocess", with_fsdp)
-    with pytest.raises(ValueError, match="frozen_dtype: FSDP shards"):
+    with pytest.raises(ValueError, match="frozen_dtype must be left out under FSDP, which shards"):
         make_trainer("layerlock", tmp_path, bf16=True, frozen_dtype="bfloat16")
 
 

@@ -184,7 +184,7 @@ def test_steps_as_shares_of_the_run():
     assert [whole_steps("steps", value, 1200) for value in (0.35, 0.0001, 7, 7.0, 0)] == [420, 1, 7, 7, 0]
     with pytest.raises(ValueError, match="freeze_start must be a whole number of steps, or a share .*, got 3.5"):
         whole_steps("freeze_start", 3.5, 1200)
-    with pytest.raises(ValueError, match="freeze_start=0.3 is a share of the run: say of how many steps"):
+    with pytest.raises(ValueError, match="max_steps must be set, as freeze_start=0.3 is a share of the run"):
         whole_steps("freeze_start", 0.3, None)
 
 

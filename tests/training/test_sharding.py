@@ -43,7 +43,7 @@ class Launch:
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"fsdp_version": 1}, "fsdp_version=1 is not supported"),
+        ({"fsdp_version": 1}, "fsdp_version must be 2, got 1"),
         ({"fsdp_version": 2, "activation_checkpointing": True}, "set it as a training argument"),
     ],
 )
@@ -133,7 +133,7 @@ def test_weights_of_another_kind(tmp_path, state_dict_type, moments):
     for found, names in (("nothing", []), ("model.safetensors, optimizer.pt", ["model.safetensors", "optimizer.pt"])):
         for name in names:
             (tmp_path / name).touch()
-        message = f"holds weights and moments as {found}, this run would load {moments}"
+        message = f"holds weights and moments as {found}, but this run would load {moments}"
         with pytest.raises(CheckpointRefused, match=message):
             check_weights(tmp_path, launch)
 
@@ -163,7 +163,7 @@ def test_metadata_that_leads_outside(saved, tmp_path):
     for stored in metadata.storage_data.values():
         stored.relative_path = "../elsewhere"
     (saved / ".metadata").write_bytes(pickle.dumps(metadata))
-    with pytest.raises(CheckpointRefused, match="outside of it"):
+    with pytest.raises(CheckpointRefused, match="outside the checkpoint"):
         check_pickles(saved)
     for content in (b"", b"no pickle", pickle.dumps({"a": 1})):
         (saved / ".metadata").write_bytes(content)

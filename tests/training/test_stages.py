@@ -93,7 +93,7 @@ def test_locked_that_goes_on_predicting_pixels():
         ([], "start at step 0"),
         ([stage(1, 0)], "start at step 0"),
         ([stage(0, 0), stage(5, 1), stage(5, 2)], "one after the other, got starts 5 and 5"),
-        ([stage(0, 0), stage(5, 1), stage(3, 2)], "one after the other"),
+        ([stage(0, 0), stage(5, 1), stage(3, 2)], "stages must have ascending starts"),
         ([stage(0, 2), stage(5, 1)], "unfreezes layers: 2 -> 1"),
     ],
 )
@@ -108,7 +108,7 @@ def test_check_stages_returns_what_is_right():
 
 
 def test_locked_refuses_a_base_that_ends_too_late():
-    with pytest.raises(ValueError, match="one after the other"):
+    with pytest.raises(ValueError, match="stages must have ascending starts"):
         locked([stage(0, 0), stage(10, 0)], FreezeSchedule(10, 5, num_freezes=1))
 
 
@@ -156,7 +156,7 @@ def test_blockwise():
 
 @pytest.mark.parametrize("overlap, local", [(-1, True), (1, False)])
 def test_impossible_overlaps(overlap, local):
-    with pytest.raises(ValueError, match="overlap needs a local stage and must not be negative"):
+    with pytest.raises(ValueError, match="overlap must not be negative, and needs a local stage"):
         Stage(0, 0, mae(6)[0].objectives, local=local, overlap=overlap)
 
 

@@ -117,9 +117,9 @@ def test_mask_types_and_tokens_must_agree(model, batch):
     three = {k: v if k == "pixel_values_videos" else [*v, v[0]] for k, v in batch.items()}
     with pytest.raises(ValueError, match="mask type 2 has no mask token"):
         model(**three, stage=stage, teacher=EMATeacher(model.encoder).network)
-    with pytest.raises(ValueError, match="2 types of mask: give as many"):
+    with pytest.raises(ValueError, match="target_ids must hold 2 tensors, one per type of mask"):
         model(batch["pixel_values_videos"], batch["context_ids"], batch["target_ids"][:1], stage, model.encoder)
-    with pytest.raises(ValueError, match="give teacher"):
+    with pytest.raises(ValueError, match="teacher must be given, as the stage that starts at step 0"):
         model(**batch, stage=stage)
 
 
@@ -354,7 +354,7 @@ def test_a_foreign_grid_is_refused(batch, kind, name, value):
     teacher = as_teacher(FOREIGN[kind](**{name: value}))
     model = make_model(teacher_hidden_size=48)
     (stage,) = teacher_latents(6, 3)
-    with pytest.raises(ValueError, match="teacher.*grid"):
+    with pytest.raises(ValueError, match="must have .* tokens.*give the teacher the grid of the encoder"):
         model(**batch, stage=stage, teacher=teacher)
 
 
@@ -365,7 +365,7 @@ def test_a_grid_of_as_many_other_tokens_is_refused(tmp_path):
     from layerlock_hf.models import LayerLockViTModel
 
     student = make_model(teacher_hidden_size=48, num_frames=8, tubelet_size=4)
-    with pytest.raises(ValueError, match="teacher.*patch_size=8, tubelet_size=1"):
+    with pytest.raises(ValueError, match="teacher must have the tokens of the model .*patch_size=8, tubelet_size=1"):
         LayerLockTrainer(
             student,
             LayerLockTrainingArguments(str(tmp_path), max_steps=1, use_cpu=True, report_to=[], teacher_momentum=1),
@@ -393,10 +393,15 @@ def test_load_teacher_of_our_own(tmp_path):
 @pytest.mark.parametrize(
     "stages, given, settings, message",
     [
-        (teacher_latents(6, 6), False, {"teacher_momentum": 1}, "teacher_momentum=1 means a teacher that never moves"),
-        (teacher_latents(6, 3), True, {}, "a teacher that is given never moves: set teacher_momentum to 1"),
-        (mae(6), True, {"teacher_momentum": 1}, "no stage predicts"),
-        (teacher_latents(6, 4), True, {"teacher_momentum": 1}, "layer 4.*the teacher has 3"),
+        (
+            teacher_latents(6, 6),
+            False,
+            {"teacher_momentum": 1},
+            "teacher_momentum must be below 1 for an EMA teacher, got 1",
+        ),
+        (teacher_latents(6, 3), True, {}, "teacher_momentum must be 1 for a given teacher"),
+        (mae(6), True, {"teacher_momentum": 1}, "teacher is set but no stage predicts its latents"),
+        (teacher_latents(6, 4), True, {"teacher_momentum": 1}, "target_layer must be at most 3, .* got 4"),
     ],
 )
 def test_contradictions_about_the_teacher(tmp_path, stages, given, settings, message):

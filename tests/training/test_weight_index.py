@@ -114,10 +114,10 @@ def teacher(tmp_path, tiny_config):
 def test_an_index_names_files_beside_it_alone(tiny_config, checkpoint, teacher, tmp_path, name):
     name = name.replace("OUTSIDE", str(tmp_path / "outside.safetensors"))
     plant_index(checkpoint, name)
-    with pytest.raises(CheckpointRefused, match="no file beside it"):
+    with pytest.raises(CheckpointRefused, match="not a file beside it"):
         make_trainer(tiny_config, tmp_path / "out").train(resume_from_checkpoint=str(checkpoint))
     plant_index(teacher, name)
-    with pytest.raises(ValueError, match="teacher: cannot load .*no file beside it"):
+    with pytest.raises(ValueError, match="teacher: cannot load .*not a file beside it"):
         load_teacher(str(teacher))
 
 

@@ -17,8 +17,8 @@ def test_within(count):
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"share": 1.1, "count": 1}, "share must be from 0 to 1, got 1.1"),
-        ({"share": math.nan, "count": 1}, "share must be from 0 to 1, got nan"),
+        ({"share": 1.1, "count": 1}, "share must be between 0 and 1, got 1.1"),
+        ({"share": math.nan, "count": 1}, "share must be between 0 and 1, got nan"),
         ({"share": 0, "count": 0}, "count must be at least 1, got 0"),
         ({"share": 0, "count": math.inf}, "count must be at least 1, got inf"),
         ({"share": 0, "count": [1, -1]}, "count must be at least 1, got -1"),

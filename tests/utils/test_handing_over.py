@@ -46,7 +46,7 @@ def test_batches_arrive(num_workers):
 def test_batches_arrive_without_shared_memory(no_shared_memory, caplog, monkeypatch):
     monkeypatch.setattr(logging.get_logger("layerlock_hf"), "propagate", True)
     check(list(Loader(SAMPLES, collate, batch_size=2, num_workers=1)))
-    assert "/dev/shm, through which batches come from data workers, is full" in caplog.text
+    assert "/dev/shm, through which data workers pass batches, is full" in caplog.text
 
 
 def test_what_is_moved_to_a_device_has_arrived(no_shared_memory):

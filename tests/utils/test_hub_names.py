@@ -35,7 +35,7 @@ def test_names_of_the_hub(tmp_path, monkeypatch, name):
 
 @pytest.mark.parametrize("name", ["", " "])
 def test_a_variable_that_is_unset(name):
-    with pytest.raises(ValueError, match="the name is empty"):
+    with pytest.raises(ValueError, match="the name must be a folder or an id on the Hub, got nothing"):
         check_checkpoint(name)
 
 
@@ -50,8 +50,10 @@ def endpoint(monkeypatch):
 
 def test_a_hub_that_does_not_answer(endpoint, monkeypatch):
     monkeypatch.setattr(hub_names, "TIMEOUT_S", 0.1)
-    with pytest.raises(ValueError, match="for me/nope the Hub was asked, which does not answer.*timed out"):
-        check_hub("for me/nope")
+    with pytest.raises(ValueError, match="there is no folder me/nope, and the Hub does not answer.*timed out"):
+        check_hub("there is no folder me/nope")
     endpoint.close()
-    with pytest.raises(ValueError, match="there is no folder me/nope.* does not answer.*Connection refused"):
+    with pytest.raises(
+        ValueError, match="there is no folder me/nope, and the Hub does not answer.*Connection refused"
+    ):
         check_checkpoint("me/nope")

@@ -1,1 +1,1 @@
-"""A look at the data of a run before it starts: what the model sees, what loading costs, and what to change."""
+"""Inspecting the data of a run before it starts: what the model sees, what each loading step costs, what to change."""

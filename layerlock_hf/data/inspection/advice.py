@@ -1,4 +1,4 @@
-"""What the measured times of the steps of data loading say, in words."""
+"""Advice from the measured times of the steps of data loading."""
 
 import math
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ BUSY = 0.25
 
 @dataclass
 class Measured:
-    """All that the advice rests on.
+    """Everything that the advice is based on.
 
     Attributes:
         looks: the clips whose steps were timed.

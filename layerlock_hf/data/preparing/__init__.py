@@ -1,4 +1,4 @@
-"""A tree of videos as shards: every file is looked at, re-encoded where asked for, and packed."""
+"""From a tree of videos to shards: every file is checked, re-encoded if asked for, and packed."""
 
 from .examining import PrepareArguments
 from .probing import VideoFacts, probe_video

@@ -1,4 +1,4 @@
-"""What is done with one file when videos are prepared: it is probed, and re-encoded where that is asked for."""
+"""Preparing one file: it is probed, and re-encoded if asked for."""
 
 import errno
 import os
@@ -28,61 +28,66 @@ LEFT_OUT = {
 
 @dataclass(frozen=True)
 class PrepareArguments:
-    """How videos are prepared. The help texts say what each setting does."""
+    """How to prepare videos. The help texts say what each setting does."""
 
-    shard_format: str = field(default="tar", metadata={"help": "tar is WebDataset.", "choices": list(SHARDS)})
-    shard_size: str = field(default="512MB", metadata={"help": "Videos in a shard, such as 1GB or 256MiB."})
+    shard_format: str = field(
+        default="tar", metadata={"help": "Format of the shards; tar is WebDataset.", "choices": list(SHARDS)}
+    )
+    shard_size: str = field(
+        default="512MB", metadata={"help": "Size of the videos in a shard, such as 1GB or 256MiB."}
+    )
     probe: str = field(
         default="all",
         metadata={
-            "help": "Frames to decode of every file: all, for damage can be anywhere, or a few at both ends.",
+            "help": "Frames of every file to decode: all, as damage can be anywhere, or only a few at both ends.",
             "choices": list(PROBES),
         },
     )
     bad: str = field(
         default="drop",
         metadata={
-            "help": "drop leaves out files of which nothing decodes, drop_partial also those that decode in part, "
-            "keep packs these and those as they are. All are reported.",
+            "help": "What to do with bad files: drop those that do not decode, drop_partial also those that decode "
+            "only in part, or keep all of them as they are. All are reported.",
             "choices": list(LEFT_OUT),
         },
     )
-    min_frames: int = field(default=1, metadata={"help": "Videos with fewer frames are left out."})
+    min_frames: int = field(default=1, metadata={"help": "Leave out videos with fewer frames."})
     short_side: int | None = field(
-        default=None, metadata={"help": "Re-encode what is larger, to this many pixels of the shorter side."}
+        default=None, metadata={"help": "Re-encode larger videos so that their shorter side has this many pixels."}
     )
     gop: int | None = field(
-        default=None, metadata={"help": "Re-encode what has more frames from one keyframe to the next."}
+        default=None, metadata={"help": "Re-encode videos with more frames than this from one keyframe to the next."}
     )
-    crf: int = field(default=23, metadata={"help": "Quality of what is re-encoded, 0 (lossless) to 51."})
-    timeout: float = field(default=600.0, metadata={"help": "Seconds until a file that hangs is given up."})
-    seed: int = field(default=0, metadata={"help": "Seed of the order of the videos."})
+    crf: int = field(default=23, metadata={"help": "Quality of re-encoded videos, from 0 (lossless) to 51."})
+    timeout: float = field(default=600.0, metadata={"help": "Seconds before giving up on a file that hangs."})
+    seed: int = field(default=0, metadata={"help": "Seed of the random order of the videos."})
 
     def __post_init__(self):
         for name, choices in (("shard_format", SHARDS), ("probe", PROBES), ("bad", LEFT_OUT)):
             if getattr(self, name) not in choices:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(choices)}")
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
         try:
             is_size = convert_file_size_to_int(self.shard_size) > 0
         except ValueError:
             is_size = False
         if not is_size:
-            raise ValueError(f"shard_size is {self.shard_size!r}; give a size such as 512MB")
+            raise ValueError(f"shard_size must be a size such as 512MB, got {self.shard_size!r}")
         for name, least in (("min_frames", 1), ("short_side", 2), ("gop", 1)):
             if getattr(self, name) is not None and getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}; give at least {least}")
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if not 0 <= self.crf <= 51:
-            raise ValueError(f"crf is {self.crf}; give 0 to 51")
+            raise ValueError(f"crf must be between 0 and 51, got {self.crf}")
         if self.crf != PrepareArguments.crf and self.short_side is None and self.gop is None:
             raise ValueError(
-                f"crf is {self.crf}, but nothing is re-encoded; give short_side or gop too, or leave it out"
+                "crf is set but short_side and gop are not, so nothing is re-encoded: set one of them, or leave crf "
+                "out"
             )
         if not 0.1 <= self.timeout <= 1e6:
-            raise ValueError(f"timeout is {self.timeout}; give seconds from 0.1 on")
+            raise ValueError(f"timeout must be between 0.1 and 1e6 seconds, got {self.timeout}")
 
 
 class Examiner:
-    """Looks at one video after the other, each in a process of its own that the video may crash."""
+    """Examines one video after another, each in a process of its own, which the video may crash."""
 
     def __init__(self, arguments: PrepareArguments):
         self.arguments = arguments
@@ -136,7 +141,7 @@ class Examiner:
         transcode(path, part, facts, arguments.short_side, arguments.gop, arguments.crf)
         new_facts, damage = probe_video(part)
         if damage is not None or new_facts.num_frames != facts.num_frames:
-            raise ValueError(f"{new_facts.num_frames} of {facts.num_frames} frames arrive")
+            raise ValueError(f"{new_facts.num_frames} of {facts.num_frames} frames arrived")
         put_in_place(part, target)
         return {"size": os.path.getsize(target), "facts": asdict(new_facts)}
 

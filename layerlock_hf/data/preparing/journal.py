@@ -1,4 +1,4 @@
-"""The record of a long job, from which the same job goes on after it was killed at any moment."""
+"""The record of a long job, from which it can continue after being killed at any moment."""
 
 import fcntl
 import json
@@ -10,8 +10,8 @@ class Journal:
     """A JSON Lines file that only grows: what the job is, then the videos looked at and the shards finished.
 
     Args:
-        path: the file; read if it is there, whose last line may be torn.
-        identity: what makes two jobs the same.
+        path: the file; read if it exists. Its last line may be incomplete.
+        identity: what two runs of the same job have in common.
 
     Attributes:
         videos: what is known about each video, by its index.
@@ -19,7 +19,7 @@ class Journal:
             rows of the manifest.
 
     Raises:
-        ValueError: if the file is that of another job, or in use by another process.
+        ValueError: if the file belongs to another job, or is in use by another process.
     """
 
     def __init__(self, path: Path, identity: dict):
@@ -31,7 +31,7 @@ class Journal:
             fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process alone, and gone with it
         except OSError as error:
             self._file.close()
-            raise ValueError(f"another process works on {path}; wait for its end, or stop it") from error
+            raise ValueError(f"another process is working on {path}: wait for it to finish, or stop it") from error
         lines = self._read()
         if len(lines) > 1:
             try:
@@ -89,6 +89,6 @@ def check_identity(where: str, found: dict, wanted: dict):
     for name, value in wanted.items():
         if found.get(name) != value:
             raise ValueError(
-                f"{where} is of another job, whose {name} was {found.get(name)!r} and is now {value!r}; "
-                "choose another folder, or remove this one"
+                f"{where} is from another job, whose {name} was {found.get(name)!r} and is now {value!r}: choose "
+                "another folder, or remove this one"
             )

@@ -37,14 +37,17 @@ class Job:
         self.output, self.arguments = output, arguments
         self.rank, self.world_size = rank, world_size
         if not source.strip():
-            raise ValueError("the name of the source is empty; give a folder of videos, or a list of them")
+            raise ValueError("source must be a folder of videos, or a list of them, got an empty name")
         if is_url(source):
-            raise ValueError(f"{source!r} is an address; only local files can be prepared: download them first")
+            raise ValueError(f"{source!r} is a URL, but only local files can be prepared: download them first")
         self.root = Path(source).expanduser().absolute()
         if not self.root.exists():
-            raise ValueError(f"{source!r} does not exist; give a folder of videos, or a list of them")
+            raise ValueError(f"{source!r} does not exist: give a folder of videos, or a list of them")
         if self.root.is_dir() and output.absolute().is_relative_to(self.root):
-            raise ValueError(f"{str(output)!r} lies within {source!r}, and would be taken for videos; choose another")
+            raise ValueError(
+                f"{str(output)!r} lies within {source!r}, so what is written there would be taken for videos: choose "
+                "another folder"
+            )
         claim(output)  # before the videos are listed, which may take long
         videos = load_videos(str(self.root))
         self.label = videos.features.get(LABEL_COLUMN)
@@ -52,15 +55,17 @@ class Job:
         self.paths = [video["path"] if video["bytes"] is None else None for video in videos["video"]]
         in_shards = any(videos.data.column(name).null_count < len(videos) for name in ("offset", "row"))
         if in_shards or None in self.paths:
-            raise ValueError(f"{source!r} holds videos within other files; only files of their own can be prepared")
+            raise ValueError(
+                f"{source!r} holds videos packed into other files: only videos in files of their own can be prepared"
+            )
         remote = next(filter(is_url, self.paths), None)
         if remote is not None:
-            raise ValueError(f"{source!r} names {remote!r}; only local files can be prepared: download them first")
+            raise ValueError(f"{source!r} names {remote!r}, but only local files can be prepared: download them first")
         folder = self.root if self.root.is_dir() else self.root.parent
         self.names = [os.path.relpath(path, folder) for path in self.paths]
         (name, count), *_ = Counter(self.names).most_common(1)
         if count > 1:
-            raise ValueError(f"{source!r} names {name!r} twice; name every file once")
+            raise ValueError(f"{source!r} names {name!r} twice: name every file once")
         order = torch.randperm(len(self.names), generator=generator_for("prepare", arguments.seed)).tolist()
         self.order = order[rank::world_size]
         self.work = output / f"work-{self.tag}"
@@ -109,7 +114,7 @@ def claim(output: Path):
     is_ours = any(output.glob("manifest-*-of-*")) or any(output.glob("journal-*-of-*"))
     strange = [] if is_ours else [name for name in ("config.json", *OUTPUTS) if (output / name).exists()]
     if strange:
-        raise ValueError(f"{output} holds a {strange[0]!r} of something else; choose a new folder")
+        raise ValueError(f"{output} holds a {strange[0]!r} from something else: choose a new folder")
     output.mkdir(parents=True, exist_ok=True)
     tempfile.TemporaryFile(dir=output).close()
 
@@ -153,7 +158,9 @@ class Packing:
     def _pack(self, index: int):
         job, video = self.job, self.journal.videos[index]
         if stamp(job.paths[index]) != video["stamp"]:
-            raise ValueError(f"{job.names[index]!r} changes while it is read; stop what writes it, and start anew")
+            raise ValueError(
+                f"{job.names[index]!r} changed while it was being read: stop whatever writes to it, and start again"
+            )
         if video["prepared"] is None:
             path, size, facts = job.paths[index], video["stamp"][0], video["facts"]
         else:

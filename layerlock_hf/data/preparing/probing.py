@@ -47,7 +47,7 @@ class VideoFacts:
 
 
 def probe_video(path: str, decode_all: bool = True) -> tuple[VideoFacts, str | None]:
-    """Decode a video file, for its facts and what is wrong with it.
+    """Decode a video file to find its facts, and what is wrong with it.
 
     Args:
         path: the file.

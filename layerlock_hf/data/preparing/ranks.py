@@ -1,7 +1,7 @@
-"""A tree of videos as shards: every file is probed, the bad are named, the rest is packed, re-encoded where asked for.
+"""From a tree of videos to shards: every file is probed, bad ones reported, the rest re-encoded if asked, and packed.
 
-A rank takes its slice of the shuffled list and writes its own files, without a word to the others. Whatever moment it
-is killed at, the same call goes on and ends with the same bytes.
+A rank takes its slice of the shuffled list and writes its own files, without talking to the others. Whenever it
+is killed, the same call continues the work and ends with the same bytes.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ def prepare(
 
     Args:
         source: a folder of videos, or a list of them as `load_videos` reads.
-        output: the folder to write; what is there already is not done again.
+        output: the folder to write to; work that is already done there is not repeated.
         arguments: how the videos are prepared.
         rank: which share is done, from 0 on.
         world_size: number of shares.
@@ -42,17 +42,17 @@ def prepare(
         Whether there was anything to do.
 
     Raises:
-        ValueError: for settings or files that do not fit what is in `output`. If that is a share of which no video
-            was packed, it is done anew instead.
-        OSError: if the disk is full, say; what is done is kept.
+        ValueError: if the settings or files do not fit what is in `output`. If that is a share from which no video
+            was packed, it is redone instead.
+        OSError: for instance if the disk is full; finished work is kept.
     """
     arguments = arguments or PrepareArguments()
     if world_size < 1:
-        raise ValueError(f"world_size is {world_size}; give at least 1")
+        raise ValueError(f"world_size must be at least 1, got {world_size}")
     if not 0 <= rank < world_size:
-        raise ValueError(f"rank is {rank} of world_size {world_size}; give 0 to {world_size - 1}")
+        raise ValueError(f"rank must be at least 0 and less than world_size={world_size}, got {rank}")
     if num_workers < 1:
-        raise ValueError(f"num_workers is {num_workers}; give at least 1")
+        raise ValueError(f"num_workers must be at least 1, got {num_workers}")
     output = Path(output).expanduser()
     _check_world_size(output, world_size)
     job = Job(source, output, arguments, rank, world_size)
@@ -68,7 +68,7 @@ def prepare(
 
 
 def missing_ranks(output: str | Path, world_size: int) -> list[int]:
-    """The ranks that are not complete."""
+    """The ranks that are not complete yet."""
     return [rank for rank in range(world_size) if not (Path(output) / manifest_name(rank, world_size)).exists()]
 
 
@@ -85,7 +85,7 @@ def _read_lines(report: Path) -> list[dict]:
 def _check_world_size(output: Path, world_size: int):
     for path in sorted([*output.glob("manifest-*-of-*"), *output.glob("journal-*-of-*")]):
         if f"-of-{world_size:05d}." not in path.name:
-            raise ValueError(f"{path} is of another world_size than {world_size}; choose another folder")
+            raise ValueError(f"{path} was written with a world_size other than {world_size}: choose another folder")
 
 
 def _check_manifests(job: Job):
@@ -115,8 +115,8 @@ def _check_manifest(job: Job, manifest: Path):
         size = (stamp(paths[line["name"]]) or [None])[0]
         if size != line["size"]:
             raise ValueError(
-                f"{manifest} is of other videos: {line['name']!r} had {line['size']} bytes and has {size} now; choose "
-                "another folder, or remove this one"
+                f"{manifest} was made from other videos, as {line['name']!r} had {line['size']} bytes and now has "
+                f"{size}: choose another folder, or remove this one"
             )
 
 
@@ -155,7 +155,7 @@ def _check_sources(job: Job, journal: Journal):
         video = journal.videos[index]
         if stamp(job.paths[index]) != video["stamp"]:
             raise ValueError(
-                f"{job.names[index]!r} has changed since it was looked at; remove {job.output} to start anew"
+                f"{job.names[index]!r} has changed since it was examined: remove {job.output} to start again"
             )
         prepared, work = video["prepared"], stamp(job.transcoded(index))
         if position >= done and prepared is not None and (work is None or work[0] != prepared["size"]):

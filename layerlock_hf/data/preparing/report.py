@@ -1,4 +1,4 @@
-"""The report on prepared videos: a text and a picture."""
+"""The report on prepared videos: text and a picture."""
 
 from collections import Counter
 from pathlib import Path

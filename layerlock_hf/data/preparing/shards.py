@@ -97,7 +97,7 @@ class ParquetShard:
         with open(path, "rb") as file:
             video = file.read(size)
         if len(video) != size:
-            raise OSError(f"{path} ends early")
+            raise OSError(f"{path} ends too early")
         row = {"video": {"bytes": video, "path": name}, LABEL_COLUMN: label}
         self._rows.append({column: row[column] for column in self._schema.names})
         self._pending += size

@@ -1,4 +1,4 @@
-"""Videos re-encoded for fast reading: smaller, and with a keyframe close to every frame."""
+"""Re-encoding videos for fast reading: smaller, and with a keyframe close to every frame."""
 
 from collections.abc import Iterator
 from fractions import Fraction

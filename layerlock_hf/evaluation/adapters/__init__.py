@@ -1,6 +1,6 @@
-"""Labelled videos and depth, read as the owners of datasets distribute them: a reader per dataset.
+"""Labelled videos and depth, read as the owners of datasets distribute them, with one reader per dataset.
 
-A new dataset is a file with a reader beside these, and a line in `LABELLED` or `DEPTH`.
+To add a dataset, add a file with a reader beside these, and a line in `LABELLED` or `DEPTH`.
 """
 
 from collections.abc import Callable
@@ -40,9 +40,9 @@ def read_labelled(dataset: str, root: str, split: str, may_lack_split: bool = Fa
 
     Args:
         dataset: a key of `LABELLED`.
-        root: where it lies, with options of its reader: "splits.csv?dataset=ut_interaction", "UCF?fold=2".
-        split: "train" or "test"; the validation set, where the owners of the test set publish no labels of it.
-        may_lack_split: whether a root that does not tell training from testing is taken as a whole. Right only where
+        root: where it is, with options of its reader: "splits.csv?dataset=ut_interaction", "UCF?fold=2".
+        split: "train" or "test"; the latter is the validation set if the labels of the test set are not published.
+        may_lack_split: whether a root that does not separate training from testing is used as a whole. Only right if
             the other split has a root of its own.
 
     Raises:
@@ -56,7 +56,7 @@ def read_depth(dataset: str, root: str, split: str, may_lack_split: bool = False
 
     Args:
         dataset: a key of `DEPTH`.
-        root: where it lies, with options of its reader: "rgbd?train=redkitchen:0-269&test=fr1_xyz".
+        root: where it is, with options of its reader: "rgbd?train=redkitchen:0-269&test=fr1_xyz".
         split: "train" or "test", as `read_labelled`.
         may_lack_split: as `read_labelled`.
 
@@ -68,9 +68,9 @@ def read_depth(dataset: str, root: str, split: str, may_lack_split: bool = False
 
 def _read(readers: dict[str, Callable], dataset: str, root: str, split: str, may_lack_split: bool):
     if dataset not in readers:
-        raise ValueError(f"dataset is {dataset!r}; choose one of {', '.join(readers)}")
+        raise ValueError(f"dataset must be one of {', '.join(readers)}, got {dataset!r}")
     if split not in SPLITS:
-        raise ValueError(f"split is {split!r}; choose one of {', '.join(SPLITS)}")
+        raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
     path, options = parse_root(root)
     check_options(root, readers[dataset], options)
     try:

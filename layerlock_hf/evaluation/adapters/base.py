@@ -1,4 +1,4 @@
-"""What adapters give, and the pieces that they share."""
+"""What adapters return, and what they share."""
 
 import csv
 import json
@@ -21,7 +21,7 @@ ALL = "all"
 
 
 class NoSplit(ValueError):
-    """Nothing tells what is to train and what to test; the option part=all takes everything for either."""
+    """There is no split into training and test data; the option part=all takes everything for either."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,10 @@ class LabelledVideos:
     """Videos of one split, and their classes.
 
     Attributes:
-        videos: as `layerlock_hf.data.load_videos` gives it. It keeps videos that a list names and that are absent:
+        videos: as returned by `layerlock_hf.data.load_videos`. It keeps listed videos that do not exist:
             decoding reports them, as "missing".
         labels: the class of every row, counted from 0.
-        class_names: of all classes, also of those that this split lacks.
+        class_names: of all classes, including those without videos in this split.
         groups: what each row belongs to (a person, a recording): rows of one group are not independent. None if
             unknown.
     """
@@ -43,7 +43,7 @@ class LabelledVideos:
     groups: list[str] | None = None
 
     def relabelled(self, class_names: Sequence[str]) -> "LabelledVideos":
-        """The same videos with classes counted in another order, such as that of the data of training.
+        """The same videos with classes numbered in another order, such as that of the training data.
 
         Raises:
             ValueError: naming a class that is not among these, if a video has it.
@@ -52,15 +52,16 @@ class LabelledVideos:
         unknown = sorted({self.class_names[label] for label in self.labels} - set(order))
         if unknown:
             raise ValueError(
-                f"{len(unknown)} classes of the test, such as {unknown[0]!r}, are none of the {len(class_names)} of "
-                f"training, such as {class_names[0]!r}; test on videos of the same classes"
+                f"{len(unknown)} classes of the test data, such as {unknown[0]!r}, are not among the "
+                f"{len(class_names)} of the training data, such as {class_names[0]!r}: test on videos of the same "
+                "classes"
             )
         labels = [order[self.class_names[label]] for label in self.labels]
         return replace(self, labels=labels, class_names=list(class_names))
 
 
 class DepthSequence(Protocol):
-    """Frames of one recording with their depth; can be pickled.
+    """Frames of one recording with their depth, which can be pickled.
 
     Attributes:
         name: of the recording, for reports.
@@ -78,7 +79,7 @@ class DepthSequence(Protocol):
         differ.
 
         Raises:
-            DecodingError: if one of these frames cannot be had.
+            DecodingError: if one of these frames cannot be read.
         """
 
 
@@ -88,9 +89,9 @@ class Origin:
 
     Attributes:
         name: what its owners call it.
-        page: address at which they give it.
+        page: where they distribute it.
         licence: their terms in a few words.
-        layout: the folders and files that are expected, one per line, and by what other names they are found.
+        layout: the expected folders and files, one per line, with other names under which they are found.
     """
 
     name: str
@@ -110,11 +111,13 @@ class Origin:
             ValueError: naming the first pattern, if there is none; or if several match one pattern.
         """
         if not root.is_dir():
-            raise self.refusal(f"{str(root)!r} is no folder")
+            raise self.refusal(f"{str(root)!r} is not a folder")
         for pattern in patterns:
             found = sorted(root.glob(pattern))
             if len(found) > 1:
-                raise ValueError(f"{str(root)!r} holds {found[0].name} and {found[1].name}; keep one of them there")
+                raise ValueError(
+                    f"{str(root)!r} holds both {found[0].name} and {found[1].name}: keep only one of them there"
+                )
             if found:
                 return found[0]
         raise self.refusal(f"{str(root)!r} lacks {patterns[0]}")
@@ -129,18 +132,18 @@ class Origin:
             paths = [path_in(root, pattern.format(name)) for name in names]
             if is_any_there(paths):
                 return paths
-        raise self.refusal(f"none of the listed videos is there, such as {str(root / patterns[0].format(names[0]))!r}")
+        raise self.refusal(f"none of the listed videos exists, such as {str(root / patterns[0].format(names[0]))!r}")
 
 
 def path_in(folder: Path, name: str) -> str:
-    """The path of what a list names in the folder of its dataset: by one from a stranger no other file is to be read.
+    """The path of a file that a list names in the folder of its dataset. A stranger's list must not name other files.
 
     Raises:
         ValueError: if it leads out of the folder, by an absolute path or "..".
     """
     path = Path(name)
     if path.anchor or ".." in path.parts or "\0" in name:
-        raise ValueError(f"{name!r} is listed, which leads out of {str(folder)!r}; only what lies in there is read")
+        raise ValueError(f"{name!r} in the list leads out of {str(folder)!r}: only files in that folder are read")
     return str(folder / path)
 
 
@@ -157,19 +160,19 @@ def list_videos(
 def read_text(path: Path) -> str:
     """
     Raises:
-        ValueError: naming the file, if it is no text.
+        ValueError: naming the file, if it is not text.
     """
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{str(path)!r} is no text: {error}") from error
+        raise ValueError(f"{str(path)!r} is not text: {error}") from error
 
 
 def read_lines(path: Path) -> list[tuple[int, list[str]]]:
     """The words of every line that has any, and its number counted from 1.
 
     Raises:
-        ValueError: naming the file, if there is none or it is no text.
+        ValueError: naming the file, if it does not exist or is not text.
     """
     numbered = [(number, line.split()) for number, line in enumerate(read_text(path).splitlines(), start=1)]
     numbered = [(number, words) for number, words in numbered if words]
@@ -181,12 +184,12 @@ def read_lines(path: Path) -> list[tuple[int, list[str]]]:
 def read_json(path: Path):
     """
     Raises:
-        ValueError: naming the file, if it is no JSON.
+        ValueError: naming the file, if it is not JSON.
     """
     try:
         return json.loads(read_text(path))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{str(path)!r} is no JSON: {error}") from error
+        raise ValueError(f"{str(path)!r} is not JSON: {error}") from error
 
 
 def read_csv(path: Path, columns: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
@@ -199,7 +202,7 @@ def read_csv(path: Path, columns: Sequence[str]) -> list[tuple[int, dict[str, st
     rows = [(reader.line_num, row) for row in reader]
     lacking = [name for name in columns if name not in (reader.fieldnames or [])]
     if lacking:
-        raise ValueError(f"{str(path)!r} has no column {lacking[0]!r}; expected are {', '.join(columns)}")
+        raise ValueError(f"{str(path)!r} has no column {lacking[0]!r}: it must have {', '.join(columns)}")
     for number, row in rows:
         empty = [name for name in columns if not row[name]]
         if empty:
@@ -210,5 +213,5 @@ def read_csv(path: Path, columns: Sequence[str]) -> list[tuple[int, dict[str, st
 
 
 def unknown_label(path: Path, place: str, label: str, known: str) -> ValueError:
-    """The error for a label that is none of the classes; `place` is, for example, "line 3"."""
+    """The error for a label that is not one of the classes; `place` is, for example, "line 3"."""
     return ValueError(f"{str(path)!r}, {place}: the label {label!r} is none of the classes of {known}")

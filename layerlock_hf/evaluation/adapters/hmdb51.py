@@ -26,7 +26,7 @@ def read_hmdb51(root: Path, split: str, *, fold: str = "1") -> LabelledVideos:
         ValueError: if the split file of a class or all videos are missing, or a number in one is unknown.
     """
     if fold not in FOLDS:
-        raise ValueError(f"fold is {fold!r}; choose one of {', '.join(FOLDS)}")
+        raise ValueError(f"fold must be one of {', '.join(FOLDS)}, got {fold!r}")
     folder = ORIGIN.find(root, "testTrainMulti_7030_splits", "splits")
     ending = f"_test_split{fold}.txt"
     lists = {path.name.removesuffix(ending): path for path in sorted(folder.glob(f"*{ending}"))}
@@ -37,13 +37,13 @@ def read_hmdb51(root: Path, split: str, *, fold: str = "1") -> LabelledVideos:
     for label, (class_name, path) in enumerate(lists.items()):
         for number, words in read_lines(path):
             if len(words) != 2 or words[1] not in SPLITS:
-                raise ValueError(f"{str(path)!r}, line {number}: expected a video and one of {', '.join(SPLITS)}")
+                raise ValueError(f"{str(path)!r}, line {number} must be a video and one of {', '.join(SPLITS)}")
             if SPLITS[words[1]] == split:
                 names.append(f"{class_name}/{words[0]}")
                 labels.append(label)
                 groups.append(_film(words[0], class_name))
     if not names:
-        raise ValueError(f"{str(folder)!r}: no video of fold {fold} is to {split}")
+        raise ValueError(f"{str(folder)!r}: fold {fold} has no {split} videos")
     paths = ORIGIN.place(root, VIDEO_FILES, names)
     _check_classes(Path(paths[0]).parents[1], folder, ending, class_names)
     return list_videos(paths, labels, class_names, groups)
@@ -62,4 +62,6 @@ def _check_classes(videos: Path, splits: Path, ending: str, class_names: list[st
         if path.name not in class_names and next(path.glob("*.avi"), None) is not None
     ]
     if unlisted:
-        raise ORIGIN.refusal(f"{str(videos / unlisted[0])!r} has videos, but {str(splits)!r} no {unlisted[0]}{ending}")
+        raise ORIGIN.refusal(
+            f"{str(videos / unlisted[0])!r} holds videos, but {str(splits)!r} holds no {unlisted[0]}{ending}"
+        )

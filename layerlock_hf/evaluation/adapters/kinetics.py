@@ -45,7 +45,7 @@ def read_kinetics(root: Path, split: str) -> LabelledVideos:
         paths.append(found.get(stem) or path_in(folder, f"{stem}.mp4"))
         labels.append(order[row["label"]])
     if not is_any_there(paths):
-        raise ORIGIN.refusal(f"none of the videos that {str(path)!r} names is there, such as {paths[0]!r}")
+        raise ORIGIN.refusal(f"none of the videos that {str(path)!r} names exists, such as {paths[0]!r}")
     return list_videos(paths, labels, class_names, [row["youtube_id"] for _, row in rows])
 
 

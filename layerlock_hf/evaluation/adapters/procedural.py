@@ -83,7 +83,7 @@ def read_procedural_depth(
     sequences = []
     for number, row in rows:
         if not row.get("depth"):
-            raise ValueError(f"{str(path)!r}, line {number}: no depth; write the dataset anew with with_depth=True")
+            raise ValueError(f"{str(path)!r}, line {number}: no depth: write the dataset again with with_depth=True")
         file = path_in(path.parent, row["depth"])
         try:
             frames = _read_arrays(file)
@@ -101,28 +101,32 @@ def _rows(
     """The list, and the rows of a split with their lines."""
     if (root / split / LIST).is_file():
         if (train, test, part) != (None, None, None):
-            raise ValueError(f"{str(root)!r} has a dataset to {split}, which train, test and part do not choose from")
+            raise ValueError(
+                f"train, test and part must be left out for {str(root)!r}, which has a folder for each split"
+            )
         path = root / split / LIST
         return path, read_csv(path, COLUMNS)
     path = ORIGIN.find(root, LIST)
     rows = read_csv(path, COLUMNS)
     if part is not None:
         if part != ALL:
-            raise ValueError(f"part is {part!r}; it may be {ALL!r} alone")
+            raise ValueError(f"part must be {ALL!r}, got {part!r}")
         return path, rows
     chosen = {"train": train, "test": test}[split]
     if chosen is None:
         # Where something is told of the other split, all would be too much
         raise (ValueError if train or test else NoSplit)(
-            f"{str(path)!r} does not tell which videos are to {split}: say '{root}?train=0-799&test=800-999', or take "
-            f"all by '{root}?part={ALL}'"
+            f"{str(path)!r} does not say which videos to {split} on: give '{root}?train=0-799&test=800-999', or take "
+            f"all of them by '{root}?part={ALL}'"
         )
     numbers = parse_range(chosen)
     if numbers.stop > len(rows):
-        raise ValueError(f"{str(path)!r} has {len(rows)} videos, 0-{len(rows) - 1}; there is no {numbers.stop - 1}")
+        raise ValueError(
+            f"{split} must name videos between 0 and {len(rows) - 1}, those of {str(path)!r}, got {chosen}"
+        )
     other = parse_range(test if split == "train" else train) if train and test else range(0)
     if set(numbers) & set(other):
-        raise ValueError(f"{str(path)!r}: train={train} and test={test} share videos")
+        raise ValueError(f"{str(path)!r}: train={train} and test={test} share videos: give disjoint ranges")
     return path, [rows[number] for number in numbers]
 
 

@@ -66,13 +66,13 @@ def read_rgbd(
         state = "holds no recording" if root.is_dir() else "is no folder"
         raise ORIGIN.refusal(f"{str(root)!r} {state}")
     if part not in (None, ALL):
-        raise ValueError(f"part is {part!r}; it may be {ALL!r} alone")
+        raise ValueError(f"part must be {ALL!r}, got {part!r}")
     items = {split: [(name, None) for name in scenes]} if part == ALL else _split(root, scenes, train, test)
     if split not in items:
         # Where something is told of the other split, all would be too much
         raise (ValueError if items else NoSplit)(
-            f"nothing tells which part of {str(root)!r} is to {split}: say which recordings or frames, such as "
-            f"'{root}?{_example(scenes)}', write them to {root / split}.txt, or take all of it by '{root}?part={ALL}'"
+            f"{str(root)!r} does not say what to {split} on: name the recordings or frames, such as "
+            f"'{root}?{_example(scenes)}', list them in {root / split}.txt, or take all of it by '{root}?part={ALL}'"
         )
     _check_disjoint(root, items)
     if split == "test":
@@ -125,9 +125,9 @@ def _parse(root: Path, scenes: dict, item: str) -> list[Item]:
         name, colon, frames = item, "", ""
     names = [scene for scene in scenes if scene == name or scene.startswith(f"{name}/")]
     if not names:
-        raise ValueError(f"{str(root)!r} holds no recording {name!r}, but {', '.join(list(scenes)[:20])}")
+        raise ValueError(f"{str(root)!r} holds no recording {name!r}, only {', '.join(list(scenes)[:20])}")
     if colon and len(names) > 1:
-        raise ValueError(f"{item!r} names frames of {len(names)} recordings, such as {names[0]}; name one of them")
+        raise ValueError(f"{item!r} names frames of {len(names)} recordings, such as {names[0]}: name one recording")
     return [(scene, parse_range(frames) if colon else None) for scene in names]
 
 
@@ -149,10 +149,10 @@ def _listed(path: Path, names: dict[str, str]) -> list[Item]:
     for number, words in read_lines(path):
         digits = words[0].removeprefix("sequence")
         if not digits.isdecimal():
-            raise ValueError(f"{str(path)!r}, line {number}: expected a sequence such as sequence1")
+            raise ValueError(f"{str(path)!r}, line {number} must be a sequence such as sequence1")
         folder = f"seq-{int(digits):02d}"
         if folder not in names:
-            raise ValueError(f"{str(path)!r} names {folder}, which is not beside it; unpack {folder}.zip there")
+            raise ValueError(f"{str(path)!r} names {folder}, which is not beside it: unpack {folder}.zip there")
         chosen.append((names[folder], None))
     return chosen
 
@@ -168,7 +168,7 @@ def _check_disjoint(root: Path, items: dict[str, list[Item]]):
         for other, tested in items.get("test", []):
             is_shared = frames is None or tested is None or max(frames[0], tested[0]) <= min(frames[-1], tested[-1])
             if name == other and is_shared:
-                raise ValueError(f"{str(root)!r}: training and testing share frames of {name}")
+                raise ValueError(f"{str(root)!r}: training and testing share frames of {name}: give disjoint ranges")
 
 
 def _warn_of_parts(root: Path, scenes: dict, items: dict[str, list[Item]]):
@@ -179,8 +179,8 @@ def _warn_of_parts(root: Path, scenes: dict, items: dict[str, list[Item]]):
     shared = [place for place in places["test"] if place in places["train"]]
     if shared:
         logger.warning(
-            f"{str(root)!r}: {len(shared)} scenes are to train and to test, such as {places['train'][shared[0]]} and "
-            f"{places['test'][shared[0]]}, which show one place"
+            f"{str(root)!r}: {len(shared)} scenes are used to train and to test, such as "
+            f"{places['train'][shared[0]]} and {places['test'][shared[0]]}, which show one place"
         )
 
 
@@ -204,7 +204,7 @@ def _times(path: Path) -> dict[float, str]:
             time, file = words
             time = float(time)
         except ValueError as error:
-            raise ValueError(f"{str(path)!r}, line {number}: expected a time and a file: {error}") from error
+            raise ValueError(f"{str(path)!r}, line {number} must be a time and a file: {error}") from error
         found[time] = path_in(path.parent, file)
     return found
 
@@ -263,11 +263,13 @@ def open_video(folder: Path, name: str) -> PairedSequence:
     unit = facts.get("depth_unit") if isinstance(facts, dict) else None
     if str(unit) not in UNITS:
         raise ValueError(
-            f"{str(path)!r}: depth is not metric: depth_unit is {unit!r}; expected is one of {', '.join(UNITS)}"
+            f"{str(path)!r}: depth is not metric: depth_unit must be one of {', '.join(UNITS)}, got {unit!r}"
         )
     invalid, per_metre = facts.get("invalid_depth", 0), UNITS[unit]
     if type(invalid) is not int or not 0 <= invalid <= MAX_DEPTH:
-        raise ValueError(f"{str(path)!r}: invalid_depth is {invalid!r}; expected is a whole number, 0 to {MAX_DEPTH}")
+        raise ValueError(
+            f"{str(path)!r}: invalid_depth must be a whole number between 0 and {MAX_DEPTH}, got {invalid!r}"
+        )
     depth = numbered(folder / "depth", "*.png")
     video = folder / "color.mp4"
     if not video.is_file():

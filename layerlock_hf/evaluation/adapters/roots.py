@@ -19,7 +19,7 @@ def parse_root(root: str) -> tuple[Path, dict[str, str]]:
     for part in query.split("&"):
         option, _, value = part.partition("=")
         if not option or not value or option in options:
-            raise ValueError(f"{root!r}: {part!r} must be option=value, once for each option")
+            raise ValueError(f"{root!r}: {part!r} must be option=value, with each option given once")
         options[option] = value
     return Path(name).expanduser(), options
 
@@ -32,7 +32,7 @@ def check_options(root: str, reader: Callable, options: dict[str, str]):
     known = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
     unknown = [option for option in options if option not in known]
     if unknown:
-        raise ValueError(f"{root!r}: there is no option {unknown[0]!r}; choose from {', '.join(known) or 'none'}")
+        raise ValueError(f"{root!r}: options must be {', '.join(known) or 'left out'}, got {unknown[0]!r}")
 
 
 def parse_range(text: str) -> range:
@@ -43,5 +43,5 @@ def parse_range(text: str) -> range:
     """
     first, dash, last = text.partition("-")
     if not dash or not first.isdecimal() or not last.isdecimal() or int(first) > int(last):
-        raise ValueError(f"{text!r} is no range; write FIRST-LAST, counted from 0, such as 0-269")
+        raise ValueError(f"{text!r} is not a range: write FIRST-LAST, counted from 0, such as 0-269")
     return range(int(first), int(last) + 1)

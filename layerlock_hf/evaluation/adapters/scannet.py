@@ -148,7 +148,7 @@ def read_scannet(root: Path, split: str) -> list[DepthSequence]:
         raise ORIGIN.refusal(f"none of the scenes in {str(path)!r} is in {str(folder)!r}, such as {missing[0]}")
     if missing:
         logger.warning(
-            f"{len(missing)} of the {len(names)} scenes in {str(path)!r} are not in {str(folder)!r} and are left out, "
+            f"skipped {len(missing)} of the {len(names)} scenes in {str(path)!r}, which are not in {str(folder)!r}, "
             f"such as {missing[0]}"
         )
     return found
@@ -176,22 +176,24 @@ def _open_sens(path: Path) -> SensSequence:
         try:
             version, length = PREFIX.unpack(file.read(PREFIX.size))
             if version != VERSION:
-                raise ValueError(f"{str(path)!r} has version {version} of the format; expected is {VERSION}")
+                raise ValueError(f"{str(path)!r}: version of the format must be {VERSION}, got {version}")
             file.seek(min(length, path.stat().st_size) + MATRICES, 1)
             colour_type, depth_type, _, _, width, height, per_metre, num_frames = SIZES.unpack(file.read(SIZES.size))
         except struct.error as error:
-            raise ValueError(f"{str(path)!r} is cut off; download it again") from error
+            raise ValueError(f"{str(path)!r} is cut off: download it again") from error
         start = file.tell()
     if (colour_type, depth_type) != (JPEG, ZLIB):
         raise ValueError(
-            f"{str(path)!r} has colour of type {colour_type} and depth of type {depth_type}; expected are {JPEG}, "
-            f"JPEG, and {ZLIB}, 16 bits in zlib"
+            f"{str(path)!r}: types of colour and depth must be {JPEG} (JPEG) and {ZLIB} (16 bits in zlib), got "
+            f"{colour_type} and {depth_type}"
         )
     # A count of units, 1000 in all scenes; 0 or 1 would be a disparity or a mistake
     if not 1 < per_metre < 1e6:
-        raise ValueError(f"{str(path)!r}: depth is not metric: {per_metre} units are a metre; expected are about 1000")
+        raise ValueError(
+            f"{str(path)!r}: depth is not metric: it must have about 1000 units per metre, got {per_metre}"
+        )
     if not 0 < num_frames <= MAX_FRAMES:
-        raise ValueError(f"{str(path)!r} has {num_frames} frames by its header; download it again")
+        raise ValueError(f"{str(path)!r} has {num_frames} frames according to its header: download it again")
     name = path.stem
     sequence = SensSequence(str(path), name, _scene_of(name), num_frames, (height, width), per_metre, start)
     check_metric(str(path), num_frames, sequence.read_depth)

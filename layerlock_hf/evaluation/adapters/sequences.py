@@ -113,7 +113,10 @@ class PairedSequence:
 
     def __post_init__(self):
         if len(self.colour) != len(self.depth):
-            raise ValueError(f"{self.name}: {len(self.colour)} frames of colour, {len(self.depth)} of depth")
+            raise ValueError(
+                f"{self.name}: colour and depth must have the same number of frames, got {len(self.colour)} and "
+                f"{len(self.depth)}"
+            )
 
     def __len__(self) -> int:
         return len(self.depth)
@@ -132,8 +135,7 @@ class Excerpt:
     def __post_init__(self):
         if self.frames.stop > len(self.whole):
             raise ValueError(
-                f"{self.whole.name} has {len(self.whole)} frames, 0-{len(self.whole) - 1}; there is no frame "
-                f"{self.frames.stop - 1}"
+                f"{self.whole.name}: frames must be between 0 and {len(self.whole) - 1}, got {self.frames.stop - 1}"
             )
 
     @property
@@ -171,11 +173,11 @@ def check_metric(name: str, num_frames: int, read: Callable[[list[int]], Tensor]
         if (frame > 0).any():
             if not is_plausible(frame):
                 raise ValueError(
-                    f"{name}: depth is not metric: the median of frame {position} would be "
-                    f"{frame[frame > 0].median().item():.4g} m; expected are {MIN_MEDIAN} to {MAX_MEDIAN} m"
+                    f"{name}: depth is not metric: the median depth of frame {position} must be between {MIN_MEDIAN} "
+                    f"and {MAX_MEDIAN} m, got {frame[frame > 0].median().item():.4g} m"
                 )
             return
-    raise ValueError(f"{name}: no depth can be had: {reason}")
+    raise ValueError(f"{name}: no depth can be read: {reason}")
 
 
 def numbered(folder: Path, *patterns: str) -> dict[int, str]:
@@ -201,10 +203,10 @@ def pair(name: str, colour: Collection, depth: Collection) -> list:
     """
     both = sorted(set(colour) & set(depth))
     if not both:
-        raise ValueError(f"{name}: {len(colour)} frames of colour, {len(depth)} of depth, and none has both")
+        raise ValueError(f"{name}: {len(colour)} frames of colour and {len(depth)} of depth, but no frame has both")
     if len(both) < max(len(colour), len(depth)):
         logger.warning(
-            f"{name}: {len(colour)} frames of colour and {len(depth)} of depth are paired to {len(both)}; the others "
-            "are left out"
+            f"{name}: {len(both)} frames have both colour and depth, of {len(colour)} with colour and {len(depth)} "
+            "with depth: the others are skipped"
         )
     return both

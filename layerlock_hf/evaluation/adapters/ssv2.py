@@ -51,7 +51,10 @@ def read_ssv2(root: Path, split: str) -> LabelledVideos:
         place += f" (id {entry['id']})"
         template = entry.get("template")
         if not isinstance(template, str) or not template:
-            raise ValueError(f"{str(path)!r}, {place}: the template is {template!r}, as of videos without a label")
+            raise ValueError(
+                f"{str(path)!r}, {place}: the template must be a string, got {template!r}: videos without a label "
+                "cannot be used"
+            )
         name = template.replace("[", "").replace("]", "")
         if name not in order:
             raise unknown_label(path, place, name, names_path.name)

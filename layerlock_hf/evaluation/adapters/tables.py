@@ -46,11 +46,13 @@ class _Rows:
             ValueError: if there is no such column, or no row with this value.
         """
         if column not in self.columns:
-            raise ValueError(f"{str(self.path)!r} has no column {column!r}; it has {', '.join(self.columns)}")
+            raise ValueError(f"{str(self.path)!r} has no column {column!r}, only {', '.join(self.columns)}")
         kept = [index for index, found in enumerate(self.columns[column]) if str(found) == value]
         if not kept:
             present = sorted({str(found) for found in self.columns[column]})
-            raise ValueError(f"{str(self.path)!r}: no row has {column} {value!r}, but {', '.join(present[:20])}")
+            raise ValueError(
+                f"{str(self.path)!r} has no row where {column} is {value!r}, only {', '.join(present[:20])}"
+            )
         columns = {name: [values[index] for index in kept] for name, values in self.columns.items()}
         return replace(self, numbers=[self.numbers[i] for i in kept], videos=self.videos.select(kept), columns=columns)
 
@@ -64,8 +66,8 @@ class _Rows:
         name = next((name for name in sought if name in self.columns), None)
         if name is None:
             raise ValueError(
-                f"{str(self.path)!r} has no column {' or '.join(sought)}; its columns are {', '.join(self.columns)}. "
-                f"Name that of the classes by '{self.path}?label_column=NAME'"
+                f"{str(self.path)!r} has no column {' or '.join(sought)}, only {', '.join(self.columns)}: name the "
+                f"column of the classes with '{self.path}?label_column=NAME'"
             )
         return self._texts(name)
 
@@ -114,7 +116,7 @@ def read_table(
         train = rows if name is None else rows.where(SPLIT_COLUMN, name)
     else:
         if part is not None:
-            raise ValueError(f"{str(root)!r} holds a list to train and one to test; give one of them with part={part}")
+            raise ValueError(f"{str(root)!r} holds a training list and a test list: give one of them with part={part}")
         train = _read_list(lists["train"], filters, **named)
         chosen = train if split == "train" else _read_list(lists["test"], filters, **named)
     check_classes(repr(str(train.path)), train.labels)
@@ -138,7 +140,7 @@ def read_folder(root: Path, split: str, *, part: str | None = None) -> LabelledV
         ValueError: if a folder is missing, a video lies in no class, or in one that train/ lacks.
     """
     if part not in (None, ALL):
-        raise ValueError(f"part is {part!r}; of folders it may be {ALL!r} alone")
+        raise ValueError(f"part must be {ALL!r} for folders, got {part!r}")
     folders = {split: _existing(root)} if part == ALL else _split_folders(root)
     if split not in folders:
         raise ValueError(f"{str(root)!r} has no folder {' or '.join(NAMES[split])}")
@@ -153,7 +155,7 @@ def read_folder(root: Path, split: str, *, part: str | None = None) -> LabelledV
         path = Path(video["path"])
         label, *rest = path.relative_to(folder).parts
         if not rest:
-            raise ValueError(f"{str(path)!r} lies in no folder of a class; expected {str(folder)}/CLASS/{path.name}")
+            raise ValueError(f"{str(path)!r} lies in no class folder: it must be {str(folder)}/CLASS/{path.name}")
         if label not in order:
             raise unknown_label(path, "its folder", label, str(classes))
         labels.append(order[label])
@@ -162,7 +164,7 @@ def read_folder(root: Path, split: str, *, part: str | None = None) -> LabelledV
 
 def _existing(root: Path) -> Path:
     if not root.exists():
-        raise ValueError(f"{str(root)!r} does not exist; give a list of videos, or a folder with one")
+        raise ValueError(f"{str(root)!r} does not exist: give a list of videos, or a folder with one")
     return root
 
 
@@ -173,8 +175,8 @@ def _split_folders(root: Path) -> dict[str, Path]:
     found = {split: path for split, path in found.items() if path is not None}
     if not found:
         raise NoSplit(
-            f"{str(root)!r} has no folders train and test; where it holds the classes themselves, "
-            f"'{root}?part={ALL}' takes all videos"
+            f"{str(root)!r} has no folders train and test: if it holds the classes themselves, '{root}?part={ALL}' "
+            "takes all videos"
         )
     return found
 
@@ -183,7 +185,9 @@ def _lists_of(root: Path) -> dict[str, Path]:
     """The list of each split, or {"all": the one of all}."""
     if not _existing(root).is_dir():
         if root.suffix.lower() not in {*LIST_SUFFIXES, *READERS}:
-            raise ValueError(f"{str(root)!r} is no list; give a file of {', '.join(LIST_SUFFIXES)}, or its folder")
+            raise ValueError(
+                f"{str(root)!r} is not a list: give a file of type {', '.join(LIST_SUFFIXES)}, or its folder"
+            )
         return {ALL: root}
     here = _lists_in(root)
     named = {split: _named(here, split) or _only_list(root, split) for split in NAMES}
@@ -192,7 +196,7 @@ def _lists_of(root: Path) -> dict[str, Path]:
     if len(here) == 1:
         return {ALL: here[0]}
     found = f"holds {', '.join(path.name for path in here)}" if here else "holds no list"
-    raise ValueError(f"{str(root)!r} {found}; expected is one {', '.join(LIST_SUFFIXES)}, or train.csv and test.csv")
+    raise ValueError(f"{str(root)!r} {found}: it must hold one {', '.join(LIST_SUFFIXES)}, or train.csv and test.csv")
 
 
 def _lists_in(folder: Path) -> list[Path]:
@@ -216,7 +220,7 @@ def _read_list(path: Path, filters: dict[str, str], video_column: str | None, la
         try:
             schema = pyarrow.parquet.read_schema(path)
         except pyarrow.ArrowInvalid as error:
-            raise ValueError(f"{str(path)!r} is no parquet file, or a damaged one: {error}") from error
+            raise ValueError(f"{str(path)!r} is damaged, or not a parquet file: {error}") from error
         names = [field.name for field in schema if not pyarrow.types.is_nested(field.type)]
         names = [name for name in names if not pyarrow.types.is_binary(schema.field(name).type)]
         columns = pyarrow.parquet.read_table(path, columns=names).to_pydict()
@@ -245,18 +249,18 @@ def _of_split(rows: _Rows, split: str, part: str | None) -> _Rows:
         return rows if part == ALL else rows.where(SPLIT_COLUMN, part)
     if SPLIT_COLUMN not in rows.columns:
         raise NoSplit(
-            f"{str(rows.path)!r} has no column {SPLIT_COLUMN!r}, so that training and testing would share all videos; "
-            f"add one, give a folder with train.csv and test.csv, or take every row by '{rows.path}?part={ALL}'"
+            f"{str(rows.path)!r} has no column {SPLIT_COLUMN!r}, so training and testing would share all videos: add "
+            f"one, give a folder with train.csv and test.csv, or take every row by '{rows.path}?part={ALL}'"
         )
     choose = f"choose by '{rows.path}?part=NAME', or take every row by '{rows.path}?part={ALL}'"
     known = {name for names in NAMES.values() for name in names}
     for number, value in zip(rows.numbers, rows.columns[SPLIT_COLUMN], strict=True):
         if value not in known:  # else it would be left out without a word
-            raise ValueError(f"{str(rows.path)!r}, row {number}: the split {value!r} is none that is known; {choose}")
+            raise ValueError(f"{str(rows.path)!r}, row {number}: the split {value!r} is not a known one: {choose}")
     name = _split_name(rows, split)
     if name is None:
         present = sorted(set(rows.columns[SPLIT_COLUMN]))
-        raise ValueError(f"{str(rows.path)!r} has no rows to {split}, but of {', '.join(present)}; {choose}")
+        raise ValueError(f"{str(rows.path)!r} has no rows to {split} on, only {', '.join(present)}: {choose}")
     return rows.where(SPLIT_COLUMN, name)
 
 
@@ -271,14 +275,14 @@ def _warn_of_shared(train: _Rows, test: _Rows):
     shared = [row["video"]["path"] for row in test.videos if _identity(row) in trained]
     if shared:
         logger.warning(
-            f"{str(test.path)!r}: {len(shared)} of {len(test.videos)} videos to test are also to train, such as "
-            f"{shared[0]!r}; results on them say little"
+            f"{str(test.path)!r}: {len(shared)} of {len(test.videos)} test videos are also training videos, such as "
+            f"{shared[0]!r}: results on them mean little"
         )
     groups = sorted(set(train.groups or []) & set(test.groups or []))
     if groups:
         logger.warning(
-            f"{str(test.path)!r}: {len(groups)} groups have videos to train and to test, such as {groups[0]!r}, "
-            "and results on these are better than on new groups"
+            f"{str(test.path)!r}: {len(groups)} groups have both training and test videos, such as {groups[0]!r}: "
+            "results on these are better than on new groups"
         )
 
 

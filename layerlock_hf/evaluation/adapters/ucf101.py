@@ -28,13 +28,13 @@ def read_ucf101(root: Path, split: str, *, fold: str = "1") -> LabelledVideos:
         ValueError: if a list or all videos are missing, two classes have one number, or a line has an unknown class.
     """
     if fold not in FOLDS:
-        raise ValueError(f"fold is {fold!r}; choose one of {', '.join(FOLDS)}")
+        raise ValueError(f"fold must be one of {', '.join(FOLDS)}, got {fold!r}")
     names_path = ORIGIN.find(root, "ucfTrainTestlist/classInd.txt", "classInd.txt")
     path = ORIGIN.find(root, f"ucfTrainTestlist/{split}list0{fold}.txt", f"{split}list0{fold}.txt")
     classes = {}
     for number, words in read_lines(names_path):
         if len(words) != 2 or not words[0].isdecimal():
-            raise ValueError(f"{str(names_path)!r}, line {number}: expected a number and a class")
+            raise ValueError(f"{str(names_path)!r}, line {number} must be a number and a class")
         if words[1] in classes or int(words[0]) in classes.values():
             raise ValueError(f"{str(names_path)!r}, line {number}: {' '.join(words)} repeats a class or its number")
         classes[words[1]] = int(words[0])
@@ -45,7 +45,9 @@ def read_ucf101(root: Path, split: str, *, fold: str = "1") -> LabelledVideos:
         if label not in classes:
             raise unknown_label(path, f"line {number}", label, names_path.name)
         if len(words) > 1 and words[1] != str(classes[label]):
-            raise ValueError(f"{str(path)!r}, line {number}: {label} has number {classes[label]}, not {words[1]}")
+            raise ValueError(
+                f"{str(path)!r}, line {number}: the number of {label} must be {classes[label]}, got {words[1]}"
+            )
         names.append(name)
         labels.append(class_names.index(label))
     groups = [match[1] if (match := GROUP.search(name)) else name for name in names]

@@ -56,7 +56,7 @@ def test_a_run_and_its_report(main, videos, tmp_path, capsys):
     assert (tmp_path / "out" / "report.png").read_bytes().startswith(b"\x89PNG")
     before = sums(tmp_path / "out")
     main(command)
-    assert "nothing is done" in capsys.readouterr().out
+    assert "was already complete: nothing to do" in capsys.readouterr().out
     assert sums(tmp_path / "out") == before
 
 
@@ -73,25 +73,25 @@ def test_nothing_but_bad_files(main, tmp_path, capsys):
     (tmp_path / "videos").mkdir()
     (tmp_path / "videos" / "empty.mp4").touch()
     for _ in range(2):
-        with pytest.raises(SystemExit, match="error: no video is packed: 1 of 1 are left out as 'empty', such as"):
+        with pytest.raises(SystemExit, match="error: no video was packed, as 1 of 1 were left out as 'empty', such"):
             main([str(tmp_path / "videos"), str(tmp_path / "out"), "--num_workers", "1"])
         assert "0 of 1 videos are packed" in capsys.readouterr().out
 
 
 def test_settings_that_leave_all_out_are_corrected_in_place(main, videos, tmp_path, capsys):
     command = [str(videos), str(tmp_path / "out"), "--num_workers", "1"]
-    with pytest.raises(SystemExit, match="4 of 5 are left out as 'too short', such as .*: 8 frames; change VIDEOS or"):
+    with pytest.raises(SystemExit, match="4 of 5 were left out as 'too short', such as .*: 8 frames: change"):
         main([*command, "--min_frames", "9"])
     main([*command, "--min_frames", "8"])
     assert "4 of 5 videos are packed" in capsys.readouterr().out
 
 
 def test_mistakes_end_with_a_message(main, tmp_path):
-    with pytest.raises(SystemExit, match="error: '.*nowhere' does not exist; give a folder"):
+    with pytest.raises(SystemExit, match="error: '.*nowhere' does not exist: give a folder"):
         main([str(tmp_path / "nowhere"), str(tmp_path / "out")])
-    with pytest.raises(SystemExit, match="error: --short_sid: unknown setting"):
+    with pytest.raises(SystemExit, match="error: --short_sid is not a known setting: --help"):
         main([str(tmp_path), str(tmp_path / "out"), "--short_sid", "64"])
-    with pytest.raises(SystemExit, match="error: the name of the source is empty"):
+    with pytest.raises(SystemExit, match="error: source must be a folder of videos, or a list of them, got an empty"):
         main(["", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
 
@@ -114,22 +114,22 @@ def test_another_folder_of_the_same_names(main, videos, tmp_path):
     write_procedural_dataset(tmp_path, 4, seed=1, num_frames=8, image_size=32, progress=False)
     (tmp_path / "videos" / "empty.mp4").touch()
     main([str(videos), str(tmp_path / "out"), "--num_workers", "1"])
-    with pytest.raises(SystemExit, match="error: .*parquet is of other videos: .*; choose another folder"):
+    with pytest.raises(SystemExit, match="error: .*parquet was made from other videos, as .*: choose another folder"):
         main([str(tmp_path / "videos"), str(tmp_path / "out"), "--num_workers", "1"])
 
 
 @pytest.mark.parametrize("below", ["", "sub"])
 def test_an_output_that_is_no_folder_ends_with_a_message(main, videos, tmp_path, below):
     (tmp_path / "file").touch()
-    with pytest.raises(SystemExit, match="error: .*/file.*; VIDEOS must be readable and OUT a folder"):
+    with pytest.raises(SystemExit, match="error: .*/file.*: VIDEOS must be readable, and OUT writable"):
         main([str(videos), str(tmp_path / "file" / below), "--num_workers", "1"])
 
 
 def test_only_local_files_are_prepared(main, tmp_path):
-    with pytest.raises(SystemExit, match="error: 'http://host/videos/' is an address; only local files"):
+    with pytest.raises(SystemExit, match="error: 'http://host/videos/' is a URL, but only local files"):
         main(["http://host/videos/", str(tmp_path / "out")])
     (tmp_path / "list.csv").write_text("path\nhttp://host/a.mp4\n")
-    with pytest.raises(SystemExit, match="list.csv' names 'http://host/a.mp4'; only local files"):
+    with pytest.raises(SystemExit, match="list.csv' names 'http://host/a.mp4', but only local files"):
         main([str(tmp_path / "list.csv"), str(tmp_path / "out")])
 
 

@@ -173,7 +173,7 @@ def test_ranks_share_the_videos(source, tmp_path):
     assert len(rows) == len({row["name"] for row in rows}) == 6
     assert len(read_report(tmp_path)) == 9
     assert {row["path"].split("-")[1] for row in rows} == {"00000", "00001"}
-    with pytest.raises(ValueError, match="of another world_size than 1"):
+    with pytest.raises(ValueError, match="was written with a world_size other than 1"):
         prepare(str(source), tmp_path, PrepareArguments(**FAST))
 
 
@@ -286,7 +286,7 @@ def test_a_finished_run_is_left_alone(source, tmp_path):
     before = sums(tmp_path)
     assert not prepare(str(source), tmp_path, ARGUMENTS)
     assert sums(tmp_path) == before
-    with pytest.raises(ValueError, match="whose seed was 0 and is now 1; choose another folder"):
+    with pytest.raises(ValueError, match="whose seed was 0 and is now 1: choose another folder"):
         prepare(str(source), tmp_path, PrepareArguments(**{**vars(ARGUMENTS), "seed": 1}))
 
 
@@ -302,7 +302,7 @@ def test_changed_sources_and_settings_are_refused(tmp_path, make_video, monkeypa
     with pytest.raises(ValueError, match="whose gop was None and is now 30"):
         prepare(str(folder), output, PrepareArguments(gop=30))
     make_video(folder / "1.mp4", times=range(6))
-    with pytest.raises(ValueError, match="'1.mp4' has changed since it was looked at"):
+    with pytest.raises(ValueError, match="'1.mp4' has changed since it was examined"):
         prepare(str(folder), output)
     make_video(folder / "3.mp4", times=range(6))
     with pytest.raises(ValueError, match="whose num_videos was 3 and is now 4"):
@@ -324,7 +324,7 @@ def test_other_videos_of_the_same_names_are_refused(tmp_path, namesakes):
     (first, second), output = namesakes, tmp_path / "out"
     prepare(str(first), output)
     with pytest.raises(
-        ValueError, match=r"is of other videos: '\d.mp4' had \d+ bytes and has \d+ now; choose another"
+        ValueError, match=r"was made from other videos, as '\d.mp4' had \d+ bytes and now has \d+: choose another"
     ):
         prepare(str(second), output)
     shutil.copytree(first, tmp_path / "moved", copy_function=shutil.copy)  # of other times
@@ -334,7 +334,7 @@ def test_other_videos_of_the_same_names_are_refused(tmp_path, namesakes):
 def test_ranks_do_not_mix_folders(tmp_path, namesakes):
     (first, second), output = namesakes, tmp_path / "out"
     prepare(str(first), output, rank=0, world_size=2)
-    with pytest.raises(ValueError, match="00000-of-00002.parquet is of other videos"):
+    with pytest.raises(ValueError, match="00000-of-00002.parquet was made from other videos, as"):
         prepare(str(second), output, rank=1, world_size=2)
     assert missing_ranks(output, 2) == [1]
 
@@ -352,7 +352,7 @@ def test_a_share_of_which_nothing_was_packed_is_done_anew(source, tmp_path):
 def test_folders_of_something_else_are_left_alone(source, tmp_path, name):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / name).touch()
-    with pytest.raises(ValueError, match=f"out holds a '{name}' of something else; choose a new folder"):
+    with pytest.raises(ValueError, match=f"out holds a '{name}' from something else: choose a new folder"):
         prepare(str(source), tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == [name]
 
@@ -373,13 +373,13 @@ def test_a_full_disk_keeps_what_is_done(source, tmp_path, monkeypatch, finished)
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"shard_format": "zip"}, "choose one of tar, parquet"),
-        ({"shard_size": "many"}, "give a size such as 512MB"),
-        ({"min_frames": 0}, "give at least 1"),
-        ({"gop": 0}, "give at least 1"),
-        ({"crf": 60}, "give 0 to 51"),
-        ({"crf": 30}, "crf is 30, but nothing is re-encoded; give short_side or gop too"),
-        ({"timeout": 0}, "from 0.1 on"),
+        ({"shard_format": "zip"}, "shard_format must be one of tar, parquet, got 'zip'"),
+        ({"shard_size": "many"}, "shard_size must be a size such as 512MB, got 'many'"),
+        ({"min_frames": 0}, "min_frames must be at least 1, got 0"),
+        ({"gop": 0}, "gop must be at least 1, got 0"),
+        ({"crf": 60}, "crf must be between 0 and 51, got 60"),
+        ({"crf": 30}, "crf is set but short_side and gop are not, so nothing is re-encoded: set one"),
+        ({"timeout": 0}, "timeout must be between 0.1 and 1e6 seconds, got 0"),
     ],
 )
 def test_settings_are_checked(settings, message):
@@ -394,17 +394,17 @@ def test_sources_are_checked(source, tmp_path, write_tar):
         prepare(str(source), source / "out")
     twice = tmp_path / "list.csv"
     twice.write_text(f"path\n{source}/v0.mp4\n{source}/v0.mp4\n")
-    with pytest.raises(ValueError, match="twice; name every file once"):
+    with pytest.raises(ValueError, match="twice: name every file once"):
         prepare(str(twice), tmp_path / "out")
     twice.write_text("path\nhttp://127.0.0.1:9/a.mp4\n")
     with pytest.raises(ValueError, match="only local files can be prepared"):
         prepare(str(twice), tmp_path / "out")
     write_tar(tmp_path / "tars" / "a.tar", [("a.mp4", b"video")])
-    with pytest.raises(ValueError, match="within other files"):
+    with pytest.raises(ValueError, match="packed into other files: only videos in files of their own"):
         prepare(str(tmp_path / "tars"), tmp_path / "out")
-    with pytest.raises(ValueError, match="rank is 2 of world_size 2"):
+    with pytest.raises(ValueError, match="rank must be at least 0 and less than world_size=2, got 2"):
         prepare(str(source), tmp_path / "out", rank=2, world_size=2)
-    with pytest.raises(ValueError, match="world_size is 0; give at least 1"):
+    with pytest.raises(ValueError, match="world_size must be at least 1, got 0"):
         prepare(str(source), tmp_path / "out", world_size=0)
-    with pytest.raises(ValueError, match="the name of the source is empty"):
+    with pytest.raises(ValueError, match="source must be a folder of videos, or a list of them, got an empty name"):
         prepare("", tmp_path / "out")

@@ -28,11 +28,11 @@ def test_who_lacks_depth_learns_where_to_get_it(name, tmp_path):
 
 
 def test_names_are_checked(tmp_path):
-    with pytest.raises(ValueError, match="'imagenet'; choose one of table"):
+    with pytest.raises(ValueError, match="dataset must be one of table, .* got 'imagenet'"):
         read_labelled("imagenet", str(tmp_path), "train")
-    with pytest.raises(ValueError, match="'val'; choose one of train, test"):
+    with pytest.raises(ValueError, match="split must be one of train, test, got 'val'"):
         read_labelled("ssv2", str(tmp_path), "val")
-    with pytest.raises(ValueError, match="no option 'fold'; choose from none"):
+    with pytest.raises(ValueError, match="options must be left out, got 'fold'"):
         read_labelled("ssv2", f"{tmp_path}?fold=2", "train")
 
 

@@ -26,7 +26,7 @@ def test_relabelling_follows_names():
     videos = list_videos(["a", "b", "c"], [1, 0, 1], ["run", "walk"], ["g", "g", "h"])
     other = videos.relabelled(["walk", "sit", "run"])
     assert (other.labels, other.class_names, other.groups) == ([0, 2, 0], ["walk", "sit", "run"], ["g", "g", "h"])
-    with pytest.raises(ValueError, match="such as 'walk', are none of the 1 of training"):
+    with pytest.raises(ValueError, match="such as 'walk', are not among the 1 of the training data"):
         videos.relabelled(["run"])
 
 
@@ -53,7 +53,7 @@ def test_a_part_of_a_large_dataset_is_enough(write):
 def test_lists_of_owners_do_not_lead_out_of_their_folder(write, name):
     root = write("set/b.mp4")
     write("a.mp4")
-    with pytest.raises(ValueError, match="is listed, which leads out of '.*set'"):
+    with pytest.raises(ValueError, match="in the list leads out of '.*set'"):
         ORIGIN.place(root / "set", ["{}"], ["b.mp4", name])
     assert path_in(root, "set/b..mp4") == str(root / "set/b..mp4")
 
@@ -66,7 +66,7 @@ def test_lists_of_owners_do_not_lead_out_of_their_folder(write, name):
         ("a,b\n", "lists nothing"),
         ("a,b\n1,2\n3,\n", "line 3: no b"),
         ("a,b\n1,2\n3\n", "line 3: no b"),
-        (b"a,b\n\xff,2\n", "is no text"),
+        (b"a,b\n\xff,2\n", "is not text"),
     ],
 )
 def test_damaged_lists_are_named(write, text, message):

@@ -32,10 +32,10 @@ def test_owners_layout(root):
 
 def test_a_class_without_split_file_is_not_left_out(root):
     (root / SPLITS / "wave_test_split1.txt").unlink()
-    with pytest.raises(ValueError, match="(?s)wave' has videos, but .* no wave_test_split1.txt.*serre"):
+    with pytest.raises(ValueError, match="(?s)wave' holds videos, but .* holds no wave_test_split1.txt.*serre"):
         read_labelled("hmdb51", str(root), "train")
     # As in fold 2 here
-    with pytest.raises(ValueError, match="no video of fold 2 is to train"):
+    with pytest.raises(ValueError, match="fold 2 has no train videos"):
         read_labelled("hmdb51", f"{root}?fold=2", "train")
     with pytest.raises(ValueError, match="holds no CLASS_test_split3.txt"):
         read_labelled("hmdb51", f"{root}?fold=3", "train")
@@ -43,13 +43,13 @@ def test_a_class_without_split_file_is_not_left_out(root):
 
 def test_all_videos_missing(root):
     (root / "brush_hair/odd.avi").unlink()
-    with pytest.raises(ValueError, match="none of the listed videos is there, such as .*brush_hair/odd.avi"):
+    with pytest.raises(ValueError, match="none of the listed videos exists, such as .*brush_hair/odd.avi"):
         read_labelled("hmdb51", str(root), "test")
 
 
 def test_unknown_numbers(root, write):
     write(f"{SPLITS}/wave_test_split1.txt", "a_wave_f_nm_np1_fr_med_0.avi 1\nb.avi 3\n")
-    with pytest.raises(ValueError, match="wave_test_split1.txt', line 2: expected a video and one of 0, 1, 2"):
+    with pytest.raises(ValueError, match="wave_test_split1.txt', line 2 must be a video and one of 0, 1, 2"):
         read_labelled("hmdb51", str(root), "train")
 
 

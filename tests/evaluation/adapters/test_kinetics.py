@@ -53,7 +53,7 @@ def test_a_missing_annotation(root, name):
         ("testifying,xyz_1,110,120,val\n,a,1,11,val\n", "line 3: no label"),
         ("testifying,a,one,11,val\n", "line 2: time_start and time_end"),
         ("testifying,a,1,inf,val\n", "line 2: time_start and time_end"),
-        ("testifying,../../a,1,11,val\n", "'../../a_000001_000011.mp4' is listed, which leads out of .*val"),
+        ("testifying,../../a,1,11,val\n", "'../../a_000001_000011.mp4' in the list leads out of .*val"),
         ("testifying,a,1,11,val\n", "none of the videos .* such as .*val/a_000001_000011.mp4"),
     ],
 )
@@ -74,5 +74,5 @@ def test_lists_of_kinetics_600_are_texts(root):
         (root / f"annotations/{name}.csv").rename(root / f"annotations/{name}.txt")
     assert read_labelled("kinetics", str(root), "test").labels == [1]
     (root / "annotations/val.txt").write_text("xyz_1 testifying\n")
-    with pytest.raises(ValueError, match="val.txt' has no column 'label'; expected are label, youtube_id"):
+    with pytest.raises(ValueError, match="val.txt' has no column 'label': it must have label, youtube_id"):
         read_labelled("kinetics", str(root), "test")

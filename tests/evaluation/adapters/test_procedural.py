@@ -38,13 +38,13 @@ def test_rows_of_one_dataset(both):
     assert test.videos[0]["video"]["path"].endswith("000003.mp4")
     assert len(read_labelled("procedural", f"{both}/train?part=all", "test").videos) == 5
     for query, message in (
-        ("", "does not tell which videos are to test"),
-        ("?test=3-5", "has 5 videos, 0-4; there is no 5"),
+        ("", "does not say which videos to test on"),
+        ("?test=3-5", "test must name videos between 0 and 4, .* got 3-5"),
         ("?train=0-3&test=3-4", "share videos"),
     ):
         with pytest.raises(ValueError, match=message):
             read_labelled("procedural", f"{both}/train{query}", "test")
-    with pytest.raises(ValueError, match="which train, test and part do not choose from"):
+    with pytest.raises(ValueError, match="train, test and part must be left out"):
         read_labelled("procedural", f"{both}?test=0-1", "test")
 
 
@@ -61,7 +61,7 @@ def test_depth(both):
     [
         ("videos/0.mp4,0,up,", "line 2: the label '0 .up.' is none"),
         ("videos/0.mp4,0,fly,", "line 2: the label '0 .fly.' is none"),
-        ("videos/0.mp4,0,left,", "none of the listed videos is there"),
+        ("videos/0.mp4,0,left,", "none of the listed videos exists"),
     ],
 )
 def test_damaged_lists(write, row, message):
@@ -72,7 +72,7 @@ def test_damaged_lists(write, row, message):
 
 def test_missing_depth(write):
     root = write("videos.csv", "path,label,motion,depth\nvideos/0.mp4,0,left,\n")
-    with pytest.raises(ValueError, match="line 2: no depth; write .* with_depth=True"):
+    with pytest.raises(ValueError, match="line 2: no depth: write .* with_depth=True"):
         read_depth("procedural", f"{root}?part=all", "test")
     write("videos.csv", "path,label,motion,depth\nvideos/0.mp4,0,left,depth/0.npz\n")
     with pytest.raises(ValueError, match="line 2: .*0.npz: no such file"):
@@ -109,7 +109,10 @@ def write_depth(write, images):
 @pytest.mark.parametrize(
     "arrays, message",
     [
-        ({"depth": np.full((4, 8, 8), 2000, np.float32)}, "not metric: the median of frame 0 would be 2000 m"),
+        (
+            {"depth": np.full((4, 8, 8), 2000, np.float32)},
+            "not metric: the median depth of frame 0 must be between .* got 2000 m",
+        ),
         ({"depth": np.full((4, 8, 8), 2000, np.uint16)}, "line 2: .*must be float32 .* but is torch.uint16"),
         ({"depth": np.ones((4, 8), np.float32)}, r"line 2: .*of shape \(4, 8\)"),
         ({"depth": np.zeros((4, 8, 8), np.float32)}, "no pixel with known depth"),
@@ -134,7 +137,7 @@ def test_depth_of_another_size(write_depth):
 def test_paths_that_lead_out(write_depth, write, row):
     root = write_depth(depth=np.ones((4, 8, 8), np.float32))
     write("videos.csv", f"path,label,motion,depth\n{row}\n")
-    with pytest.raises(ValueError, match="is listed, which leads out of"):
+    with pytest.raises(ValueError, match="in the list leads out of"):
         read_depth("procedural", root, "test")
 
 

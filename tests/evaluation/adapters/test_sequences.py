@@ -39,12 +39,12 @@ def test_excerpts(sequence, images):
     part = pickle.loads(pickle.dumps(Excerpt(sequence, range(2, 5))))
     assert (part.name, part.group, len(part)) == ("a:2-4", "g", 3)
     assert images.indices(*part.read([0, 2])) == ([2, 4], [2, 4])
-    with pytest.raises(ValueError, match="a has 6 frames, 0-5; there is no frame 6"):
+    with pytest.raises(ValueError, match="a: frames must be between 0 and 5, got 6"):
         Excerpt(sequence, range(2, 7))
 
 
 def test_counts_must_agree(sequence):
-    with pytest.raises(ValueError, match="a: 5 frames of colour, 6 of depth"):
+    with pytest.raises(ValueError, match="a: colour and depth must have the same number of frames, got 5 and 6"):
         PairedSequence("a", "g", ImageFrames(sequence.colour.paths[1:]), sequence.depth)
 
 
@@ -78,9 +78,11 @@ def test_depth_is_checked_on_the_first_frame_that_knows_any(write, images):
     paths = [str(root / f"{index}.png") for index in range(3)]
     check_depth(DepthImages(paths, 1000.0))
     for per_metre, median in ((1.0, "1000 m"), (1e6, "0.001 m")):
-        with pytest.raises(ValueError, match=f"x: depth is not metric: the median of frame 2 would be {median}"):
+        with pytest.raises(
+            ValueError, match=f"x: depth is not metric: the median depth of frame 2 must be between .* got {median}"
+        ):
             check_depth(DepthImages(paths, per_metre))
-    with pytest.raises(ValueError, match="x: no depth can be had: .*1.png: neither JPEG nor PNG"):
+    with pytest.raises(ValueError, match="x: no depth can be read: .*1.png: neither JPEG nor PNG"):
         check_depth(DepthImages(paths[:2], 1000.0))
     write("0.png", images.png(np.ones((4, 4), np.uint8)))
     with pytest.raises(ValueError, match="x: depth is not metric: .*gray"):
@@ -101,6 +103,6 @@ def test_images_are_numbered_by_their_names(write):
 def test_what_has_no_partner_is_left_out_with_a_warning(caplog):
     with caplog.at_level("WARNING"):
         assert pair("x", range(5), [9, 4, 1]) == [1, 4]
-    assert "x: 5 frames of colour and 3 of depth are paired to 2" in caplog.text
-    with pytest.raises(ValueError, match="none has both"):
+    assert "x: 2 frames have both colour and depth, of 5 with colour and 3 with depth" in caplog.text
+    with pytest.raises(ValueError, match="no frame has both"):
         pair("x", [1], [2])

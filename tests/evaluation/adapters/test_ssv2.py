@@ -53,7 +53,7 @@ def test_a_missing_label_file(root, name):
 
 def test_all_videos_missing(root):
     (root / "videos/20bn-something-something-v2/5.webm").unlink()
-    with pytest.raises(ValueError, match="none of the listed videos is there, such as .*/5.webm"):
+    with pytest.raises(ValueError, match="none of the listed videos exists, such as .*/5.webm"):
         read_labelled("ssv2", str(root), "test")
 
 
@@ -61,11 +61,17 @@ def test_all_videos_missing(root):
     "entries, message",
     [
         ([entry(1, "Eating [something]")], r"validation.json', entry 1 \(id 1\): the label 'Eating something'"),
-        ([{"id": "1"}], r"entry 1 \(id 1\): the template is None"),  # as in the list of the test set
-        ([entry(1, "Closing [something]"), entry(7, None)], r"entry 2 \(id 7\): the template is None"),
-        ([entry(1, ["Closing"])], r"entry 1 \(id 1\): the template is \['Closing'\]"),
+        (
+            [{"id": "1"}],
+            r"entry 1 \(id 1\): the template must be a string, got None",
+        ),  # as in the list of the test set
+        (
+            [entry(1, "Closing [something]"), entry(7, None)],
+            r"entry 2 \(id 7\): the template must be a string, got None",
+        ),
+        ([entry(1, ["Closing"])], r"entry 1 \(id 1\): the template must be a string, got \['Closing'\]"),
         ([entry(1, "Closing [something]", id=None)], "entry 1: the id is missing"),
-        ([entry("../../../5", "Closing [something]")], "'.*/../../../5.webm' is listed, which leads out of"),
+        ([entry("../../../5", "Closing [something]")], "'.*/../../../5.webm' in the list leads out of"),
         ([], "must be a list of objects"),
     ],
 )

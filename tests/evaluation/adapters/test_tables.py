@@ -73,13 +73,13 @@ def test_a_list_for_each_split(write, files):
     [
         ([{"path": "1.mp4", "name": "x", "split": "train"}], "", "l.csv' has no column label or class"),
         ([{"path": "1.mp4", "class": "", "split": "train"}], "", "row 1: no class"),
-        (ROWS, "?color=red", "no column 'color'; it has set, class, path"),
-        (ROWS, "?set=c", "no row has set 'c', but a, b"),
-        (ROWS, "?part=test", "no row has split 'test', but train, val"),
-        (ROWS[2:3], "", r"no rows to train, but of val; choose by '.*l.csv\?part=NAME'"),
-        ([*ROWS, {**ROWS[0], "split": "later"}], "", "row 6: the split 'later' is none that is known"),
+        (ROWS, "?color=red", "no column 'color', only set, class, path"),
+        (ROWS, "?set=c", "has no row where set is 'c', only a, b"),
+        (ROWS, "?part=test", "has no row where split is 'test', only train, val"),
+        (ROWS[2:3], "", r"no rows to train on, only val: choose by '.*l.csv\?part=NAME'"),
+        ([*ROWS, {**ROWS[0], "split": "later"}], "", "row 6: the split 'later' is not a known one"),
         ([*ROWS, {**ROWS[0], "split": ""}], "", "row 6: the split ''"),
-        ([{**ROWS[0], "path": "0.mp4"}], "", "none of the videos .* is there, such as .*0.mp4"),
+        ([{**ROWS[0], "path": "0.mp4"}], "", "none of the videos .* exists, such as .*0.mp4"),
         ([{**ROWS[0], "group": ""}], "", "row 1: no group"),
     ],
 )
@@ -103,7 +103,7 @@ def test_a_label_that_no_training_row_has(root, write):
 def test_missing_lists(root):
     with pytest.raises(ValueError, match="holds no list"):
         read_labelled("table", str(root), "train")
-    with pytest.raises(ValueError, match="1.mp4' is no list"):
+    with pytest.raises(ValueError, match="1.mp4' is not a list: give a file"):
         read_labelled("table", str(root / "1.mp4"), "train")
 
 
@@ -128,7 +128,7 @@ def test_folders_of_classes(write):
     with pytest.raises(ValueError, match="4.mp4', its folder: the label 'fly'"):
         read_labelled("folder", str(root), "test")
     write("train/5.mp4")
-    with pytest.raises(ValueError, match="5.mp4' lies in no folder of a class"):
+    with pytest.raises(ValueError, match="5.mp4' lies in no class folder"):
         read_labelled("folder", str(root), "train")
 
 
@@ -166,8 +166,8 @@ def test_videos_to_train_and_to_test_are_counted(root, write, caplog):
         assert len(read_labelled("table", str(root / "l.csv"), "train").videos) == 3
         assert not caplog.text
         assert len(read_labelled("table", str(root / "l.csv"), "test").videos) == 3
-    assert "1 of 3 videos to test are also to train, such as" in caplog.text and "1.mp4" in caplog.text
-    assert "1 groups have videos to train and to test, such as 'p1'" in caplog.text
+    assert "1 of 3 test videos are also training videos, such as" in caplog.text and "1.mp4" in caplog.text
+    assert "1 groups have both training and test videos, such as 'p1'" in caplog.text
     caplog.clear()
     with caplog.at_level("WARNING"):  # the same rows for either split, as one asks for them
         read_labelled("table", f"{root}/l.csv?part=all", "test")
@@ -187,9 +187,9 @@ def test_embedded_videos_of_one_file_are_several(root, caplog):
 def test_columns_of_other_names_are_named_after_the_list(root, write):
     rows = [{"clip": row["path"], "kind": row["class"], "split": row["split"]} for row in ROWS]
     path = write("l.csv", csv_of(rows)) / "l.csv"
-    with pytest.raises(ValueError, match=r"Name that of the videos by '.*l.csv\?video_column=NAME'"):
+    with pytest.raises(ValueError, match=r"name the column of the videos with '.*l.csv\?video_column=NAME'"):
         read_labelled("table", str(path), "train")
-    with pytest.raises(ValueError, match=r"Name that of the classes by '.*l.csv\?label_column=NAME'"):
+    with pytest.raises(ValueError, match=r"name the column of the classes with '.*l.csv\?label_column=NAME'"):
         read_labelled("table", f"{path}?video_column=clip", "train")
     train = read_labelled("table", f"{path}?video_column=clip&label_column=kind", "train")
     assert (names(train), train.class_names) == (["1.mp4", "2.mp4", "4.mp4"], ["run", "sit", "walk"])
@@ -207,7 +207,7 @@ def test_classes_that_differ_in_case_alone_are_refused(root, write):
     rows = [dict(row) for row in ROWS]
     rows[0]["class"] = "Walk"
     path = write("l.csv", csv_of(rows)) / "l.csv"
-    with pytest.raises(ValueError, match="labels must differ in more than case, .* got 'Walk' and 'walk': write them"):
+    with pytest.raises(ValueError, match="labels must differ in more than case, .* got 'Walk' and 'walk': spell them"):
         read_labelled("table", str(path), "train")
     rows[0]["class"] = " walk "  # blanks around it are nothing
     write("l.csv", csv_of(rows))

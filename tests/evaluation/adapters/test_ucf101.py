@@ -27,7 +27,7 @@ def test_owners_layout(root):
 
 def test_folds(root):
     assert read_labelled("ucf101", f"{root}?fold=2", "train").labels == [0]
-    with pytest.raises(ValueError, match="fold is '4'"):
+    with pytest.raises(ValueError, match="fold must be one of 1, 2, 3, got '4'"):
         read_labelled("ucf101", f"{root}?fold=4", "train")
 
 
@@ -39,7 +39,7 @@ def test_an_absent_video_stays(root):
         read_clip(fetch(videos[0]), lambda num_frames: [0])
     assert caught.value.kind == "missing"
     (root / "UCF-101/ApplyEyeMakeup/v_ApplyEyeMakeup_g08_c02.avi").unlink()
-    with pytest.raises(ValueError, match="none of the listed videos is there"):
+    with pytest.raises(ValueError, match="none of the listed videos exists"):
         read_labelled("ucf101", str(root), "train")
 
 
@@ -54,7 +54,7 @@ def test_a_missing_list(root, name):
     "line, message",
     [
         ("Bowling/v_Bowling_g01_c01.avi", "testlist01.txt', line 1: the label 'Bowling'"),
-        ("Archery/v_Archery_g01_c01.avi 1", "line 1: Archery has number 2, not 1"),
+        ("Archery/v_Archery_g01_c01.avi 1", "line 1: the number of Archery must be 2, got 1"),
         ("", "is empty"),
     ],
 )
