@@ -206,7 +206,7 @@ def test_file_length(path):
         ("utils/new.py", "from .bounds import MAX_SEED", True),
         ("utils/new.py", "from ..models.file_modes import follow_umask", False),
         ("data/new.py", "from ..models import patchify", False),
-        ("data/new.py", "from ..models.video_reading_pyav import open_video", True),
+        ("data/new.py", "from ..models.video_reading_pyav import read_frames", True),
         ("data/new.py", "from ..models.video_processing_layerlock import x", False),
         ("data/new.py", "from ..utils import files", True),
         ("data/new.py", "import layerlock_hf", False),

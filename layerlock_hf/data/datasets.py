@@ -9,12 +9,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .clips import Choose, Crop, DecodingError
+from ..models.video_reading_timeline import Choose
+from ..models.video_reading_torchcodec import torchcodec_decoder
+from .clips import Crop, DecodingError
 from .decoding import read_clip
-from .decoding_torchcodec import torchcodec_decoder
 from .isolation import DecoderLost, Isolated
 from .order import ClipOrder
 from .reports import BadData, BadVideos
+from .timing import timed
 from .transforms import Augmentation, ClipTransform, bounding_box, generator_for, repeat_last_frame
 from .video_access import fetch, is_remote, name_of
 
@@ -27,21 +29,39 @@ DEVICES = ("cpu", "cuda")
 
 
 @dataclass
-class _Group:
+class ClipGroup:
     """What the process that decodes makes of one video.
 
     Attributes:
         frames: uint8, one array per clip: (T, C, S, S), or before its augmentation (T', C, h, w), T' <= T.
-        augmentations: what is still to be done to each clip; None if nothing is.
+        augmentations: what was drawn for each clip.
+        are_augmented: whether that is done to the frames, or still to be done.
         is_padded: whether the video is too short, and its last frame repeated.
+        timestamps: when the T' frames that are no repetition are shown, in seconds; NaN where that is unknown.
+        num_frames: of the video.
         note, kind: what is wrong with the video, if anything.
     """
 
     frames: list[np.ndarray]
-    augmentations: list[Augmentation | None]
+    augmentations: list[Augmentation]
+    are_augmented: bool
     is_padded: bool
+    timestamps: list[float]
+    num_frames: int
     note: str | None
     kind: str = "damaged"
+
+    def samples(self, positions: list[int], index: int) -> list[dict]:
+        """The clips at these positions, of the video in row `index`, as `PretrainingClips` gives them."""
+        samples = []
+        for frames, augmentation, position in zip(self.frames, self.augmentations, positions, strict=True):
+            pixels = torch.from_numpy(frames)
+            if self.are_augmented:
+                content = {"pixel_values_videos": pixels}
+            else:
+                content = {"crop": pixels, "augmentation": augmentation}
+            samples.append(content | {"position": position, "video_index": index, "is_padded": self.is_padded})
+        return samples
 
 
 class PretrainingClips(torch.utils.data.Dataset):
@@ -150,13 +170,29 @@ class PretrainingClips(torch.utils.data.Dataset):
                 samples += self._samples(first, members, fetched)
         return samples
 
+    def group_of(self, index: int, positions: list[int], attempt: int = 0) -> ClipGroup:
+        """The clips at positions of one group, of the video in row `index`.
+
+        Args:
+            index: the row.
+            positions: of the run.
+            attempt: how many videos before could not be used.
+
+        Raises:
+            DecodingError: if this video cannot be used either.
+        """
+        source = self._fetch_remote([index])[index]
+        return self._group(index, source, self.order.first_of(positions[0]), positions, attempt)
+
     def _samples(self, first: int, positions: list[int], fetched: dict) -> list[dict]:
         """The clips of positions of one group, of the first video that can be used."""
         failures, kinds = [], set()
         for attempt, index in enumerate(self._candidates(first)):
-            source = fetched[index] if attempt == 0 else self._fetch_remote([index])[index]
             try:
-                group = self._group(index, source, first, positions, attempt)
+                if attempt == 0:
+                    group = self._group(index, fetched[index], first, positions, attempt)
+                else:
+                    group = self.group_of(index, positions, attempt)
             except DecodingError as error:
                 name = self._name(index)
                 self.bad_videos.add(name, str(error), used=False, kind=error.kind)
@@ -165,10 +201,7 @@ class PretrainingClips(torch.utils.data.Dataset):
                 continue
             if group.note is not None:
                 self.bad_videos.add(self._name(index), group.note, used=True, kind=group.kind)
-            return [
-                _sample(torch.from_numpy(frames), augmentation, position, index, group.is_padded)
-                for frames, augmentation, position in zip(group.frames, group.augmentations, positions, strict=True)
-            ]
+            return group.samples(positions, index)
         if kinds == {"network"}:
             advice = "Once the network is back, resume from the last checkpoint"
         else:
@@ -192,16 +225,17 @@ class PretrainingClips(torch.utils.data.Dataset):
         No thread outlives the call: the process that decodes may be forked from this one at any time later.
         """
         fetched = dict.fromkeys(indices)
-        rows = {index: self.videos[index] for index in fetched if index not in self._lost}
-        remote = {index: row for index, row in rows.items() if is_remote(row)}
-        if remote:
-            with ThreadPoolExecutor(min(NUM_FETCHES, len(remote))) as pool:
-                fetched |= zip(remote, pool.map(_fetch_or_error, remote.values()), strict=True)
+        with timed("fetch"):
+            rows = {index: self.videos[index] for index in fetched if index not in self._lost}
+            remote = {index: row for index, row in rows.items() if is_remote(row)}
+            if remote:
+                with ThreadPoolExecutor(min(NUM_FETCHES, len(remote))) as pool:
+                    fetched |= zip(remote, pool.map(_fetch_or_error, remote.values()), strict=True)
         return fetched
 
     def _group(
         self, index: int, source: str | bytes | DecodingError | None, first: int, positions: list[int], attempt: int
-    ) -> _Group:
+    ) -> ClipGroup:
         if index in self._lost:
             raise DecodingError(*self._lost[index])
         if isinstance(source, DecodingError):
@@ -214,18 +248,20 @@ class PretrainingClips(torch.utils.data.Dataset):
 
     def _make_group(
         self, index: int, source: str | bytes | None, first: int, positions: list[int], attempt: int
-    ) -> _Group:
+    ) -> ClipGroup:
         augmentations = []
 
         def box(*shape: float) -> tuple[int, int, int, int]:
             augmentations[:] = [self.draw(position, *shape, attempt=attempt) for position in positions]
             return bounding_box(augmentations)
 
-        source = fetch(self.videos[index]) if source is None else source
+        with timed("fetch"):
+            source = fetch(self.videos[index]) if source is None else source
         is_resized = len(positions) == 1 and not self.augment_on_device
         crop = Crop(box, self.transform.image_size if is_resized else None)
         window = self.window(first, attempt)
-        clip = read_clip(source, window, crop=crop, frame_rate=self.frame_rate, device=self.device)
+        with timed("decode"):
+            clip = read_clip(source, window, crop=crop, frame_rate=self.frame_rate, device=self.device)
         kind = "damaged"
         if clip.note is None and clip.num_frames < self.num_frames:
             clip.note = f"has {clip.num_frames} frames, fewer than a clip of {self.num_frames}"
@@ -238,14 +274,22 @@ class PretrainingClips(torch.utils.data.Dataset):
             kind = "too short"
         top, left, _, _ = bounding_box(augmentations)
         frames = []
-        for augmentation in augmentations:
-            part = clip.frames if is_resized else augmentation.crop(clip.frames, top, left)
-            if not self.augment_on_device:
-                part = repeat_last_frame(augmentation.finish(part, self.transform.image_size), self.num_frames)
-            frames.append(part.contiguous().numpy())
-        is_padded = len(clip.frames) < self.num_frames
-        left_to_do = augmentations if self.augment_on_device else [None] * len(frames)
-        return _Group(frames, left_to_do, is_padded, clip.note, kind)
+        with timed("transform"):
+            for augmentation in augmentations:
+                part = clip.frames if is_resized else augmentation.crop(clip.frames, top, left)
+                if not self.augment_on_device:
+                    part = repeat_last_frame(augmentation.finish(part, self.transform.image_size), self.num_frames)
+                frames.append(part.contiguous().numpy())
+        return ClipGroup(
+            frames,
+            augmentations,
+            are_augmented=not self.augment_on_device,
+            is_padded=len(clip.frames) < self.num_frames,
+            timestamps=clip.timestamps.tolist(),
+            num_frames=clip.num_frames,
+            note=clip.note,
+            kind=kind,
+        )
 
     def window(self, first: int, attempt: int = 0) -> Choose:
         """The function from the number of frames of a video to the frames that the clips of a group show.
@@ -297,16 +341,6 @@ def isolated(function: Callable, decode_timeout: float) -> Callable:
         )
     torchcodec_decoder()  # loaded here once, and not by every child within its first decode_timeout
     return Isolated(function, decode_timeout) if decode_timeout else function
-
-
-def _sample(
-    frames: torch.Tensor, augmentation: Augmentation | None, position: int, video_index: int, is_padded: bool
-) -> dict:
-    if augmentation is None:
-        content = {"pixel_values_videos": frames}
-    else:
-        content = {"crop": frames, "augmentation": augmentation}
-    return content | {"position": position, "video_index": video_index, "is_padded": is_padded}
 
 
 def _fetch_or_error(row: dict) -> str | bytes | DecodingError:

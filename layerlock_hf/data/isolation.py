@@ -22,6 +22,7 @@ import torch
 
 from ..utils.parents import end_with
 from .clips import DecodingError
+from .timing import count, is_measured, measured, timed
 
 
 # One death may be a bug that another try does not meet: two of the same kind are the video's doing
@@ -62,7 +63,9 @@ class Isolated:
             DecoderLost: if the call takes too long, or the child dies of it.
             RuntimeError: with the traceback of any other error of the function.
         """
-        kind, value = self._answer(arguments)
+        with timed("hand over"):
+            kind, value, seconds = self._answer(arguments)
+            count(seconds)
         if kind == "timeout":
             raise DecoderLost(f"decoding takes more than {self.timeout:g} seconds (decode_timeout)", "timeout")
         if kind == "decoding error":
@@ -78,8 +81,8 @@ class Isolated:
     def __getstate__(self) -> dict:
         return {**vars(self), "_owner": -1, "_child": -1, "_pipe": None, "_shared": None}
 
-    def _answer(self, arguments: tuple) -> tuple[str, object]:
-        """The answer of a child that lives to give it."""
+    def _answer(self, arguments: tuple) -> tuple[str, object, dict[str, float]]:
+        """The answer of a child that lives to give it, as `_ask` has it."""
         deaths = collections.Counter()  # by signal
         while True:
             try:
@@ -88,7 +91,7 @@ class Isolated:
                 cause = self._end()
             deaths[cause] += 1
             if cause == signal.SIGALRM:
-                return "timeout", None
+                return "timeout", None, {}
             if cause == signal.SIGKILL and deaths[cause] > len(PAUSES):
                 reason = "the process that decodes it is killed, as the system does when memory runs out"
                 raise DecodingError(reason, "memory")
@@ -98,12 +101,12 @@ class Isolated:
                 name = signal.strsignal(cause) if cause else "it exits"
                 raise DecoderLost(f"the process that decodes it dies: {name}", "crash")
 
-    def _ask(self, arguments: tuple) -> tuple[str, object]:
-        """The kind of the answer, and the answer."""
+    def _ask(self, arguments: tuple) -> tuple[str, object, dict[str, float]]:
+        """The kind of the answer, the answer, and the seconds of its steps if this process asks for them."""
         if self._owner != os.getpid():  # so far there is none, or this process was itself forked since
             self._start()
         try:
-            self._pipe.send_bytes(pickle.dumps(arguments))
+            self._pipe.send_bytes(pickle.dumps((arguments, is_measured())))
             if self._pipe.poll(self.timeout + GRACE):
                 return _unpack(self._pipe.recv_bytes(), self._shared)
         except (EOFError, ConnectionError):
@@ -112,7 +115,7 @@ class Isolated:
             self._end()
             raise
         self._end(wait=False)
-        return "timeout", None
+        return "timeout", None, {}
 
     def _start(self):
         ours, theirs = multiprocessing.Pipe()
@@ -159,11 +162,12 @@ def _serve(pipe: Connection, shared: mmap.mmap, function: Callable, timeout: flo
         _confine_memory()
         torch.set_num_threads(1)  # those of the parent did not survive the fork
         while True:
-            arguments = pickle.loads(pipe.recv_bytes())
+            arguments, is_asked = pickle.loads(pipe.recv_bytes())
             # Without a handler in Python the alarm ends the process even in the middle of a call into C
             signal.setitimer(signal.ITIMER_REAL, timeout)
             try:
-                answer = "result", function(*arguments)
+                with measured(is_asked) as seconds:
+                    answer = "result", function(*arguments)
             except DecodingError as error:
                 answer = "decoding error", (str(error), error.kind)
             except Exception as error:
@@ -172,7 +176,7 @@ def _serve(pipe: Connection, shared: mmap.mmap, function: Callable, timeout: flo
                     answer = "decoding error", (f"needs more than {MAX_MEMORY_GIB} GiB of memory", "memory")
                 else:
                     answer = "error", traceback.format_exc()
-            answer = _pack(answer, shared)
+            answer = _pack((*answer, seconds), shared)
             signal.setitimer(signal.ITIMER_REAL, 0)
             pipe.send_bytes(answer)
     except (EOFError, ConnectionError):

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from .timing import timed
+
 
 RESIZE_FACTOR = 1.15
 # V-JEPA's bounds of width over height
@@ -216,10 +218,11 @@ def resize(frames: torch.Tensor, size: int) -> torch.Tensor:
     """Resize uint8 frames to a square, on whatever device they are: (T, C, H, W) to (T, C, size, size)."""
     if frames.shape[-2:] == (size, size):
         return frames
-    if frames.device.type == "cpu":
-        return _interpolate(frames, size)
-    # CPUs alone resize bytes, rounding once per direction. The other differs by 1 in up to a fifth of the pixels.
-    return _resize_in_floating_point(frames, size)
+    with timed("transform"):
+        if frames.device.type == "cpu":
+            return _interpolate(frames, size)
+        # CPUs alone resize bytes, rounding once per direction. The other differs by 1 in up to a fifth of the pixels.
+        return _resize_in_floating_point(frames, size)
 
 
 def repeat_last_frame(frames: torch.Tensor, num_frames: int) -> torch.Tensor:

@@ -12,7 +12,8 @@ from transformers import Pipeline
 
 from .depth_windows import check_processor, depth_of_frames, estimate_windows, window_of
 from .video_processing_layerlock import given_frames, to_rgb
-from .video_reading import read_decoder_windows, read_windows
+from .video_reading import read_windows
+from .video_reading_torchcodec import read_decoder_windows
 
 
 class VideoDepthEstimationPipeline(Pipeline):

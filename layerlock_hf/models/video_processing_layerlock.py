@@ -15,7 +15,9 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.utils import is_numpy_array, is_torch_tensor, logging
 from transformers.video_processing_utils import VideoProcessorMixin
 
-from .video_reading import Choose, read_decoder, read_file, read_windows
+from .video_reading import read_file, read_windows
+from .video_reading_timeline import Choose
+from .video_reading_torchcodec import read_decoder
 
 
 logger = logging.get_logger(__name__)

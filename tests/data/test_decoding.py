@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 import torch
 
-from layerlock_hf.data import Crop, DecodingError, decoding, decoding_pyav, decoding_torchcodec, read_clip
+from layerlock_hf.data import Crop, DecodingError, decoding, read_clip
 from layerlock_hf.data.decoding_pyav import read_pyav
 from layerlock_hf.data.decoding_torchcodec import read_torchcodec
 from layerlock_hf.data.transforms import resize
+from layerlock_hf.models import video_reading_opening, video_reading_pyav
+from layerlock_hf.models.video_reading_torchcodec import torchcodec_decoder
 
 from .conftest import encode
 
@@ -30,7 +32,7 @@ def by(reader):
     """`read_clip` with this decoder alone."""
 
     def read(source, choose, crop=None, frame_rate=None):
-        with decoding._openable(source) as file:
+        with video_reading_opening.openable(source) as file:
             return reader(file, choose, crop, frame_rate, "cpu")
 
     return read
@@ -42,9 +44,9 @@ READERS = [read_clip, by(read_pyav), by(read_torchcodec)]
 @pytest.fixture
 def without_torchcodec(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchcodec.decoders", None)
-    decoding_torchcodec.torchcodec_decoder.cache_clear()
+    torchcodec_decoder.cache_clear()
     yield
-    decoding_torchcodec.torchcodec_decoder.cache_clear()
+    torchcodec_decoder.cache_clear()
 
 
 @pytest.mark.parametrize("read", READERS)
@@ -147,7 +149,7 @@ def test_seeking_gives_what_decoding_from_the_first_frame_gives(shared, monkeypa
         clip = read_clip(str(path), windows)
         with monkeypatch.context() as patch:
             for reader in ("_read_wanted", "_read_in_order"):
-                patch.setattr(decoding_pyav, reader, lambda *arguments: None)
+                patch.setattr(video_reading_pyav, reader, lambda *arguments: None)
             other = read_clip(str(path), windows)
         # Some frames are missing from these two, where only decoding all of them can tell
         if path.name not in ("dlib_mot20.mp4", "hmdb51_cartwheel.avi"):
@@ -214,8 +216,8 @@ height="48" codecs="avc1.4d401f"><BaseURL>{address}</BaseURL></Representation></
 @pytest.mark.parametrize("guarded", [True, False])
 def test_what_a_playlist_names_is_not_opened(tmp_path, server, video, monkeypatch, name, guarded):
     if not guarded:  # FFmpeg itself keeps from the network what has got past the check
-        monkeypatch.setattr(decoding, "PLAYLISTS", ())
-        monkeypatch.setattr(decoding, "TEXT", b"")
+        monkeypatch.setattr(video_reading_opening, "PLAYLISTS", ())
+        monkeypatch.setattr(video_reading_opening, "TEXT", b"")
     address, requests = server
     for target in (f"{address}/a.mp4", f"file:{video}") if guarded else (f"{address}/a.mp4",):
         text = playlists(target)[name]
@@ -319,10 +321,10 @@ def test_few_packets_are_read_and_few_frames_decoded(tmp_path, monkeypatch):
     """Of a long file with an index and a keyframe every 8 frames."""
     path = encode(tmp_path / "long.mp4", num_frames=400)
     runs = []
-    decode_run = decoding_pyav._decode_run
-    monkeypatch.setattr(decoding_pyav, "_decode_run", lambda *args: runs.append(args[2]) or decode_run(*args))
-    monkeypatch.setattr(decoding_pyav, "_timeline_of_packets", None)  # would fail if called
-    monkeypatch.setattr(decoding_pyav, "_read_up_to_damage", None)
+    decode_run = video_reading_pyav._decode_run
+    monkeypatch.setattr(video_reading_pyav, "_decode_run", lambda *args: runs.append(args[2]) or decode_run(*args))
+    monkeypatch.setattr(video_reading_pyav, "timeline_of_packets", None)  # would fail if called
+    monkeypatch.setattr(video_reading_pyav, "_read_up_to_damage", None)
     clip = read_clip(path, lambda num_frames: [300, 301, 310, 390])
     assert clip.num_frames == 400
     assert [len(run) for run in runs] == [3, 1], "one seek for neighbouring groups of pictures"

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from layerlock_hf.data import Crop, decoding_pyav, read_clip
+from layerlock_hf.data import Crop, read_clip
+from layerlock_hf.models import video_reading_pyav
 
 
 def middle(num_frames):
@@ -87,7 +88,7 @@ def test_a_file_that_cannot_be_sought_in_is_read(video, monkeypatch):
         raise av.error.ArgumentError(22, "Invalid argument")
 
     expected = read_clip(video, last)
-    monkeypatch.setattr(decoding_pyav, "_decode_wanted", seek)
+    monkeypatch.setattr(video_reading_pyav, "_decode_wanted", seek)
     clip = read_clip(video, last)
     assert clip.note is None
     assert torch.equal(clip.frames, expected.frames)

@@ -14,9 +14,12 @@ import pytest
 import torch
 
 from layerlock_hf import LayerLockVideoProcessor
-from layerlock_hf.data import clips, decoding, files, read_clip
-from layerlock_hf.models import video_reading, video_reading_pyav
-from layerlock_hf.models.video_reading import read_decoder, read_decoder_windows, read_file, read_windows
+from layerlock_hf.data import files, read_clip
+from layerlock_hf.models import video_reading, video_reading_opening
+from layerlock_hf.models.video_reading import read_file, read_windows
+from layerlock_hf.models.video_reading_rgb import Upright
+from layerlock_hf.models.video_reading_timeline import MAX_GAPS, shown_frames
+from layerlock_hf.models.video_reading_torchcodec import read_decoder, read_decoder_windows
 
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
@@ -48,6 +51,18 @@ def write_video(path, images, seconds=None, rate=10):
     return str(path)
 
 
+def write_avi(path, images, codec, num_b_frames):
+    """Ten frames (T, H, W, 3) a second."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=10, options={"bf": str(num_b_frames)})
+        _, stream.height, stream.width, _ = images.shape
+        stream.pix_fmt = "yuv420p"
+        for image in images:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode(None))
+    return str(path)
+
+
 def write_xvid(path, images):
     """An AVI as XviD writes it: with B-frames, times of decoding alone, and two packets that hold no frame."""
     with av.open(str(path), "w") as container:
@@ -73,6 +88,10 @@ def brightening(num_frames, height=48, width=64):
 def indices(frames):
     """Of the frames of `brightening` that are shown, from uint8 (T, C, H, W)."""
     return (frames.float().mean(dim=(1, 2, 3)) / 4).round().int().tolist()
+
+
+def every(num_frames):
+    return list(range(num_frames))
 
 
 def middle(num_frames):
@@ -180,12 +199,49 @@ def test_windows_end_at_damage(tmp_path, caplog):
         next(read_windows(bytes(64), lambda rate: 8))
 
 
-def test_what_is_refused_and_taken_for_constant_is_that_of_pretraining():
-    for name in ("HEAD", "TEXT", "PLAYLISTS"):
-        assert getattr(video_reading, name) == getattr(decoding, name)
+# With B-frames AVI has no times of showing: frames are counted
+@pytest.mark.parametrize(("codec", "num_b_frames"), [("mpeg4", 0), ("mpeg4", 2), ("libx264", 2)])
+@pytest.mark.parametrize("part", [0.9, 0.6])
+def test_lost_frames_of_a_truncated_file_are_told_as_in_pretraining(tmp_path, caplog, codec, num_b_frames, part):
+    noise = np.random.default_rng(0).integers(0, 16, (60, 48, 64, 3), dtype=np.uint8)
+    path = write_avi(tmp_path / "a.avi", brightening(60) + noise, codec, num_b_frames)
+    assert (len(read_file(path, every)[0]), read_clip(path, every).note, caplog.text) == (60, None, "")
+    whole = Path(path).read_bytes()
+    Path(path).write_bytes(whole[: int(part * len(whole))])
+    clip = read_clip(path, every)
+    assert re.fullmatch(r"only \d+ of 60 frames decode", clip.note)
+    assert clip.is_partial
+    frames, _ = read_file(path, every)
+    windows = torch.cat([window for window, _, _ in read_windows(path, lambda rate: 8)])
+    assert torch.equal(frames, clip.frames)
+    assert 0 < len(windows) <= len(frames) < 60
+    assert [record.getMessage() for record in caplog.records] == [f"{path}: {clip.note}"] * 2
+
+
+def test_frames_without_a_time_base_are_read():
+    """Such as some that a decoder still holds when it meets damage."""
+    image = brightening(20)[-1]
+    frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+    assert frame.time_base is None
+    box = (3, 4, 20, 30)
+    assert torch.equal(Upright(frame, box)(frame), torch.from_numpy(image).permute(2, 0, 1)[:, 3:23, 4:34])
+
+
+def test_rounding_decides_between_frames_as_it_always_did():
+    """Where the rate varies, the middle of a tick may be the very moment at which a frame appears."""
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        seconds = np.cumsum(rng.choice([1, 1, 1, 2, 3], rng.integers(5, 400))) / 30
+        usual, average = np.median(np.diff(seconds)), np.diff(seconds).mean()
+        if average <= MAX_GAPS * usual:
+            continue
+        times = seconds[0] + (np.arange(len(seconds)) + 0.5) * average
+        expected = np.searchsorted(seconds, times, side="right") - 1
+        assert shown_frames(torch.from_numpy(seconds)).tolist() == expected.tolist()
+
+
+def test_downloads_are_as_large_as_those_of_pretraining():
     assert video_reading.MAX_SIZE == files.MAX_SIZE
-    assert video_reading.MAX_GAPS == clips.MAX_GAPS
-    assert video_reading_pyav.MAX_PIXEL_ASPECT == clips.MAX_PIXEL_ASPECT
 
 
 def test_files_that_cannot_be_opened_are_named(tmp_path, monkeypatch):
@@ -193,7 +249,7 @@ def test_files_that_cannot_be_opened_are_named(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     (tmp_path / "a.mp4").write_bytes(b"")
-    monkeypatch.setattr(video_reading, "open", deny, raising=False)
+    monkeypatch.setattr(video_reading_opening, "open", deny, raising=False)
     with pytest.raises(ValueError, match="a.mp4: Permission denied"):
         read_file(tmp_path / "a.mp4")
 
@@ -298,7 +354,7 @@ def test_a_manifest_in_bytes_leads_nowhere(processor, tmp_path, serve, monkeypat
         with pytest.raises(ValueError, match="text, no video"):
             processor(source)
         with monkeypatch.context() as patch:  # what gets past the check, FFmpeg keeps from the network
-            patch.setattr(video_reading, "TEXT", b"")
+            patch.setattr(video_reading_opening, "TEXT", b"")
             with pytest.raises(ValueError):
                 processor(source)
     assert requests == []

@@ -107,15 +107,17 @@ def test_no_video_at_all(inspect, videos, tmp_path):
 )
 def test_what_it_shows_is_what_the_run_sees(videos, options, decode_timeout):
     transform = ClipTransform(12, crop_scale=(0.3, 1.0), jitter_strength=1.0)
-    clips = PretrainingClips(load_videos(str(videos)), 10, 4, 3, transform, seed=7, decode_timeout=0, **options)
+    clips = PretrainingClips(
+        load_videos(str(videos)), 10, 4, 3, transform, seed=7, decode_timeout=decode_timeout, **options
+    )
     report = BadVideos(None, 5)
     looks = inspect_data_steps.look_at_clips(clips, decode_timeout, 10, report)
-    assert len(looks) == len({look.name for look in looks}) == 4 and report.count() == 1
+    assert len(looks) == len({look.name for look in looks}) == 4
     for look in looks:
         sample = clips[look.position]
-        assert look.sample(look.position).keys() == sample.keys()
+        assert look.sample.keys() == sample.keys()
         if "augment_on_device" in options:
-            assert torch.equal(torch.from_numpy(look.frames), sample["crop"])
+            assert torch.equal(look.sample["crop"], sample["crop"])
             assert look.augmentation == sample["augmentation"]
         else:
             assert np.array_equal(look.clip(12, 4), sample["pixel_values_videos"])
@@ -123,6 +125,8 @@ def test_what_it_shows_is_what_the_run_sees(videos, options, decode_timeout):
         assert sample["is_padded"] and len(look.timestamps) < 4, "a clip spans 10 frames, of which there are 8"
         assert ("hand over" in look.seconds) == (decode_timeout > 0)
         assert (look.facts.height, look.facts.width) == (16, 16)
+    assert report.count() == 1 + clips.bad_videos.count(), "the broken one, and what the run says of the others"
+    assert clips.bad_videos.count() == (4 if "frame_rate" in options else 0)
 
 
 def test_hidden_patches_are_covered(tiny_sizes):
@@ -145,13 +149,11 @@ def measured_of(seconds, **changes):
     look = inspect_data_steps.Look(
         name="a.mp4",
         position=0,
-        frames=np.zeros((16, 3, 224, 224), np.uint8),
-        is_crop=False,
+        sample={"pixel_values_videos": torch.zeros(16, 3, 224, 224, dtype=torch.uint8)},
         timestamps=[index / 30 for index in range(16)],
         num_frames=300,
         facts=facts,
         augmentation=drawn,
-        note=None,
         seconds={"fetch": 1e-3, "decode": 1e-3, "transform": 1e-3, "hand over": 1e-3} | seconds,
     )
     settings = {

@@ -1,7 +1,9 @@
-"""What a data worker does for a clip, step by step, with the seconds each step takes."""
+"""What a data worker does for a clip, step by step, with the seconds each step takes.
+
+The steps are timed where they are done, in the loader itself: see `data.timing`.
+"""
 
 import contextlib
-import functools
 import io
 import itertools
 import os
@@ -17,16 +19,15 @@ from accelerate.utils import send_to_device
 from ...data import (
     Augmentation,
     BadVideos,
-    Crop,
     DecodingError,
-    Isolated,
     PretrainingClips,
     PretrainingCollator,
-    read_clip,
+    isolated,
     repeat_last_frame,
 )
-from ..decoding_pyav import open_video
-from ..video_access import fetch, is_remote, name_of
+from ...models.video_reading_opening import open_video
+from ..timing import measured
+from ..video_access import fetch, name_of
 
 
 # In order: those of a data worker, and those of the process that trains
@@ -62,124 +63,80 @@ class Look:
     Attributes:
         name: of the video.
         position: of the clip in the run.
-        frames: uint8, the clip (T, C, S, S), or the crop (T', C, h, w) that it is made of on the device.
-        is_crop: which of the two.
+        sample: what `PretrainingClips` hands to the collator.
         timestamps: of the frames in seconds, fewer than T where the last one is repeated; NaN where not known.
         num_frames: of the video.
         facts: about the file.
         augmentation: what was drawn.
-        note: what is wrong with the video, None for a healthy one.
         seconds: by step.
     """
 
     name: str
     position: int
-    frames: np.ndarray
-    is_crop: bool
+    sample: dict
     timestamps: list[float]
     num_frames: int
     facts: Facts
     augmentation: Augmentation
-    note: str | None
     seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def is_crop(self) -> bool:
+        """Whether the sample is the crop (T', C, h, w) that the clip is made of on the device."""
+        return "crop" in self.sample
 
     def clip(self, image_size: int, num_frames: int) -> np.ndarray:
         """What the model sees, uint8, shape (T, C, S, S)."""
         if not self.is_crop:
-            return self.frames
-        return repeat_last_frame(
-            self.augmentation.finish(torch.from_numpy(self.frames), image_size), num_frames
-        ).numpy()
-
-    def sample(self, position: int) -> dict:
-        """What `PretrainingClips` hands to the collator."""
-        frames = torch.from_numpy(self.frames)
-        if self.is_crop:
-            content = {"crop": frames, "augmentation": self.augmentation}
-        else:
-            content = {"pixel_values_videos": frames}
-        return content | {"position": position, "video_index": 0, "is_padded": False}
+            return self.sample["pixel_values_videos"].numpy()
+        return repeat_last_frame(self.augmentation.finish(self.sample["crop"], image_size), num_frames).numpy()
 
 
 def look_at_clips(clips: PretrainingClips, decode_timeout: float, num_clips: int, report: BadVideos) -> list[Look]:
     """The first clip of each of the first videos of a run that can be decoded; the others are reported.
 
-    As in a run they are made in a child process, unless `decode_timeout` is 0.
+    All clips of its video are made, by the steps of the run itself, and take equal shares of the time.
+
+    Args:
+        clips: of the run.
+        decode_timeout: seconds until a video whose header hangs is given up; 0 for no limit.
+        num_clips: how many to look at.
+        report: of the videos that are bad.
     """
-    make = functools.partial(_look_at, clips)
-    make = Isolated(make, decode_timeout) if decode_timeout else make
+    facts_of = isolated(_facts, decode_timeout)
     looks, is_warm = [], False
     per_video = clips.order.clips_per_video
-    for position in range(0, per_video * len(clips.videos), per_video):
+    for first in range(0, per_video * len(clips.videos), per_video):
         if len(looks) == num_clips:
             break
-        index = clips.order.video_at(position)
+        index, positions = clips.order.video_at(first), list(range(first, first + per_video))
         row = clips.videos[index]
-        watch = _Stopwatch()
+        name = name_of(row, index)
         try:
-            source = fetch(row) if is_remote(row) else None  # others are read where they are decoded
-            watch.lap("fetch")
             if not is_warm:  # what is loaded and started at the first clip is no part of any
-                make(index, source, position)
+                clips.group_of(index, positions)
                 is_warm = True
-                watch.restart()
-            look = make(index, source, position)
-            watch.lap("make")
+            with measured() as seconds:
+                group = clips.group_of(index, positions)
+            facts = facts_of(fetch(row))
         except DecodingError as error:
-            report.add(name_of(row, index), str(error), used=False, kind=error.kind)
+            report.add(name, str(error), used=False, kind=error.kind)
             continue
-        if look.note is not None:
-            report.add(look.name, look.note, used=True)
-        if decode_timeout:
-            look.seconds["hand over"] = max(0.0, watch.seconds["make"] - sum(look.seconds.values()))
-        del look.seconds["facts"]
-        look.seconds["fetch"] += watch.seconds["fetch"]
-        for step in ("fetch", "decode"):  # done once for all clips of the video
-            look.seconds[step] /= per_video
-        looks.append(look)
+        if group.note is not None:
+            report.add(name, group.note, used=True, kind=group.kind)
+        looks.append(
+            Look(
+                name=name,
+                position=first,
+                sample=group.samples(positions, index)[0],
+                timestamps=group.timestamps,
+                num_frames=group.num_frames,
+                facts=facts,
+                augmentation=group.augmentations[0],
+                seconds={step: value / per_video for step, value in seconds.items()},
+            )
+        )
     return looks
-
-
-def _look_at(clips: PretrainingClips, index: int, source: str | bytes | None, position: int) -> Look:
-    """The clip of the video in row `index` as `PretrainingClips` makes it, in the same steps."""
-    watch = _Stopwatch()
-    row = clips.videos[index]
-    source = fetch(row) if source is None else source
-    watch.lap("fetch")
-
-    drawn = []
-
-    def box(*shape: float) -> tuple[int, int, int, int]:
-        drawn[:] = [clips.draw(position, *shape)]
-        return drawn[0].box
-
-    clip = read_clip(source, clips.window(position), crop=Crop(box), frame_rate=clips.frame_rate, device=clips.device)
-    watch.lap("decode")
-
-    augmentation, frames = drawn[0], clip.frames
-    if not clips.augment_on_device:
-        frames = augmentation.finish(frames, clips.transform.image_size)
-        frames = repeat_last_frame(frames, clips.num_frames)
-    frames = frames.contiguous().numpy()
-    watch.lap("transform")
-
-    facts = _facts(source)
-    watch.lap("facts")
-    note = clip.note
-    if note is None and clip.num_frames < clips.num_frames:
-        note = f"has {clip.num_frames} frames, fewer than a clip of {clips.num_frames}"
-    return Look(
-        name=name_of(row, index),
-        position=position,
-        frames=frames,
-        is_crop=clips.augment_on_device,
-        timestamps=clip.timestamps.tolist(),
-        num_frames=clip.num_frames,
-        facts=facts,
-        augmentation=augmentation,
-        note=note,
-        seconds=watch.seconds,
-    )
 
 
 def _facts(source: str | bytes) -> Facts:
@@ -224,7 +181,10 @@ def time_batches(
     for number in range(NUM_BATCHES):
         # Other positions have other masks to draw
         positions = range(number * batch_size, (number + 1) * batch_size)
-        samples = [look.sample(position) for position, look in zip(positions, itertools.cycle(looks), strict=False)]
+        samples = [
+            look.sample | {"position": position}
+            for position, look in zip(positions, itertools.cycle(looks), strict=False)
+        ]
         torch.set_num_threads(1)  # those of a worker
         watch = _Stopwatch()
         batch = collator(samples)

@@ -5,9 +5,9 @@ from fractions import Fraction
 
 import av
 
+from ...models.video_reading_opening import open_video, read_packets
 from ..clips import DecodingError, one_line
 from ..decoding import read_clip
-from ..decoding_pyav import open_video, read_packets
 
 
 NUM_ENDS = 8  # frames at each end that `decode_all=False` decodes

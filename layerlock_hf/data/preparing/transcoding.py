@@ -5,8 +5,9 @@ from fractions import Fraction
 
 import av
 
-from ..decoding_pyav import Decoding, open_video, read_packets
-from ..rgb import orientation_of
+from ...models.video_reading_opening import open_video, read_packets
+from ...models.video_reading_pyav import Decoding
+from ...models.video_reading_rgb import orientation_of
 from .probing import VideoFacts, is_on_grid
 
 
