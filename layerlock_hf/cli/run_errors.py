@@ -4,8 +4,6 @@ import contextlib
 import sys
 from collections.abc import Iterator
 
-from huggingface_hub.errors import StrictDataclassError
-
 from ..data import BadData
 from ..recipes.settings import UsageError
 from ..training.callbacks import NoDataCame
@@ -23,7 +21,7 @@ def settings_errors_told() -> Iterator[None]:
     except UsageError as error:
         print(f"{error.usage}error: {error}", file=sys.stderr)
         raise SystemExit(2) from None  # as argparse has it
-    except (ValueError, StrictDataclassError) as error:
+    except ValueError as error:
         raise SystemExit(f"error: {error}") from None
 
 

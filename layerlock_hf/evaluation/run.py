@@ -13,6 +13,7 @@ import torch
 import transformers
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import set_seed
 
@@ -66,7 +67,7 @@ def train_readouts(
     """Train readouts on a frozen encoder, at all depths and learning rates in one pass, and test them, as
     `layerlock readout` does.
 
-    >>> results = train_readouts("runs/mine", "classification", "ucf101", "runs/ucf101")  # doctest: +SKIP
+    >>> results = train_readouts("runs/mine", "classification", "labels.csv", "runs/readout")  # doctest: +SKIP
     >>> results["best"]["metrics"]["top1"]["value"]  # doctest: +SKIP
 
     Args:
@@ -258,7 +259,7 @@ def load(args: EncoderArguments, seed: int) -> nn.Module:
     set_seed(seed)  # for weights that are drawn
     try:
         return load_encoder(args.model, args.random_weights, args.image_size, args.num_frames)
-    except ValueError as error:
+    except (ValueError, StrictDataclassError) as error:  # which is no ValueError
         raise ValueError(f"model: {error}") from error
 
 
@@ -267,5 +268,8 @@ def readout_config(encoder: nn.Module, args: EncoderArguments):
     config = copy.deepcopy(encoder.config)
     sizes = ("readout_hidden_size", "readout_num_attention_heads")
     config.update({name: getattr(args, name) for name in sizes if getattr(args, name) is not None})
-    config.check_readout()
+    try:
+        config.check_readout()
+    except StrictDataclassError as error:
+        raise ValueError(str(error)) from error
     return config

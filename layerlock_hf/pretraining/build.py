@@ -4,6 +4,7 @@ import multiprocessing
 from pathlib import Path
 
 from accelerate import PartialState
+from huggingface_hub.errors import StrictDataclassError
 from transformers import set_seed
 
 from ..data import (
@@ -134,7 +135,10 @@ def model_config(model_args: ModelArguments) -> LayerLockViTConfig:
     given = {name: value for name, value in vars(model_args).items() if value is not None and name != "preset"}
     if given.get("num_channels", 3) != 3:
         raise ValueError(f"num_channels must be 3, as videos are decoded to RGB, got {given['num_channels']}")
-    return LayerLockViTConfig.from_preset(model_args.preset, **given)
+    try:
+        return LayerLockViTConfig.from_preset(model_args.preset, **given)
+    except StrictDataclassError as error:  # which is no ValueError
+        raise ValueError(str(error)) from error
 
 
 def processor_of(config: LayerLockViTConfig, clips: PretrainingClips) -> LayerLockVideoProcessor:

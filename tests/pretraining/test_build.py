@@ -90,6 +90,7 @@ def test_a_trainer_to_add_callbacks_to(videos, settings, tmp_path):
         ({"config": "demmo"}, "config: there is no recipe demmo: did you mean demo"),
         ({"train_data": "no/such/folder"}, "train_data: 'no/such/folder' does not exist"),
         ({"mask_past": 0}, "mask_past in recipes.* must be at least 1 time step, got 0"),
+        ({"hidden_size": 33}, "hidden_size must be a multiple of num_attention_heads"),
         ({"train_sampling_strategy": "random"}, "train_sampling_strategy must be sequential, got random"),
     ],
 )
