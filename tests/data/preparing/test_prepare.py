@@ -1,7 +1,6 @@
 """The program that prepares videos, from its command to the files that it leaves."""
 
 import hashlib
-import os
 import random
 import signal
 import subprocess
