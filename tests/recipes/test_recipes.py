@@ -431,16 +431,6 @@ def test_freezings_as_shares_of_the_run(tiny_config):
         StageArguments(freeze_start=10, freeze_interval=2.5, num_freezes=3).build(tiny_config)
 
 
-def test_load_recipe_refuses(tmp_path):
-    with pytest.raises(ValueError, match="no recipe"):
-        load_recipe(tmp_path / "none.yaml")
-    broken = {"broken": "a: [1", "list": "- a\n- b", "empty": "", "numbers": "1: 2", "twice": "a: 1\na: 2"}
-    for name, text in broken.items():
-        (tmp_path / name).write_text(text)
-        with pytest.raises(ValueError, match=f"^config: .*{name}.*$"):  # in one line
-            load_recipe(tmp_path / name)
-
-
 def test_the_compute_matched_baseline_of_salt():
     masks = [(366, 750), (100, 1100)]  # what V-JEPA's masks leave in groups of 24 (recipes of facebookresearch/jepa)
     flops, steps = {}, {}

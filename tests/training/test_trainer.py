@@ -1,4 +1,3 @@
-import copy
 import json
 import math
 import os
@@ -9,6 +8,7 @@ import pytest
 import torch
 import toy_methods
 from toy_methods import CHECKPOINTING, MaskedClips
+from toy_trainer import LATENTS, STAGES, SWITCHES, arguments, make_trainer, weights
 from transformers import TrainerCallback, set_seed
 from transformers.models.auto.video_processing_auto import AutoVideoProcessor
 
@@ -17,7 +17,6 @@ from layerlock_hf.training import (
     FreezeSchedule,
     Latents,
     LayerLockTrainer,
-    LayerLockTrainingArguments,
     Objective,
     Stage,
     locked,
@@ -25,39 +24,6 @@ from layerlock_hf.training import (
     stage_at,
 )
 from layerlock_hf.training.run_file import CheckpointRefused
-
-
-# Four stages in ten steps: pixels, then layers 2, 4 and 6 frozen and predicted from steps 3, 5 and 7 on
-STAGES = locked(mae(6), FreezeSchedule(3, 2, 2, num_freezes=3), patch_fraction=0.5)
-LATENTS = "decoders.6.heads.latents"
-SWITCHES = (3, 5, 7)
-
-
-def arguments(output_dir, **kwargs):
-    defaults = {
-        "max_steps": 10,
-        "per_device_train_batch_size": 4,
-        "save_strategy": "no",
-        "logging_steps": 1,
-        "report_to": [],
-        "use_cpu": True,
-        "learning_rate": 1e-2,
-        "weight_decay": 0.5,
-        "switch_warmup_steps": 1,
-        "disable_tqdm": True,
-        "dataloader_pin_memory": False,
-    }
-    return LayerLockTrainingArguments(output_dir=str(output_dir), **{**defaults, **kwargs})
-
-
-def make_trainer(config, output_dir, stages=STAGES, dataset=None, **kwargs):
-    set_seed(0)
-    model = LayerLockViTForPretraining(copy.deepcopy(config))
-    return LayerLockTrainer(model, arguments(output_dir, **kwargs), stages, dataset or MaskedClips())
-
-
-def weights(model):
-    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
 class Recorder(TrainerCallback):
@@ -340,33 +306,6 @@ def test_plain_mae_is_the_default(tiny_config, tmp_path):
     assert trainer.state.log_history[0]["stage"] == 0
 
 
-@pytest.mark.parametrize(
-    "kwargs, message",
-    [
-        ({"global_batch_size": 6}, "global_batch_size must be a multiple of per_device_train_batch_size=4 .* got 6"),
-        (
-            {"global_batch_size": 8, "gradient_accumulation_steps": 3},
-            "gradient_accumulation_steps must be 2 for global_batch_size=8, got 3",
-        ),
-        ({"max_steps": -1}, "max_steps must be set"),
-        ({"max_steps": 0}, "max_steps must be set"),
-        ({"switch_warmup_steps": -1}, "switch_warmup_steps"),
-        ({"ddp_find_unused_parameters": True}, "ddp_find_unused_parameters"),
-        ({f"{CHECKPOINTING}_kwargs": {"use_reentrant": True}}, "use_reentrant must be False"),
-    ],
-)
-def test_user_errors(tmp_path, kwargs, message):
-    with pytest.raises(ValueError, match=message):
-        arguments(tmp_path, **kwargs)
-
-
-def test_defaults_of_the_paper(tmp_path):
-    args = LayerLockTrainingArguments(output_dir=str(tmp_path), max_steps=1, use_cpu=True)
-    assert (args.adam_beta1, args.adam_beta2, args.weight_decay) == (0.9, 0.95, 0.05)
-    assert args.switch_warmup_steps == 1000
-    assert not args.ddp_find_unused_parameters
-
-
 def test_stages_that_the_model_cannot_do(tiny_config, tmp_path):
     with pytest.raises(ValueError, match="num_frozen must be at most 6, .* got 7"):
         make_trainer(tiny_config, tmp_path, [*mae(6), Stage(3, 7, (Objective(6, Latents(1)),))])
@@ -437,30 +376,6 @@ def test_a_new_stage_is_announced(tiny_config, tmp_path, caplog):
     stages = locked(mae(6), FreezeSchedule(3, 2, num_freezes=1), predict_latents=False)
     make_trainer(tiny_config, tmp_path / "pixels", stages).train()
     assert "step 3: layer 1 frozen, still predicts pixels" in caplog.text
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor has no effect here: nothing is classified"),
-        ({"data_seed": 3}, "data_seed has no effect here: seed also draws the clips"),
-        ({"eval_steps": 3}, "eval_steps has no effect here: only readout_data evaluates anything"),
-        ({"fp16": True}, "fp16 needs a GPU"),
-        (
-            {"report_to": ["tensorboard", "nope"]},
-            "report_to must be among none, .* got nope, which is not installed: install it",
-        ),
-        ({"dataloader_prefetch_factor": 0}, "dataloader_prefetch_factor must be at least 1, got 0"),
-        ({"output_dir": None}, "output_dir must be set"),
-        (
-            {"push_to_hub": True},
-            "push_to_hub is set, and HF_HUB_OFFLINE forbids asking the Hub",
-        ),
-    ],
-)
-def test_settings_without_effect_are_refused(tmp_path, settings, message):
-    with pytest.raises(ValueError, match=message):
-        LayerLockTrainingArguments(**{"output_dir": str(tmp_path), "max_steps": 1, "use_cpu": True, **settings})
 
 
 @pytest.mark.parametrize("pixels", [torch.full((4, 3, 16, 16), 255.0), torch.randn(4, 3, 16, 16)])

@@ -1,0 +1,48 @@
+"""A trainer of a model of six layers, of four stages in ten steps, for the tests of the trainer."""
+
+import copy
+
+from toy_methods import MaskedClips
+from transformers import set_seed
+
+from layerlock_hf.models import LayerLockViTForPretraining
+from layerlock_hf.training import (
+    FreezeSchedule,
+    LayerLockTrainer,
+    LayerLockTrainingArguments,
+    locked,
+    mae,
+)
+
+
+# Four stages in ten steps: pixels, then layers 2, 4 and 6 frozen and predicted from steps 3, 5 and 7 on
+STAGES = locked(mae(6), FreezeSchedule(3, 2, 2, num_freezes=3), patch_fraction=0.5)
+LATENTS = "decoders.6.heads.latents"
+SWITCHES = (3, 5, 7)
+
+
+def arguments(output_dir, **kwargs):
+    defaults = {
+        "max_steps": 10,
+        "per_device_train_batch_size": 4,
+        "save_strategy": "no",
+        "logging_steps": 1,
+        "report_to": [],
+        "use_cpu": True,
+        "learning_rate": 1e-2,
+        "weight_decay": 0.5,
+        "switch_warmup_steps": 1,
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+    }
+    return LayerLockTrainingArguments(output_dir=str(output_dir), **{**defaults, **kwargs})
+
+
+def make_trainer(config, output_dir, stages=STAGES, dataset=None, **kwargs):
+    set_seed(0)
+    model = LayerLockViTForPretraining(copy.deepcopy(config))
+    return LayerLockTrainer(model, arguments(output_dir, **kwargs), stages, dataset or MaskedClips())
+
+
+def weights(model):
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
