@@ -1,30 +1,25 @@
 """Targets of a teacher: V-JEPA's loss by hand, teachers of other shapes, models of Transformers."""
 
 import copy
-import json
 
 import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
-from toy_methods import TINY, VJEPA, make_given_teacher
-from transformers import VideoMAEConfig, VideoMAEModel, VJEPA2Config, VJEPA2Model
-from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from toy_methods import TINY, make_given_teacher, make_vjepa
+from vjepa_by_hand import vjepa_by_hand
 
 from layerlock_hf.models import (
     Latents,
     LayerLockViTConfig,
-    LayerLockViTForPretraining,
     LayerLockViTModel,
     Objective,
     Pixels,
     Stage,
-    TransformersEncoder,
 )
 from layerlock_hf.training import (
     LayerLockTrainer,
     LayerLockTrainingArguments,
-    as_teacher,
     load_teacher,
     mae,
     teacher_latents,
@@ -34,49 +29,16 @@ from layerlock_hf.training.teachers import EMATeacher, FixedTeacher, NoTeacher
 from layerlock_hf.utils.weight_hash import hash_weights
 
 
-def make_model(**sizes):
-    return LayerLockViTForPretraining(LayerLockViTConfig.from_preset("tiny", **{**TINY, **VJEPA, **sizes}))
-
-
 @pytest.fixture
 def model():
-    model = make_model()
+    model = make_vjepa()
     torch.nn.init.normal_(model.decoders["6"].mask_tokens)  # one token per type of mask, to tell them apart
     return model
 
 
-@pytest.fixture
-def batch():
-    orders = [torch.rand(2, 32).argsort(dim=1) for _ in range(2)]
-    return {
-        "pixel_values_videos": torch.rand(2, 4, 3, 16, 16),
-        "context_ids": [orders[0][:, :10], orders[1][:, :6]],
-        "target_ids": [orders[0][:, 10:20], orders[1][:, 6:30]],
-    }
-
-
-def gather(tokens, ids):
-    return torch.stack([clip[i] for clip, i in zip(tokens, ids, strict=True)])
-
-
-def vjepa_by_hand(model, teacher, batch, depth=6):
-    """Loss, and one loss per type of mask, in the words of facebookresearch/jepa."""
-    with torch.no_grad():
-        (whole,) = teacher.tap(batch["pixel_values_videos"], [depth])
-        mean, variance = whole.mean(-1, keepdim=True), whole.var(-1, unbiased=False, keepdim=True)
-        whole = (whole - mean) / (variance + 1e-5).sqrt()
-    losses = []
-    for mask_type, (seen, wanted) in enumerate(zip(batch["context_ids"], batch["target_ids"], strict=True)):
-        (context,) = model.encoder.tap(batch["pixel_values_videos"], [6], seen)
-        decoder = model.decoders["6"]
-        decoded = decoder(model.encoder, context, seen, wanted, (2, 4, 4), mask_type)
-        losses.append((decoder.heads["latents"](decoded) - gather(whole, wanted)).abs().mean())
-    return sum(losses) / len(losses), losses
-
-
 @pytest.mark.parametrize("depth", [2, 6])
 def test_loss_of_vjepa_by_hand(model, batch, depth):
-    teacher = EMATeacher(make_model().encoder).network  # other weights than the encoder's
+    teacher = EMATeacher(make_vjepa().encoder).network  # other weights than the encoder's
     (stage,) = teacher_latents(6, depth)
     outputs = model(**batch, stage=stage, teacher=teacher)
     expected, by_mask = vjepa_by_hand(model, teacher, batch, depth)
@@ -91,7 +53,7 @@ def test_loss_of_vjepa_by_hand(model, batch, depth):
 
 
 def test_gradient_of_vjepa_reaches_the_student_and_both_tokens(model, batch):
-    teacher = make_model().encoder.train()  # even a teacher that could learn does not
+    teacher = make_vjepa().encoder.train()  # even a teacher that could learn does not
     (stage,) = teacher_latents(6, 6)
     model.freeze_for(stage)
     model(**batch, stage=stage, teacher=teacher).loss.backward()
@@ -127,8 +89,8 @@ def test_mask_types_and_tokens_must_agree(model, batch):
 
 
 def test_average_by_hand():
-    encoder = make_model().encoder
-    teacher = EMATeacher(make_model().encoder)
+    encoder = make_vjepa().encoder
+    teacher = EMATeacher(make_vjepa().encoder)
     network = teacher.network
     assert not network.training and not any(p.requires_grad for p in network.parameters())
     encoder.freeze(2)
@@ -148,7 +110,7 @@ def test_average_by_hand():
 
 
 def test_distance():
-    encoder = make_model().encoder
+    encoder = make_vjepa().encoder
     teacher = EMATeacher(encoder)
     assert teacher.diagnostics(encoder) == {"teacher_distance": 0}
     with torch.no_grad():
@@ -158,7 +120,7 @@ def test_distance():
 
 
 def test_an_average_is_saved_and_loaded(tmp_path):
-    teacher, again = EMATeacher(make_model().encoder), EMATeacher(make_model().encoder)
+    teacher, again = EMATeacher(make_vjepa().encoder), EMATeacher(make_vjepa().encoder)
     teacher.save(str(tmp_path), is_main=False)
     assert not list(tmp_path.iterdir())
     teacher.save(str(tmp_path), is_main=True)
@@ -171,7 +133,7 @@ def test_an_average_is_saved_and_loaded(tmp_path):
 
 @pytest.mark.parametrize("make", [NoTeacher, lambda: FixedTeacher(make_given_teacher().train())])
 def test_teachers_that_do_not_move(make, tmp_path):
-    teacher, encoder = make(), make_model().encoder
+    teacher, encoder = make(), make_vjepa().encoder
     if teacher.network is not None:
         assert not any(module.training for module in teacher.network.modules())
         assert not any(parameter.requires_grad for parameter in teacher.network.parameters())
@@ -207,155 +169,22 @@ def test_momentum_of_a_run(tmp_path, monkeypatch):
 
 
 def test_a_teacher_of_another_width(batch):
-    model, teacher = make_model(teacher_hidden_size=48), make_given_teacher()
+    model, teacher = make_vjepa(teacher_hidden_size=48), make_given_teacher()
     assert model.decoders["6"].heads["latents"].out_features == 48
     (stage,) = teacher_latents(6, 3)
     outputs = model(**batch, stage=stage, teacher=teacher)
     torch.testing.assert_close(outputs.loss, vjepa_by_hand(model, teacher, batch, 3)[0])
     with pytest.raises(ValueError, match="set teacher_hidden_size"):
-        make_model()(**batch, stage=stage, teacher=teacher)
+        make_vjepa()(**batch, stage=stage, teacher=teacher)
 
 
 def test_all_targets_of_a_teacher_of_another_width(batch):
     from layerlock_hf.training import FreezeSchedule, locked
 
-    model, teacher = make_model(teacher_hidden_size=48, latent_head_depths=[1, 2]), make_given_teacher()
+    model, teacher = make_vjepa(teacher_hidden_size=48, latent_head_depths=[1, 2]), make_given_teacher()
     stages = locked(teacher_latents(6, 3), FreezeSchedule(1, 1, num_freezes=2), keep_targets=True)
     outputs = model(**batch, stage=stages[-1], teacher=teacher)
     assert {p.shape[-1] for p in outputs.predictions} == {48}
-
-
-FOREIGN = {
-    "videomae": lambda **kwargs: VideoMAEModel(
-        VideoMAEConfig(
-            **{
-                "hidden_size": 48,
-                "num_hidden_layers": 3,
-                "num_attention_heads": 3,
-                "intermediate_size": 96,
-                "image_size": 16,
-                "patch_size": 4,
-                "num_frames": 4,
-                "tubelet_size": 2,
-                "use_mean_pooling": False,
-                **kwargs,
-            }
-        )
-    ),
-    "vjepa2": lambda **kwargs: VJEPA2Model(
-        VJEPA2Config(
-            **{
-                "hidden_size": 48,
-                "num_hidden_layers": 3,
-                "num_attention_heads": 3,
-                "mlp_ratio": 2,
-                "crop_size": 16,
-                "patch_size": 4,
-                "frames_per_clip": 4,
-                "tubelet_size": 2,
-                "pred_hidden_size": 24,
-                "pred_num_attention_heads": 2,
-                "pred_num_hidden_layers": 1,
-                **kwargs,
-            }
-        )
-    ),
-}
-
-
-@pytest.fixture(params=FOREIGN)
-def foreign(request, tmp_path):
-    """A saved model, itself and its folder."""
-    model = FOREIGN[request.param]().eval()
-    with torch.no_grad():  # norms that do something
-        for name, parameter in model.named_parameters():
-            if "norm" in name:
-                parameter.normal_(1.0, 0.2)
-    model.save_pretrained(tmp_path / "teacher")
-    return model, tmp_path / "teacher"
-
-
-def normalized(video):
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
-    return (video - mean) / std
-
-
-def test_a_foreign_teacher_is_normalised_once(foreign):
-    model, folder = foreign
-    teacher, num_layers, width = load_teacher(str(folder))
-    assert isinstance(teacher, TransformersEncoder) and (num_layers, width) == (3, 48)
-    assert not any(module.training for module in teacher.modules())
-    assert not any(p.requires_grad for p in teacher.parameters())
-    video = torch.rand(2, 4, 3, 16, 16)
-    kwargs = {"skip_predictor": True} if isinstance(model, VJEPA2Model) else {}
-    with torch.no_grad():
-        expected = model(normalized(video), **kwargs).last_hidden_state
-        (found,) = teacher.tap(video, [3])
-    assert torch.equal(found, expected)
-
-
-def test_depths_of_a_foreign_teacher(foreign):
-    model, folder = foreign
-    teacher = load_teacher(str(folder))[0]
-    video, outputs = torch.rand(2, 4, 3, 16, 16), []
-
-    def keep(module, args, output):
-        outputs.append(output[0] if isinstance(output, tuple) else output)
-
-    for layer in model.encoder.layer:
-        layer.register_forward_hook(keep)
-    with torch.no_grad():
-        model(normalized(video), **({"skip_predictor": True} if isinstance(model, VJEPA2Model) else {}))
-        taps = teacher.tap(video, [1, 2, 3, 1])
-    assert torch.equal(taps[0], outputs[0])
-    assert torch.equal(taps[1], outputs[1])
-    assert not torch.allclose(taps[2], outputs[2])  # behind the final norm
-    assert torch.equal(taps[3], taps[0])
-
-
-def test_tokens_of_a_foreign_teacher_are_in_our_order(foreign):
-    teacher = load_teacher(str(foreign[1]))[0]
-    video = torch.rand(1, 4, 3, 16, 16)
-    before = teacher.tap(video, [0])[0]
-    assert before.shape == (1, 32, 48)
-    for token in (0, 1, 4, 16, 27):
-        changed = video.clone()
-        t, h, w = token // 16, token // 4 % 4, token % 4
-        changed[0, 2 * t : 2 * t + 2, :, 4 * h : 4 * h + 4, 4 * w : 4 * w + 4] += 0.5
-        moved = (teacher.tap(changed, [0])[0] != before).any(-1)[0]
-        assert moved.nonzero().flatten().tolist() == [token]
-    ids = torch.tensor([[5, 31, 0]])
-    assert torch.equal(teacher.tap(video, [2], ids)[0], teacher.tap(video, [2])[0][:, ids[0]])
-
-
-def test_loss_under_a_foreign_teacher(foreign, batch):
-    teacher = load_teacher(str(foreign[1]))[0]
-    model = make_model(teacher_hidden_size=48)
-    (stage,) = teacher_latents(6, 3)
-    outputs = model(**batch, stage=stage, teacher=teacher)
-    torch.testing.assert_close(outputs.loss, vjepa_by_hand(model, teacher, batch, 3)[0])
-
-
-@pytest.mark.parametrize("kind", FOREIGN)
-def test_a_teacher_stored_in_bf16(kind, tmp_path):
-    FOREIGN[kind]().to(torch.bfloat16).save_pretrained(tmp_path)
-    teacher = load_teacher(str(tmp_path))[0]
-    assert {p.dtype for p in teacher.parameters()} == {torch.float32}
-    assert teacher.tap(torch.rand(1, 4, 3, 16, 16), [3])[0].dtype == torch.float32
-
-
-# A finer grid would be gathered from without an error
-GRIDS = {"patch_size": [2, 8], "tubelet_size": [1, 4]}
-
-
-@pytest.mark.parametrize("name, value", [(name, value) for name, values in GRIDS.items() for value in values])
-@pytest.mark.parametrize("kind", FOREIGN)
-def test_a_foreign_grid_is_refused(batch, kind, name, value):
-    teacher = as_teacher(FOREIGN[kind](**{name: value}))
-    model = make_model(teacher_hidden_size=48)
-    (stage,) = teacher_latents(6, 3)
-    with pytest.raises(ValueError, match="must have .* tokens.*give the teacher the grid of the encoder"):
-        model(**batch, stage=stage, teacher=teacher)
 
 
 def test_a_grid_of_as_many_other_tokens_is_refused(tmp_path):
@@ -364,7 +193,7 @@ def test_a_grid_of_as_many_other_tokens_is_refused(tmp_path):
     config = LayerLockViTConfig.from_preset("tiny", **{**sizes, "patch_size": 8, "tubelet_size": 1})
     from layerlock_hf.models import LayerLockViTModel
 
-    student = make_model(teacher_hidden_size=48, num_frames=8, tubelet_size=4)
+    student = make_vjepa(teacher_hidden_size=48, num_frames=8, tubelet_size=4)
     with pytest.raises(ValueError, match="teacher must have the tokens of the model .*patch_size=8, tubelet_size=1"):
         LayerLockTrainer(
             student,
@@ -381,7 +210,7 @@ def test_load_teacher_refuses(tmp_path):
 
 
 def test_load_teacher_of_our_own(tmp_path):
-    model = make_model()
+    model = make_vjepa()
     model.save_pretrained(tmp_path)
     teacher, num_layers, width = load_teacher(str(tmp_path))
     assert (num_layers, width) == (6, 32) and not teacher.training
@@ -408,12 +237,12 @@ def test_contradictions_about_the_teacher(tmp_path, stages, given, settings, mes
     args = LayerLockTrainingArguments(str(tmp_path), max_steps=1, use_cpu=True, report_to=[], **settings)
     teacher = make_given_teacher() if given else None
     with pytest.raises(ValueError, match=message):
-        LayerLockTrainer(make_model(teacher_hidden_size=48 if given else None), args, stages, teacher=teacher)
+        LayerLockTrainer(make_vjepa(teacher_hidden_size=48 if given else None), args, stages, teacher=teacher)
 
 
 def test_a_teacher_beside_other_targets(model, batch):
     """Pixels and a teacher's latents at once: each its own loss, from one pass of the decoder per mask."""
-    teacher = EMATeacher(make_model().encoder).network
+    teacher = EMATeacher(make_vjepa().encoder).network
     latents = teacher_latents(6, 6)[0].objectives[0]
     both = Stage(0, 0, (Objective(6, Pixels(True), weight=0.5), latents))
     calls = []
@@ -433,23 +262,3 @@ def test_a_teacher_that_lacks_arrays_is_refused(tmp_path):
     save_file({k: v for k, v in state.items() if ".3." not in k}, tmp_path / "model.safetensors", {"format": "pt"})
     with pytest.raises(ValueError, match="teacher: .* lacks 16 arrays of the model, such as .*layers.3"):
         load_teacher(str(tmp_path))
-
-
-@pytest.mark.parametrize(
-    "settings, mean, std",
-    [
-        ({"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.2, 0.2]}, [0.5, 0.4, 0.3], [0.2, 0.2, 0.2]),
-        ({"do_normalize": False}, [0, 0, 0], [1, 1, 1]),
-        # ViViT, whose processor brings bytes to [-1, 1] before it normalises
-        ({"rescale_factor": 1 / 127.5, "offset": True, "do_normalize": False}, [0.5] * 3, [0.5] * 3),
-        (None, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
-    ],
-)
-@pytest.mark.parametrize("name", ["preprocessor_config.json", "video_preprocessor_config.json"])
-def test_pixels_are_normalised_as_the_teacher_wants_them(tmp_path, name, settings, mean, std):
-    FOREIGN["videomae"]().save_pretrained(tmp_path)
-    if settings is not None:
-        (tmp_path / name).write_text(json.dumps(settings))
-    teacher, *_ = load_teacher(str(tmp_path))
-    assert teacher.config.pixel_mean == pytest.approx(mean)
-    assert teacher.config.pixel_std == pytest.approx(std)

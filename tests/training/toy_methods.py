@@ -128,6 +128,10 @@ def make_given_teacher() -> LayerLockViTModel:
     return LayerLockViTModel(LayerLockViTConfig.from_preset("tiny", **{**TINY, **sizes})).eval().requires_grad_(False)
 
 
+def make_vjepa(**sizes):
+    return LayerLockViTForPretraining(LayerLockViTConfig.from_preset("tiny", **{**TINY, **VJEPA, **sizes}))
+
+
 def trainer_parts(name: str, output_dir, dataset=None, **settings) -> dict:
     """What the trainer of a method is made of."""
     method = METHODS[name]
