@@ -267,7 +267,7 @@ def test_damaged_models_are_named(save, videos, tmp_path):
     (model / "config.json").write_text(json.dumps(config | {"id2label": {"0": "a"}, "label2id": {"a": 0}}))
     message = refused(model, videos, tmp_path / "out")
     assert re.search(
-        r"has the config.json of another model, by which classification_readout.* must be \(1.*\) .* got \(7", message
+        r"has the config.json of another model, by which classification_readout.* must be \(1.*\), got \(7", message
     )
     (model / "config.json").write_text(json.dumps(config))
     for damaged in (whole[: len(whole) // 2], b"random", b"\xff" * 1000):

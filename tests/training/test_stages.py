@@ -52,9 +52,12 @@ def test_freezings(schedule, freezings):
         ({"layers_per_freeze": 0, "num_freezes": 1}, "layers_per_freeze must be at least 1"),
         ({"num_freezes": 0}, "num_freezes must be at least 1"),
         ({"max_frozen": -1}, "max_frozen must be at least 1"),
-        ({"num_freezes": 2, "target_layers": (1,)}, "target_layers names 1 layers for 2 freezings"),
-        ({"num_freezes": 2, "target_layers": (1, 3)}, "target_layers: layer 3 .* step 15 .* 2 layers"),
-        ({"num_freezes": 2, "target_layers": (0, 1)}, "target_layers: layer 0"),
+        ({"num_freezes": 2, "target_layers": (1,)}, "target_layers must name 2 layers, one per freezing, got 1"),
+        (
+            {"num_freezes": 2, "target_layers": (1, 3)},
+            "target_layers must lie within the frozen layers, got layer 3 from step 15 on, .* 2 layers",
+        ),
+        ({"num_freezes": 2, "target_layers": (0, 1)}, "target_layers must lie within the frozen layers, got layer 0"),
     ],
 )
 def test_impossible_schedules(fields, message):
@@ -92,9 +95,9 @@ def test_locked_that_goes_on_predicting_pixels():
     [
         ([], "start at step 0"),
         ([stage(1, 0)], "start at step 0"),
-        ([stage(0, 0), stage(5, 1), stage(5, 2)], "one after the other, got starts 5 and 5"),
+        ([stage(0, 0), stage(5, 1), stage(5, 2)], "stages must have ascending starts, got 5 and then 5"),
         ([stage(0, 0), stage(5, 1), stage(3, 2)], "stages must have ascending starts"),
-        ([stage(0, 2), stage(5, 1)], "unfreezes layers: 2 -> 1"),
+        ([stage(0, 2), stage(5, 1)], "num_frozen must not fall, as frozen layers stay frozen, got 2 -> 1"),
     ],
 )
 def test_check_stages(stages, message):
