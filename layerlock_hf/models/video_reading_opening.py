@@ -17,7 +17,7 @@ PLAYLISTS = (b"#EXTM3U", b"ffconcat")
 
 
 class DecodingError(Exception):
-    """No frame of a video can be read; the message is the reason, in one line.
+    """A video, or the frames asked for, cannot be read; the message is the reason, in one line.
 
     Args:
         message: the reason.

@@ -53,13 +53,13 @@ def choose_by_time(seconds: torch.Tensor, choose: Choose | None, frame_rate: flo
 
 
 def shown_frames(seconds: torch.Tensor, frame_rate: float | None = None) -> torch.Tensor:
-    """Which frame a player shows at each tick of a timeline of constant frame rate.
+    """The frame that a player shows at each tick of a timeline of constant frame rate.
 
-    In the middle of its tick, so that rounded timestamps of a constant rate give 0, 1, 2, ...: nothing is resampled.
+    Taken mid-tick, so that rounded timestamps of a constant rate give 0, 1, 2, ..., without resampling.
 
     Args:
         seconds: float64 (N,), ascending times at which the frames appear.
-        frame_rate: ticks per second; by default the usual rate of the frames, or the average one where it varies.
+        frame_rate: ticks per second; by default the usual rate of the frames, or the average if it varies.
 
     Returns:
         indices of frames, one per tick.

@@ -15,7 +15,7 @@ from layerlock_hf.cli import convert as program
 from layerlock_hf.models.conversion_4ds import convert_4ds
 
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FIXTURES = ROOT.parent / "shared" / "fixtures" / "4ds"
 PREFIXES = ("params/layers_0/", "params/layers_2/")
 AUTO_CLASSES = {"depth": AutoModelForDepthEstimation, "cls": AutoModelForVideoClassification}

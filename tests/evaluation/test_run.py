@@ -232,7 +232,7 @@ def test_from_python(root, outputs, tmp_path):
     results = layerlock_hf.train_readouts(**given, output_dir=tmp_path / "out", num_test_clips=2, **SETTINGS)
     assert numbers(results) == numbers(read_results(outputs["classification"] / "results.json"))
     assert results["command"].startswith("layerlock readout --model ")
-    with pytest.raises(ValueError, match="--learning_rate is not a known setting, .*: did you mean --learning_rates"):
+    with pytest.raises(ValueError, match="--learning_rate is not a known setting.*did you mean --learning_rates"):
         layerlock_hf.train_readouts(**given, output_dir=tmp_path / "out", learning_rate=1)
     with pytest.raises(ValueError, match="argument --task: invalid choice: 'segmentation'"):
         layerlock_hf.train_readouts(**{**given, "task": "segmentation"}, output_dir=tmp_path / "out")

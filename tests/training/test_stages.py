@@ -55,9 +55,12 @@ def test_freezings(schedule, freezings):
         ({"num_freezes": 2, "target_layers": (1,)}, "target_layers must name 2 layers, one per freezing, got 1"),
         (
             {"num_freezes": 2, "target_layers": (1, 3)},
-            "target_layers must lie within the frozen layers, got layer 3 from step 15 on, .* 2 layers",
+            "target_layers must lie within the frozen layers, got layer 3 from step 15 on, when only 2 layers",
         ),
-        ({"num_freezes": 2, "target_layers": (0, 1)}, "target_layers must lie within the frozen layers, got layer 0"),
+        (
+            {"num_freezes": 2, "target_layers": (0, 1)},
+            "target_layers must lie within the frozen layers, got layer 0 from step 10",
+        ),
     ],
 )
 def test_impossible_schedules(fields, message):
@@ -97,7 +100,7 @@ def test_locked_that_goes_on_predicting_pixels():
         ([stage(1, 0)], "start at step 0"),
         ([stage(0, 0), stage(5, 1), stage(5, 2)], "stages must have ascending starts, got 5 and then 5"),
         ([stage(0, 0), stage(5, 1), stage(3, 2)], "stages must have ascending starts"),
-        ([stage(0, 2), stage(5, 1)], "num_frozen must not fall, as frozen layers stay frozen, got 2 -> 1"),
+        ([stage(0, 2), stage(5, 1)], "num_frozen must not fall, .* got 2 -> 1 for the stage at step 5"),
     ],
 )
 def test_check_stages(stages, message):

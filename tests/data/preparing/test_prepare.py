@@ -1,7 +1,6 @@
 """The program that prepares videos, from its command to the files that it leaves."""
 
 import hashlib
-import os
 import random
 import signal
 import subprocess
@@ -135,9 +134,8 @@ def test_only_local_files_are_prepared(main, tmp_path):
 
 def start(videos, output):
     options = ["--num_workers", "2", "--short_side", "48", "--shard_size", "40KB"]
-    environment = {**os.environ, "PYTHONPATH": str(PROGRAM.parents[1])}
-    command = [sys.executable, str(PROGRAM), str(videos), str(output), *options]
-    return psutil.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+    command = [sys.executable, *PROGRAM, str(videos), str(output), *options]
+    return psutil.Popen(command, stdout=subprocess.DEVNULL)
 
 
 def wait_for_work(process):
