@@ -285,7 +285,7 @@ def test_a_server_that_is_gone_stops_the_run(run, site, undisturbed, tmp_path, f
     assert errors, gone.log()
     for error in errors:
         assert re.search(r"no clip for position \d+: 10 videos in a row cannot be used, among them .*network: ", error)
-        assert error.endswith("Once the network is back, go on from the last checkpoint.")
+        assert error.endswith("Once the network is back, resume from the last checkpoint.")
     site.faults = []
     resumed = run(tmp_path / "out", source, processes=processes, changes=changes)
     assert resumed.statuses == [0] * processes, resumed.log()

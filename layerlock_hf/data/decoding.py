@@ -35,7 +35,7 @@ def read_clip(
     The frames are counted on a timeline of constant frame rate, the average one of the video: where the rate varies,
     a frame that is shown for long is counted several times.
 
-    A file that one decoder cannot read goes to the other. Of a damaged file the part before the damage is read;
+    A file that one decoder cannot read goes to the other. A damaged file is read up to the damage;
     `choose` is then called again with the number of frames there are, and `note` of the clip says what happened.
 
     Args:

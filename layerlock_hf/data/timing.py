@@ -1,4 +1,4 @@
-"""How long the steps of loading take, for those who ask; for others nothing is timed."""
+"""How long the steps of loading take; nothing is timed unless asked for."""
 
 import contextlib
 import time

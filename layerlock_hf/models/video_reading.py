@@ -1,6 +1,6 @@
 """Reading a video in any form that is a file: a path, a URL, bytes, or a folder of pictures.
 
-By PyAV, or torchcodec where PyAV fails or is missing. PyAV comes first, as in pretraining: it tells when frames are
+By PyAV, or by torchcodec if PyAV fails or is missing. PyAV comes first, as in pretraining: it knows when frames are
 shown, and mirrors those that are to be mirrored, which torchcodec does not. Neither is imported before a file is read,
 so that the models load where both are missing. T frames, H and W pixels.
 """
@@ -37,7 +37,7 @@ def read_file(
 ) -> tuple[torch.Tensor, float]:
     """Some frames of a file, a URL or the bytes of a file, or of a folder with a picture for each frame.
 
-    What is lost of a damaged or truncated file is warned of.
+    Logs a warning for what is lost from a damaged or truncated file.
 
     Args:
         source: the video.

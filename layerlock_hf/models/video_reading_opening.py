@@ -36,7 +36,7 @@ def load_av():
     """PyAV, with its filters.
 
     Raises:
-        ImportError: where it is missing, with what mends it.
+        ImportError: if it is missing, saying how to install it.
     """
     try:
         import av.filter
@@ -69,7 +69,7 @@ def openable(source: str | bytes | os.PathLike) -> Iterator[str | io.BytesIO]:
     but bytes to any address; and reads bytes slowly, through Python.
 
     Raises:
-        DecodingError: for what is no video, or worse. What is not a regular file, such as a named pipe, might never
+        DecodingError: for anything but a video file. What is not a regular file, such as a named pipe, might never
             answer, and text may be a playlist, which has FFmpeg open what it names.
     """
     head = _head(source)

@@ -1,4 +1,4 @@
-"""Videos that are folders of pictures, a frame each: rawframes of MMAction2, EPIC-Kitchens, SSv2 as TSM has it."""
+"""Videos as folders of pictures, one frame each: rawframes of MMAction2, EPIC-Kitchens, SSv2 as TSM has it."""
 
 import os
 import re
@@ -15,7 +15,7 @@ def is_picture(name: str) -> bool:
 
 
 def pictures_in(folder: str) -> list[str]:
-    """The paths of the pictures right in a folder, in the order of the numbers in their names."""
+    """The paths of the pictures directly in a folder, in the order of the numbers in their names."""
 
     def order(name):
         return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
@@ -39,21 +39,19 @@ def read_pictures(
         raise ValueError("folders of pictures need Pillow: pip install pillow") from error
     paths = pictures_in(folder)
     if not paths:
-        raise ValueError("a folder without pictures: give a video, or a folder of its frames")
+        raise ValueError("the folder holds no pictures: give a video, or a folder of its frames")
     if frame_rate is not None:
-        raise ValueError(
-            f"frames in a folder have no times: frame_rate must be None, got {frame_rate}, to count them as they come"
-        )
+        raise ValueError(f"frame_rate must be None for a folder of pictures, which have no times, got {frame_rate}")
     frames = []
     for path in paths if choose is None else [paths[index] for index in choose(len(paths))]:
         try:
             with Image.open(path) as image:
                 if image.mode.startswith(("I", "F")):  # whose conversion to RGB saturates
-                    raise ValueError(f"mode {image.mode}, more than 8 bits a pixel")
+                    raise ValueError(f"mode {image.mode}, more than 8 bits per pixel")
                 pixels = torch.frombuffer(bytearray(image.convert("RGB").tobytes()), dtype=torch.uint8)
                 frames.append(pixels.view(image.height, image.width, 3).permute(2, 0, 1))
         except (OSError, ValueError) as error:
-            raise ValueError(f"{os.path.basename(path)} is no frame: {error}") from error
+            raise ValueError(f"{os.path.basename(path)} is not a frame: {error}") from error
     if len({frame.shape for frame in frames}) > 1:
         raise ValueError("the frames differ in size")
     return torch.stack(frames)

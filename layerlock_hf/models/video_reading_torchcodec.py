@@ -1,4 +1,4 @@
-"""Reading chosen frames with torchcodec, of a decoder that is given or of a file that PyAV fails on.
+"""Reading chosen frames with torchcodec, from a given decoder or from a file that PyAV cannot read.
 
 T frames, H and W pixels.
 """
@@ -24,7 +24,7 @@ def torchcodec_decoder() -> type | None:
     try:
         from torchcodec.decoders import VideoDecoder
     except (ImportError, RuntimeError, OSError) as error:
-        logger.warning(f"torchcodec does not load; PyAV alone decodes the videos: {one_line(error)}")
+        logger.warning(f"torchcodec does not load, so only PyAV decodes the videos: {one_line(error)}")
         return None
     return VideoDecoder
 

@@ -55,7 +55,9 @@ def test_the_processor_takes_folders_of_pictures(folder):
     clip = processor(str(folder / "a")).pixel_values_videos
     assert clip.shape == (1, 4, 3, HEIGHT, HEIGHT)
     assert (255 * clip[0, :, 0, 0, 0]).round().tolist() == [20, 40, 60, 80]  # the middle: frames 2, 4, 6, 8
-    with pytest.raises(ValueError, match="have no times: frame_rate must be None, got 8"):
+    with pytest.raises(
+        ValueError, match="frame_rate must be None for a folder of pictures, which have no times, got 8"
+    ):
         processor(str(folder / "a"), frame_rate=8)
 
 
@@ -66,16 +68,16 @@ def test_what_is_no_frame_is_named(folder):
     with pytest.raises(DecodingError, match="frame_rate must be None"):
         read(frame_rate=5)
     Image.fromarray(np.full((HEIGHT, WIDTH), 40_000, np.uint16)).save(folder / "a" / "img_7.png")
-    with pytest.raises(DecodingError, match="img_7.png is no frame: mode I;16, more than 8 bits a pixel"):
+    with pytest.raises(DecodingError, match="img_7.png is not a frame: mode I;16, more than 8 bits per pixel"):
         read()
     (folder / "a" / "img_7.png").write_bytes(b"nothing")
-    with pytest.raises(DecodingError, match="img_7.png is no frame"):
+    with pytest.raises(DecodingError, match="img_7.png is not a frame"):
         read()
     Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(folder / "a" / "img_7.png")
     with pytest.raises(DecodingError, match="the frames differ in size"):
         read()
     (folder / "empty").mkdir()
-    with pytest.raises(DecodingError, match="a folder without pictures"):
+    with pytest.raises(DecodingError, match="the folder holds no pictures"):
         read_clip(str(folder / "empty"), lambda count: [0])
 
 
