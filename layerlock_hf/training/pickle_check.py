@@ -6,6 +6,7 @@ Of a folder of DCP, `.metadata` is read by `pickle.load`, and every entry that i
 
 import io
 import pickle
+from enum import Enum
 from pathlib import Path
 
 import torch
@@ -35,10 +36,19 @@ ALLOWED = {
 }
 
 
+def enum_member(kind: type, name: str) -> Enum:
+    """What `getattr` does in pickles of Python 3.11.0 to 3.11.3, which write members of enumerations by it."""
+    if not (isinstance(kind, type) and issubclass(kind, Enum)):
+        raise CheckpointRefused(f"it takes {name!r} of {kind!r}, which no checkpoint needs")
+    return kind[name]
+
+
 class DataUnpickler(pickle.Unpickler):
     """Knows no names but those of `ALLOWED` and of dtypes: a pickle runs code only through names."""
 
     def find_class(self, module, name):
+        if (module, name) == ("builtins", "getattr"):
+            return enum_member
         is_dtype = module == "torch" and isinstance(vars(torch).get(name), torch.dtype)
         if is_dtype or name in ALLOWED.get(module, ()):
             return super().find_class(module, name)

@@ -1,5 +1,6 @@
 """What of sharding one process can show: what is refused, before anything is trained or run."""
 
+import io
 import pickle
 import shutil
 from pathlib import Path
@@ -9,10 +10,11 @@ import torch
 import torch.distributed.checkpoint as dcp
 from accelerate import Accelerator
 from accelerate.utils import FullyShardedDataParallelPlugin
+from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING
 from toy_methods import make_trainer
 
 from layerlock_hf.training.export import load_sharded
-from layerlock_hf.training.pickle_check import check_pickles
+from layerlock_hf.training.pickle_check import DataUnpickler, check_pickles
 from layerlock_hf.training.run_file import CheckpointRefused
 from layerlock_hf.training.sharding import check_weights, set_up_sharding
 
@@ -95,6 +97,24 @@ def saved(tmp_path):
 
 def test_metadata_of_dcp(saved):
     check_pickles(saved)
+
+
+class Attribute:
+    """Pickled as `getattr` of these, as Python 3.11.0 to 3.11.3 pickles members of enumerations."""
+
+    def __init__(self, owner, name: str):
+        self.owner, self.name = owner, name
+
+    def __reduce__(self):
+        return getattr, (self.owner, self.name)
+
+
+def test_members_of_enumerations_as_older_python_wrote_them():
+    member = Attribute(_MEM_FORMAT_ENCODING, "TORCH_CHANNELS_LAST")
+    assert DataUnpickler(io.BytesIO(pickle.dumps(member))).load() is _MEM_FORMAT_ENCODING.TORCH_CHANNELS_LAST
+    for owner, name in ((torch.Size, "numel"), (_MEM_FORMAT_ENCODING, "__init__")):
+        with pytest.raises((CheckpointRefused, KeyError)):
+            DataUnpickler(io.BytesIO(pickle.dumps(Attribute(owner, name)))).load()
 
 
 def test_planted_metadata(saved, tmp_path):
