@@ -105,6 +105,7 @@ def test_ctrl_c_leaves_the_results_so_far(monkeypatch, tmp_path):
     assert [len(result["rows"]) for result in results.values()] == [2, 1]
 
 
+@pytest.mark.slow
 def test_clips_are_halved_while_memory_is_short():
     tried = []
 
@@ -121,6 +122,7 @@ def test_clips_are_halved_while_memory_is_short():
         gpu_parts.halving(3, measure, torch.device("cpu"))
 
 
+@pytest.mark.slow
 def test_a_stage_stands_beside_what_is_counted(setup, tiny_config):
     for patch_fraction in (1.0, 0.05):
         case = layerlock_case(tiny_config, patch_fraction)

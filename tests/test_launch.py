@@ -196,6 +196,7 @@ def test_slurm_stops_the_workers_and_requeues(cluster):
     assert not (cluster.out / "hit").exists() and cluster.num_failures() == 0
 
 
+@pytest.mark.slow
 def test_a_node_that_is_stopped_while_it_waits_does_not_start_again(tmp_path):
     starts = tmp_path / "starts"
     command = ["bash", str(LAUNCH / "node.sh"), "bash", "-c", f"echo >> {starts}; exit 1"]
@@ -206,6 +207,7 @@ def test_a_node_that_is_stopped_while_it_waits_does_not_start_again(tmp_path):
     assert starts.read_text() == "\n"
 
 
+@pytest.mark.slow
 def test_a_node_starts_again_until_it_is_done(tmp_path):
     starts = tmp_path / "starts"
     command = f"echo >> {starts}; [ $(wc -l < {starts}) -eq 2 ]"

@@ -57,6 +57,7 @@ def test_full_scenes_alone(run, tmp_path, capsys):
     assert scores["layerlock"] == scores["mae"]
 
 
+@pytest.mark.slow
 def test_easy_scenes_and_the_ceiling(run, folder):
     settings = {"num_frames": 16, "image_size": 16, "with_depth": True, "num_objects": 1, "camera_moves": False}
     for seed, split in enumerate(("easy_train", "easy_test")):

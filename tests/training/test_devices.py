@@ -48,6 +48,7 @@ def test_frozen_parameters_keep_every_bit(device, tmp_path):
     assert torch.tensor(losses).isfinite().all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("name", ["layerlock", "vjepa_locked"])
 def test_resume_is_bit_identical(device, tmp_path, name, bf16):

@@ -49,7 +49,7 @@ def folder(tmp_path_factory):
         ("layerlock", False),
         ("layerlock", True),
         pytest.param("freezing_only", False, marks=pytest.mark.slow),
-        ("vjepa_locked", False),
+        pytest.param("vjepa_locked", False, marks=pytest.mark.slow),
         pytest.param("blockwise_in_sequence", False, marks=pytest.mark.slow),
     ],
 )
