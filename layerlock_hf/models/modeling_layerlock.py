@@ -297,7 +297,8 @@ class LayerLockViTModel(LayerLockViTPreTrainedModel):
         return BaseModelOutput(last_hidden_state=hidden_states)
 
     def tap(self, video: torch.Tensor, depths: list[int], ids: torch.Tensor | None = None) -> list[torch.Tensor]:
-        """The tokens at several depths, computed in one pass that runs no layer beyond the deepest.
+        """The tokens at several depths, computed in one pass that runs no layer beyond the deepest; timm calls it
+        `forward_intermediates`.
 
         video (B, T, C, H, W), ids (B, K): the tokens to encode, all of them if None -> one (B, K, D) per depth.
 

@@ -144,7 +144,8 @@ class TransformersEncoder(PreTrainedModel):
         return BaseModelOutput(last_hidden_state=tokens)
 
     def tap(self, video: torch.Tensor, depths: list[int], ids: torch.Tensor | None = None) -> list[torch.Tensor]:
-        """The tokens at several depths, computed in one pass that runs no layer beyond the deepest.
+        """The tokens at several depths, computed in one pass that runs no layer beyond the deepest; timm calls it
+        `forward_intermediates`.
 
         video (B, T, C, H, W) in [0, 1] -> one (B, N, D) per depth, ordered t, h, w, without class and register tokens.
         With ids (B, K) these of them, (B, K, D) per depth; the pass itself always runs on the whole clip.
