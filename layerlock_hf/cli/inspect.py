@@ -5,7 +5,6 @@ layerlock inspect --config RECIPE --train_data VIDEOS --output_dir OUT [--SETTIN
 Takes the settings of `layerlock pretrain` and makes the first clips of that run step by step. Writes to OUT
 `clips.png` (clips with their masks, video and time) and `times.png`. Prints the times, the clips per second that data
 workers make, advice, and the bad videos encountered. Nothing is trained, and no file of a run in OUT is changed.
-changed.
 """
 
 import argparse

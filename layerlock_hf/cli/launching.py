@@ -79,15 +79,20 @@ def with_config_file(options: list[str]) -> list[str]:
     return flags
 
 
-def launch(module: str, arguments: list[str]):
+def launch(module: str, arguments: list[str], options: dict[str, int]):
     """Become `accelerate launch` of a program if its options are given, or if it would start more than this process.
 
     Returns where this process is the one that shall run the program.
 
+    Args:
+        module: the program.
+        arguments: its own, and options of `accelerate launch` among them.
+        options: as of `launch_options`.
+
     Raises:
         ValueError: naming the option that is wrong.
     """
-    theirs, ours = split(arguments, launch_options())
+    theirs, ours = split(arguments, options)
     if any(name in os.environ for name in LAUNCHED):
         if theirs:
             raise ValueError(f"{theirs[0]} is an option of accelerate launch, which is already running: pass it there")

@@ -63,8 +63,9 @@ def print_end(trainer: LayerLockTrainer):
 
 def pretrain(arguments: list[str]):
     with settings_errors_told():
-        launch("layerlock_hf.cli.pretrain", arguments)
-        settings = parse(arguments, also=[option.removeprefix("--") for option in launch_options()])
+        options = launch_options()
+        launch("layerlock_hf.cli.pretrain", arguments, options)
+        settings = parse(arguments, also=[option.removeprefix("--") for option in options])
     if settings.data.rehearse:
         return print_rehearsal(settings)
     with settings_errors_told():

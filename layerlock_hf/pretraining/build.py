@@ -43,14 +43,8 @@ def build_trainer(
     Raises:
         ValueError: naming the setting that is unknown, wrong, or contradicts another.
     """
-    return build(read_settings(config, train_data, output_dir, **settings))
-
-
-def read_settings(
-    config: str | Path, train_data: str | Path | list[str], output_dir: str | Path, **settings
-) -> RunSettings:
-    """The settings of a run. The arguments are those of `build_trainer`."""
-    return parse(flags_of({"config": config, "train_data": train_data, "output_dir": output_dir, **settings}))
+    given = {"config": config, "train_data": train_data, "output_dir": output_dir}
+    return build(parse(flags_of({**given, **settings})))
 
 
 def build(settings: RunSettings) -> LayerLockTrainer:

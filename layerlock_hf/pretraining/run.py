@@ -9,7 +9,7 @@ from accelerate import PartialState
 from ..training import LayerLockTrainer
 from ..training.rehearsal import rehearse
 from .arguments import RunSettings
-from .build import build, build_parts, read_settings
+from .build import build_parts, build_trainer
 
 
 REHEARSAL = ".rehearsal"  # within the folder of the run, so that all processes see it; gone afterwards
@@ -35,7 +35,7 @@ def pretrain(
         ValueError: naming the setting that is unknown, wrong, or contradicts another.
         CheckpointRefused, CheckpointNotWritten, BadData, LossNotFinite, NoDataCame, DoesNotFit: what ends a run.
     """
-    trainer = build(read_settings(config, train_data, output_dir, **settings))
+    trainer = build_trainer(config, train_data, output_dir, **settings)
     run(trainer)
     return trainer
 

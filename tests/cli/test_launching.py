@@ -28,7 +28,7 @@ def launched(monkeypatch):
     def launched(*arguments):
         found = []
         monkeypatch.setattr(os, "execv", lambda path, command: found.append(command))
-        launching.launch("layerlock_hf.cli.pretrain", list(arguments))
+        launching.launch("layerlock_hf.cli.pretrain", list(arguments), launching.launch_options())
         if not found:
             return None
         (command,) = found
