@@ -5,7 +5,7 @@ import shutil
 import pytest
 import torch
 import yaml
-from readout_runs import NUM_TEST, SETTINGS, assert_close, error_of, run, write_inputs
+from readout_runs import NUM_TEST, SETTINGS, assert_close, error_of, run
 from safetensors.torch import load_file
 from transformers import (
     AutoModelForDepthEstimation,
@@ -20,26 +20,14 @@ import layerlock_hf
 from layerlock_hf import LayerLockVideoProcessor
 from layerlock_hf.cli import readout
 from layerlock_hf.data import ClipTransform
-from layerlock_hf.evaluation import DepthTestClips, labelled_clips, report
+from layerlock_hf.evaluation import DepthTestClips, labelled_clips
 from layerlock_hf.evaluation.adapters import read_depth, read_labelled
 from layerlock_hf.evaluation.metrics import MEASURES, in_order, mean_probabilities, measure, score_classes, score_depth
 from layerlock_hf.evaluation.results import read_results
 from layerlock_hf.models import LayerLockViTForPretraining
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    """The folder of `write_inputs`."""
-    folder = tmp_path_factory.mktemp("readout")
-    write_inputs(folder)
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def without_pictures(monkeypatch):
-    """They take most of the time of a short run; those of `outputs` have them."""
-    for name in ("plot_sweep", "plot_curves", "plot_confusion", "plot_depth"):
-        monkeypatch.setattr(report, name, lambda *_: None)
+pytestmark = pytest.mark.usefixtures("without_pictures")
 
 
 def numbers(results: dict) -> dict:

@@ -10,30 +10,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from readout_runs import NUM_VIDEOS, assert_close, damage, error_of, flags, run, write_inputs
+from readout_runs import NUM_VIDEOS, assert_close, damage, error_of, flags, run
 
-from layerlock_hf.evaluation import feature_sources, report
+from layerlock_hf.evaluation import feature_sources
 from layerlock_hf.evaluation.metrics import MEASURES
 from layerlock_hf.evaluation.results import read_results
 from layerlock_hf.models import LayerLockViTConfig, LayerLockViTForPretraining
 
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
 PROGRAM = "layerlock_hf.cli.readout"
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    """The folder of `write_inputs`."""
-    folder = tmp_path_factory.mktemp("readout")
-    write_inputs(folder)
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def without_pictures(monkeypatch):
-    """They take most of the time of a short run."""
-    for name in ("plot_sweep", "plot_curves", "plot_confusion", "plot_depth"):
-        monkeypatch.setattr(report, name, lambda *_: None)
 
 
 def test_kept_features_are_those_of_the_encoder(root, tmp_path):
