@@ -48,6 +48,20 @@ CHECKPOINTING = next(
     for name in ("activation_checkpointing", "gradient_checkpointing")
     if name in LayerLockTrainingArguments.__dataclass_fields__
 )
+# Of a run of ten steps
+SETTINGS = {
+    "max_steps": 10,
+    "per_device_train_batch_size": 4,
+    "save_strategy": "no",
+    "logging_steps": 1,
+    "report_to": [],
+    "use_cpu": True,
+    "learning_rate": 1e-2,
+    "weight_decay": 0.5,
+    "switch_warmup_steps": 1,
+    "disable_tqdm": True,
+    "dataloader_pin_memory": False,
+}
 MOVING = {"teacher_momentum": 0.9, "teacher_momentum_end": 1.0}
 
 
@@ -138,23 +152,10 @@ def trainer_parts(name: str, output_dir, dataset=None, **settings) -> dict:
     teacher = make_given_teacher() if method.has_given_teacher else None
     set_seed(0)
     config = make_config(method)
-    defaults = {
-        "max_steps": 10,
-        "per_device_train_batch_size": 4,
-        "save_strategy": "no",
-        "logging_steps": 1,
-        "report_to": [],
-        "use_cpu": True,
-        "learning_rate": 1e-2,
-        "weight_decay": 0.5,
-        "weight_decay_end": 0.1,
-        "switch_warmup_steps": 1,
-        "max_grad_norm": 1.0,
-        "diagnostics_steps": 3,
-        "disable_tqdm": True,
-        "dataloader_pin_memory": False,
-    }
-    args = LayerLockTrainingArguments(output_dir=str(output_dir), **{**defaults, **method.settings, **settings})
+    schedules = {"weight_decay_end": 0.1, "max_grad_norm": 1.0, "diagnostics_steps": 3}
+    args = LayerLockTrainingArguments(
+        output_dir=str(output_dir), **{**SETTINGS, **schedules, **method.settings, **settings}
+    )
     return {
         "model": LayerLockViTForPretraining(config),
         "args": args,

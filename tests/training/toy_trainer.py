@@ -2,7 +2,7 @@
 
 import copy
 
-from toy_methods import MaskedClips
+from toy_methods import SETTINGS, MaskedClips
 from transformers import set_seed
 
 from layerlock_hf.models import LayerLockViTForPretraining
@@ -22,20 +22,7 @@ SWITCHES = (3, 5, 7)
 
 
 def arguments(output_dir, **kwargs):
-    defaults = {
-        "max_steps": 10,
-        "per_device_train_batch_size": 4,
-        "save_strategy": "no",
-        "logging_steps": 1,
-        "report_to": [],
-        "use_cpu": True,
-        "learning_rate": 1e-2,
-        "weight_decay": 0.5,
-        "switch_warmup_steps": 1,
-        "disable_tqdm": True,
-        "dataloader_pin_memory": False,
-    }
-    return LayerLockTrainingArguments(output_dir=str(output_dir), **{**defaults, **kwargs})
+    return LayerLockTrainingArguments(output_dir=str(output_dir), **{**SETTINGS, **kwargs})
 
 
 def make_trainer(config, output_dir, stages=STAGES, dataset=None, **kwargs):
