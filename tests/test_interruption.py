@@ -203,11 +203,11 @@ def test_the_processes_of_a_killed_launcher_end(tmp_path, recipe, num_rows):
         wait_for_rows(out, process, num_rows)
         children = launcher.children(recursive=True)
     else:
-        time.sleep(4)  # until they have imported what they need
+        time.sleep(2)  # of the seconds in which they import what they need
     process.kill()
     process.wait()
-    _, alive = psutil.wait_procs(children, timeout=60)
+    _, alive = psutil.wait_procs(children, timeout=90)  # what hangs is ended after `parents.GRACE_S`
     for child in alive:
         child.kill()
     assert not alive
-    assert bool(list(out.glob("checkpoint-*"))) == bool(num_rows)
+    assert list(out.glob("checkpoint-*")) or not num_rows

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 import uuid
 from collections.abc import Callable, Iterator
@@ -26,6 +27,10 @@ from .parents import end_without_parent
 LAUNCHED = {"TORCHELASTIC_RUN_ID", "RAY_JOB_ID"}
 # What data workers leave to their parent. Not on macOS, where they could not tell their parent's SIGTERM from others
 SHIELDED_FROM = {signal.SIGTERM, signal.SIGINT} if hasattr(signal, "sigwaitinfo") else set()
+# In which threads of the process group finish with what the last collective left them. A fork while one of them
+# registers with the interpreter hangs the child (CPython 3.11; seen in 1 of 20 launches)
+SETTLING_S = 0.05
+END_S = 5.0  # that a process of ours has to end in, once it is told to
 
 
 def start_processes(use_cpu: bool, backend: str | None, timeout_s: float):
@@ -87,11 +92,24 @@ def run_and_exit(main: Callable[[], None]):
     except BaseException:
         traceback.print_exc()
         status = 1
+    end_children()
     # What the interpreter would do before it goes, as in multiprocessing.Process
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status or 0)
+
+
+def end_children():
+    """End the daemons that `multiprocessing` started, which at exit would wait for one that hangs for ever."""
+    children = [child for child in multiprocessing.active_children() if child.daemon]
+    for child in children:
+        child.terminate()
+    end = time.monotonic() + END_S
+    for child in children:
+        child.join(max(0, end - time.monotonic()))
+        if child.exitcode is None:
+            child.kill()
 
 
 def check_shared_folder(folder: str | Path):
@@ -136,6 +154,8 @@ class _Shielded:
     """A process that starts with SIGTERM and SIGINT blocked, which what it starts inherits."""
 
     def start(self):
+        if dist.is_initialized():
+            time.sleep(SETTLING_S)
         before = signal.pthread_sigmask(signal.SIG_BLOCK, SHIELDED_FROM)
         try:
             super().start()

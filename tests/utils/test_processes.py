@@ -1,6 +1,9 @@
+import multiprocessing
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import crash_run
@@ -8,7 +11,8 @@ import forked
 import pytest
 
 from layerlock_hf.training import LayerLockTrainingArguments
-from layerlock_hf.utils.processes import run_and_exit
+from layerlock_hf.utils import processes
+from layerlock_hf.utils.processes import end_children, run_and_exit
 
 
 ACCELERATE = str(Path(sys.executable).parent / "accelerate")
@@ -47,6 +51,21 @@ def test_nodes_that_share_no_folder_are_refused(tmp_path):
     for rank in range(2):
         assert "processes [1] do not see what process 0 writes" in (tmp_path / f"error-{rank}").read_text()
     assert os.listdir(tmp_path / "0") == []
+
+
+def hang():
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    time.sleep(600)
+
+
+def test_children_that_hang_are_ended(monkeypatch):
+    monkeypatch.setattr(processes, "END_S", 0.2)
+    child = multiprocessing.get_context("fork").Process(target=hang, daemon=True)
+    child.start()
+    time.sleep(0.3)  # until it has blocked the signal
+    end_children()
+    child.join(10)
+    assert child.exitcode == -signal.SIGKILL
 
 
 @pytest.mark.slow
