@@ -56,6 +56,14 @@ class LayerLockViTConfig(LayerLockReadoutConfig):
     """
 
     model_type = "layerlock"
+    auto_classes: ClassVar[dict[str, str]] = {
+        "AutoConfig": "configuration_layerlock.LayerLockViTConfig",
+        "AutoModel": "modeling_layerlock.LayerLockViTModel",
+        "AutoModelForDepthEstimation": "modeling_layerlock_readout.LayerLockViTForDepthEstimation",
+        "AutoModelForPreTraining": "modeling_layerlock_pretraining.LayerLockViTForPretraining",
+        "AutoModelForVideoClassification": "modeling_layerlock_readout.LayerLockViTForVideoClassification",
+        "AutoVideoProcessor": "video_processing_layerlock.LayerLockVideoProcessor",
+    }
     base_model_fsdp_plan: ClassVar[dict[str, str]] = {"layers.*": "free_full_weight"}
 
     num_channels: int = 3

@@ -1,10 +1,27 @@
 """What all configurations of models with readouts share, whichever encoder they read."""
 
+import copy
 import math
+import os
+from typing import ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
+
+from .remote_code import IS_REMOTE, write_code
+
+
+DEPTH_PIPELINE = {
+    "video-depth-estimation": {
+        "impl": "pipeline_video_depth.VideoDepthEstimationPipeline",
+        "pt": ["AutoModelForDepthEstimation"],
+        "type": "video",
+    }
+}
+# What files say for where the package is not installed. It registers classes and pipelines itself, and Transformers
+# would ask for `trust_remote_code` if it met the pipelines in a configuration
+FOR_REMOTE_CODE = ("auto_map", "custom_pipelines")
 
 
 @strict
@@ -28,6 +45,8 @@ class LayerLockReadoutConfig(PreTrainedConfig):
         train_encoder: train the encoder together with a readout. By default it is frozen and only the readout learns.
     """
 
+    auto_classes: ClassVar[dict[str, str]]  # the `auto_map` of what is saved, of every class derived from this one
+
     image_size: int = 224
     num_frames: int = 16
     hidden_act: str = "gelu_pytorch_tanh"
@@ -42,8 +61,20 @@ class LayerLockReadoutConfig(PreTrainedConfig):
     train_encoder: bool = False
 
     def __post_init__(self, **kwargs):
+        if not IS_REMOTE:
+            kwargs = {name: value for name, value in kwargs.items() if name not in FOR_REMOTE_CODE}
         super().__post_init__(**kwargs)
         self.decoding_patch_size = list(self.decoding_patch_size)  # as JSON has it
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs):
+        """As in Transformers, and beside it the code that loads the model where the package is not installed."""
+        saved = copy.copy(self)
+        saved.auto_map = dict(self.auto_classes)
+        if any(name.endswith("ForDepthEstimation") for name in self.architectures or ()):
+            saved.custom_pipelines = DEPTH_PIPELINE
+            write_code(save_directory, {"pipeline": DEPTH_PIPELINE["video-depth-estimation"]["impl"]}, self)
+        write_code(save_directory, self.auto_classes, self)
+        super(LayerLockReadoutConfig, saved).save_pretrained(save_directory, **kwargs)
 
     @property
     def normalizes_pixels(self) -> bool:

@@ -26,6 +26,13 @@ class TransformersEncoderConfig(LayerLockReadoutConfig):
     """
 
     model_type = "layerlock_any_encoder"  # in saved files
+    auto_classes: ClassVar[dict[str, str]] = {
+        "AutoConfig": "configuration_transformers_encoder.TransformersEncoderConfig",
+        "AutoModel": "modeling_transformers_encoder.TransformersEncoder",
+        "AutoModelForDepthEstimation": "modeling_transformers_encoder.TransformersEncoderForDepthEstimation",
+        "AutoModelForVideoClassification": "modeling_transformers_encoder.TransformersEncoderForVideoClassification",
+        "AutoVideoProcessor": "video_processing_layerlock.LayerLockVideoProcessor",
+    }
     sub_configs: ClassVar[dict[str, type]] = {"encoder_config": AutoConfig}
 
     encoder_config: dict | PreTrainedConfig | None = None

@@ -39,7 +39,8 @@ AnyWindow = TypeVar("AnyWindow", bound=Window)
 
 def check_processor(processor):
     """Raise a `ValueError` unless it is one that tells how clips are cut, and of what part of the frames."""
-    if not isinstance(processor, LayerLockVideoProcessor):
+    # By what it can do: loaded with its code from a local folder, its class is another copy of the one known here
+    if not (hasattr(processor, "stride_at") and hasattr(processor, "shown_box")):
         found = "none that loads" if processor is None else f"a {type(processor).__name__}"
         raise ValueError(
             f"processor must be a LayerLockVideoProcessor, got {found}: save the one used in training beside the "

@@ -15,6 +15,7 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.utils import is_numpy_array, is_torch_tensor, logging
 from transformers.video_processing_utils import VideoProcessorMixin
 
+from .remote_code import write_code
 from .video_reading import read_file, read_windows
 from .video_reading_timeline import Choose
 from .video_reading_torchcodec import read_decoder
@@ -26,6 +27,7 @@ MAX_FRAME_RATE = 1000
 WINDOW = 32  # frames that are held at their full size where a whole video is asked for
 MARGIN = 0.01  # by which resizing may pass the ends of [0, 1]
 SIDES = ("height", "width")
+AUTO_MAP = {"AutoVideoProcessor": "video_processing_layerlock.LayerLockVideoProcessor"}
 # What the library itself writes into the file of a processor.
 LIBRARY_KEYS = {"auto_map", "image_processor_type", "processor_class", "video_processor_type"}
 
@@ -149,6 +151,14 @@ class LayerLockVideoProcessor(VideoProcessorMixin):
             raise ValueError("do_normalize must be False, got True: the encoder normalises its pixels itself")
         settings = {"num_frames": config.num_frames, "size": config.image_size, "crop_size": config.image_size}
         return cls(**{**settings, **overrides})
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**super().to_dict(), "auto_map": AUTO_MAP}
+
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> list[str]:
+        """As in Transformers, and beside it the code that loads the processor where the package is not installed."""
+        write_code(save_directory, AUTO_MAP)
+        return super().save_pretrained(save_directory, push_to_hub, **kwargs)
 
     def sample_frames(self, num_frames: int) -> list[int]:
         """Indices of the clip in the middle of a video of `num_frames` frames, fewer where the video is too short."""
