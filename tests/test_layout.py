@@ -26,13 +26,13 @@ LAW = {
     "utils": (),
     "models": (),
     "data": ("layerlock_hf.models.video_reading*", "layerlock_hf.utils"),  # there is one video reader
-    "training": ("layerlock_hf.models", "layerlock_hf.utils"),
-    "evaluation": tuple(f"layerlock_hf.{part}" for part in ("models", "data", "recipes", "utils")),
+    "training": tuple(f"layerlock_hf.{part}" for part in ("models", "hub", "utils")),
+    "evaluation": tuple(f"layerlock_hf.{part}" for part in ("models", "data", "hub", "recipes", "utils")),
     "analysis": ("layerlock_hf.models", "layerlock_hf.training", "layerlock_hf.evaluation", "layerlock_hf.utils"),
     "hub": ("layerlock_hf.models", "layerlock_hf.utils"),
     "recipes": ("layerlock_hf.utils",),
     "pretraining": tuple(
-        f"layerlock_hf.{part}" for part in ("models", "data", "training", "evaluation", "recipes", "utils")
+        f"layerlock_hf.{part}" for part in ("models", "data", "training", "evaluation", "hub", "recipes", "utils")
     ),
 }
 # What users enter by, which may import everything, and which no part imports

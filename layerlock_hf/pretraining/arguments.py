@@ -172,6 +172,7 @@ class RunSettings(typing.NamedTuple):
     masks: MaskArguments
     readout: ReadoutArguments
     training: LayerLockTrainingArguments
+    arguments: list[str]  # that these were parsed from
 
 
 # How --help groups the settings
@@ -245,4 +246,4 @@ def parse(arguments: list[str], also: Iterable[str] = ()) -> RunSettings:
     parser = make_parser()
     if "--help_all" not in arguments:
         _hide_all_but_ours(parser)
-    return RunSettings(*parse_with_recipe(parser, arguments, also)[:6])
+    return RunSettings(*parse_with_recipe(parser, arguments, also)[:6], arguments=list(arguments))

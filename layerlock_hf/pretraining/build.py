@@ -23,6 +23,7 @@ from ..training.checks import check_masks
 from ..training.run_file import read_run_file, target_label
 from ..utils.outputs import check_output
 from .arguments import DataArguments, ModelArguments, RunSettings, parse
+from .record import settings_record
 from .reports import BAD_VIDEOS, REPORTS, Reports
 
 
@@ -56,9 +57,11 @@ def build(settings: RunSettings) -> LayerLockTrainer:
     readout = settings.readout.load()
     parts = build_parts(settings)
     output, clips = Path(settings.training.output_dir), parts["train_dataset"]
+    num_clips = clips_per_step(settings.training)
+    record = settings_record(settings.arguments, settings[:-1], len(clips.videos), num_clips)
     trainer = LayerLockTrainer(
         **parts,
-        callbacks=[Reports(output, describe_stages(parts["model"], parts["stages"]), clips.bad_videos)],
+        callbacks=[Reports(output, describe_stages(parts["model"], parts["stages"]), record, clips.bad_videos)],
         processing_class=processor_of(parts["model"].config, clips),
     )
     if readout is not None:

@@ -1,6 +1,7 @@
 """What a run of pretraining leaves beside its model and checkpoints."""
 
 import json
+import uuid
 from pathlib import Path
 
 from accelerate import PartialState
@@ -8,29 +9,41 @@ from transformers import TrainerCallback
 from transformers.utils import logging
 
 from ..data import BadVideos
+from ..hub.documents import METRICS, SETTINGS, STAGES, read_json
 from ..utils.files import write_aside
 from ..utils.outputs import read_lines
 
 
 logger = logging.get_logger(__name__)
 
-STAGES, METRICS, BAD_VIDEOS = REPORTS = ("stages.json", "metrics.jsonl", "bad_videos.jsonl")
+BAD_VIDEOS = "bad_videos.jsonl"
+REPORTS = (STAGES, SETTINGS, METRICS, BAD_VIDEOS)
 
 
 class Reports(TrainerCallback):
-    """Writes `stages.json`, and every log to `metrics.jsonl` with the number of bad videos so far.
+    """Writes `stages.json` and `settings.json`, and every log to `metrics.jsonl` with the number of bad videos so far.
 
     A fresh run empties what an earlier one left in OUT, but not before training begins: until then the user may have
     to be told of an error.
+
+    Args:
+        folder: OUT.
+        stages: rows of `stages.json`.
+        record: of the run, to which `settings.json` adds an id, by which a repository knows whose it is.
+        bad_videos: that training met.
     """
 
-    def __init__(self, folder: Path, stages: list[dict], bad_videos: BadVideos):
-        self.folder, self.stages, self.bad_videos = folder, stages, bad_videos
+    def __init__(self, folder: Path, stages: list[dict], record: dict, bad_videos: BadVideos):
+        self.folder, self.stages, self.record, self.bad_videos = folder, stages, record, bad_videos
         self.num_told = 0
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
             (self.folder / STAGES).write_text(json.dumps(self.stages, indent=1) + "\n")
+            before = read_json(self.folder / SETTINGS) if state.global_step else None
+            record = {"run_id": (before or {}).get("run_id", uuid.uuid4().hex), **self.record}
+            with write_aside(self.folder / SETTINGS) as aside:
+                aside.write_text(json.dumps(record, indent=1) + "\n")
             if state.global_step == 0:
                 for name in (METRICS, BAD_VIDEOS):
                     (self.folder / name).write_text("")

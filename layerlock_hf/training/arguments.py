@@ -112,6 +112,13 @@ class LayerLockTrainingArguments(TrainingArguments):
     diagnostics_steps: int = field(
         default=100, metadata={"help": "Steps between measurements of feature_std and effective_rank (0: never)."}
     )
+    save_stages: bool = field(
+        default=False,
+        metadata={
+            "help": "Keep the model as it is when each stage begins, in OUT/stages/stage-K, to push every stage to "
+            "the Hub as a revision of its own."
+        },
+    )
     resume_from_checkpoint: str | None = field(
         default=None,
         metadata={

@@ -24,6 +24,7 @@ logger = logging.get_logger(__name__)
 
 MANIFEST = "manifest.json"
 ASIDE = "_incomplete"  # the Hub is not sent what begins with an underscore
+STAGES_FOLDER = "stages"  # of the models that a run keeps of its stages
 FOLDER = re.compile(r"checkpoint-(\d+)")
 
 

@@ -1,17 +1,15 @@
 """From a sharded checkpoint, with one part per process, to a model."""
 
-import shutil
 import warnings
 from pathlib import Path
 
 from huggingface_hub.errors import StrictDataclassError
 from torch.distributed.checkpoint import load
 from torch.distributed.checkpoint.api import CheckpointException
-from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME, VIDEO_PROCESSOR_NAME
+from transformers.utils import CONFIG_NAME
 
 from ..models.configuration_layerlock import LayerLockViTConfig
 from ..models.modeling_layerlock_pretraining import LayerLockViTForPretraining
-from ..utils.outputs import check_output
 from .checkpoints import fault
 from .pickle_check import check_pickles
 from .run_file import CheckpointRefused
@@ -61,21 +59,3 @@ def _read_config(checkpoint: Path) -> LayerLockViTConfig:
             f"model_type in its {CONFIG_NAME} must be {LayerLockViTConfig.model_type}, got {fields.get('model_type')}"
         )
     return LayerLockViTConfig.from_dict(fields)
-
-
-def export_checkpoint(checkpoint: Path, output_dir: Path) -> LayerLockViTForPretraining:
-    """Write the model of a sharded checkpoint, with the processor of its run, for the Auto classes to load.
-
-    Raises:
-        CheckpointRefused: as `load_sharded`.
-        ValueError: if the folder lies within the checkpoint or cannot be written.
-    """
-    if output_dir.resolve().is_relative_to(checkpoint.resolve()):
-        raise ValueError(f"output_dir must lie outside the checkpoint, got {output_dir}: choose another folder")
-    check_output(output_dir, (CONFIG_NAME, SAFE_WEIGHTS_NAME, VIDEO_PROCESSOR_NAME))
-    model = load_sharded(checkpoint)
-    model.save_pretrained(output_dir)
-    processor = checkpoint.parent / VIDEO_PROCESSOR_NAME
-    if processor.is_file() and processor.parent.resolve() != output_dir.resolve():
-        shutil.copy(processor, output_dir)
-    return model

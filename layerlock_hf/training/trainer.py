@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
 import torch
 from accelerate.utils import DynamoBackend, TorchDynamoPlugin
@@ -17,6 +19,7 @@ from ..utils.memory import peak_memory_gib
 from ..utils.processes import raised_together
 from .arguments import LayerLockTrainingArguments
 from .callbacks import ScheduleCallback, StageCallback
+from .checkpoints import ASIDE, STAGES_FOLDER, publish
 from .checks import check_batches, check_masks
 from .compilation import compile_layers
 from .diagnostics import feature_statistics
@@ -143,6 +146,8 @@ class LayerLockTrainer(FaultTolerantTrainer):
         if step == 0:
             self._start_at_mean({(objective.read_at, objective.target.head) for objective in self.stage.objectives})
         self.enter_stage(stage_at(self.stages, step))
+        if self.args.save_stages and self.is_border(step):
+            self.save_stage(self.stages.index(self.stage))
         if self.args.weight_decay_end is not None:
             decay = cosine(self.args.weight_decay, self.args.weight_decay_end, step / self._schedule_steps)
             self.optimizer.param_groups[0]["weight_decay"] = decay
@@ -346,6 +351,23 @@ class LayerLockTrainer(FaultTolerantTrainer):
                 if self.processing_class is not None:
                     self.processing_class.save_pretrained(folder)
                 write_run_file(folder, self.stages, learning, self._identity())
+
+    def save_stage(self, number: int):
+        """Keep the model as it is now, where a stage has begun and its layers are frozen.
+
+        Raises:
+            CheckpointNotWritten: on all processes, if one of them could not write its part.
+        """
+        name = f"stage-{number}"
+        folder = Path(self.args.output_dir) / STAGES_FOLDER / name
+        aside = Path(self.args.output_dir) / ASIDE / name
+        if self.args.should_save:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+        with self._agreeing(name, aside, partial(publish, aside, folder)):
+            super().write_model(str(aside), is_final=True)
+            if self.args.should_save and self.processing_class is not None:
+                with self._failure_noted():
+                    self.processing_class.save_pretrained(aside)
 
     def _identity(self) -> dict:
         """What, besides stages and model, a resumed run must share with the one that wrote the checkpoint."""

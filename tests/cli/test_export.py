@@ -1,4 +1,4 @@
-"""The program that makes a model of a sharded checkpoint, from its command to what it leaves."""
+"""The program that makes a repository of what a run left, from its command to its errors."""
 
 import json
 
@@ -55,20 +55,22 @@ def test_places_that_cannot_be_written_are_named(export, checkpoint, tmp_path, c
     (tmp_path / "file").touch()
     before = sorted(checkpoint.rglob("*"))
     for place in (tmp_path / "file", tmp_path / "file" / "below"):
-        assert refused(export, tmp_path / "none", place).startswith(f"error: output_dir: cannot write to {place}: ")
+        assert refused(export, checkpoint, place).startswith(f"error: output_dir: cannot write to {place}: ")
     for place in (checkpoint, checkpoint / "model"):
-        assert "output_dir must lie outside the checkpoint" in refused(export, checkpoint, place)
+        assert "output_dir must lie outside the folder of the model" in refused(export, checkpoint, place)
     assert sorted(checkpoint.rglob("*")) == before
     assert refused(export, checkpoint, "") == "2"
-    assert "argument output_dir: must be a path, got ''" in capsys.readouterr().err
+    assert "argument OUT: must be a path, got ''" in capsys.readouterr().err
 
 
 def test_checkpoints_that_cannot_be_loaded_are_named(export, checkpoint, tmp_path):
     out, config = tmp_path / "out", checkpoint / "config.json"
-    assert refused(export, tmp_path / "none", out) == f"error: there is no checkpoint {tmp_path / 'none'}"
+    assert refused(export, tmp_path / "none", out).startswith(f"error: run must be a folder, got {tmp_path / 'none'}")
     fields = json.loads(config.read_text())
     config.write_text(json.dumps(fields | {"model_type": "bert"}))
-    assert "model_type in its config.json must be layerlock, got bert" in refused(export, checkpoint, out)
+    assert "model_type in its config.json must be layerlock or layerlock_any_encoder, got bert" in refused(
+        export, checkpoint, out
+    )
     config.write_text(json.dumps(fields | {"hidden_size": 64}))
     assert f"{checkpoint} cannot be loaded: " in refused(export, checkpoint, out)
     config.write_text("{")

@@ -1,0 +1,121 @@
+"""What a run leaves on record, made fit to travel: nothing in it names the machine that it ran on."""
+
+import hashlib
+import json
+import re
+import shlex
+from pathlib import Path
+
+from ..utils.outputs import read_lines
+
+
+STAGES, SETTINGS, RESULTS, METRICS = "stages.json", "settings.json", "results.json", "metrics.jsonl"
+RUN_FILE = "layerlock.json"  # of a checkpoint, see training.run_file
+NOT_OF_THE_COMMAND = {"hub_token", "resume_from_checkpoint", "resume"}
+# An absolute path, or one from the home folder or the folder above; not what follows "https:/"
+PATH = re.compile(r"(?<![\w.:/~-])(?:~|\.{1,2})?(?:/[^\s/'\",:;]+)+/?")
+
+
+def read_json(path: Path):
+    """The content of a JSON file, None where there is none.
+
+    Raises:
+        ValueError: naming the file, if it is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+
+
+def portable(value):
+    """JSON without paths: of each its last name is left."""
+    if isinstance(value, str):
+        return PATH.sub(lambda match: Path(match[0]).name, value)
+    if isinstance(value, list):
+        return [portable(one) for one in value]
+    if isinstance(value, dict):
+        return {name: portable(one) for name, one in value.items()}
+    return value
+
+
+def documents_of(run: Path, folder: Path, which: int | str | None = None) -> dict[str, dict | list]:
+    """What is on record of a model of a run, by the names of the files.
+
+    Args:
+        run: OUT of `layerlock pretrain`, or any folder with a model.
+        folder: within it, that of the model.
+        which: the step of a checkpoint, "stage-K", or None for the end of the run.
+    """
+    record, stages = read_json(run / SETTINGS) or {}, stages_of(run, folder)
+    if record and (run / METRICS).is_file():
+        step = which
+        if which is None:
+            step = record["max_steps"]
+        elif isinstance(which, str):
+            record["stage"] = int(which.removeprefix("stage-"))
+            step = stages[record["stage"]]["start"]
+        record["progress"] = progress(run, step, record)
+    return _present({STAGES: stages, SETTINGS: record, RESULTS: read_json(run / RESULTS)})
+
+
+def documents_of_readout(run: Path, reads_foreign_encoder: bool) -> dict[str, dict | list]:
+    """The same of a sweep of readouts, with what is on record of the encoder.
+
+    Args:
+        run: OUT of `layerlock readout`.
+        reads_foreign_encoder: whether the encoder is other people's, which the card has to credit.
+    """
+    content = (run / RESULTS).read_bytes()
+    results = read_json(run / RESULTS)
+    encoder = Path(results["model"]).expanduser()
+    stages, record = None, {}
+    if encoder.is_dir():
+        stages, record = stages_of(encoder, encoder), read_json(encoder / SETTINGS) or {}
+    elif reads_foreign_encoder:
+        record["base_model"] = results["model"]
+    record["run_id"] = hashlib.sha256(content).hexdigest()[:32]  # another sweep is another model
+    results = portable(results) | {"command": portable_command(results["command"])}
+    return _present({STAGES: stages, SETTINGS: record, RESULTS: results})
+
+
+def _present(documents: dict) -> dict:
+    return {name: content for name, content in documents.items() if content}
+
+
+def progress(run: Path, step: int, record: dict) -> dict:
+    """How far a run was at a step, and what that took, from its log: also of a run that was stopped and resumed."""
+    rows = [row for row in read_lines(run / METRICS) if row.get("clips_per_second") and row["step"] <= step]
+    seconds, before = 0.0, 0
+    for row in rows:
+        seconds += (row["step"] - before) * record["clips_per_step"] / row["clips_per_second"]
+        before = row["step"]
+    told = {"step": step, "max_steps": record["max_steps"], "clips": step * record["clips_per_step"]}
+    return told | ({"seconds": round(seconds, 1), "total_flops": rows[-1]["total_flops"]} if rows else {})
+
+
+def stages_of(run: Path, source: Path) -> list[dict] | None:
+    """The stages of a run: its own report, else what its checkpoint records."""
+    stages = read_json(run / STAGES)
+    record = read_json(source / RUN_FILE) if stages is None else None
+    if record is None:
+        return stages
+    return [
+        {"start": row["start"], "num_frozen": row["num_frozen"], "target": row["is"].rpartition(" predicts ")[2]}
+        for row in record["stages"]
+    ]
+
+
+def portable_command(command: str) -> str:
+    """A command line without paths, tokens, and what resumed it; what it writes to is called OUT."""
+    kept, name = [], ""
+    for word in shlex.split(command):
+        if word.startswith("--"):
+            name = word[2:].partition("=")[0]
+        if name == "output_dir" and not word.startswith("--output_dir"):
+            kept.append("OUT")
+        elif name not in NOT_OF_THE_COMMAND:
+            kept.append(portable(word))
+    return shlex.join(kept)

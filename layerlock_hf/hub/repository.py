@@ -1,0 +1,78 @@
+"""A folder that is a complete repository of the Hub: weights, configuration, code, processor, card and licence."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from huggingface_hub.errors import StrictDataclassError
+from transformers.utils import CONFIG_NAME, VIDEO_PROCESSOR_NAME
+
+from ..models import LayerLockReadoutConfig, LayerLockVideoProcessor, LayerLockViTConfig, TransformersEncoderConfig
+from .cards import card_of
+
+
+CONFIGS = {kind.model_type: kind for kind in (LayerLockViTConfig, TransformersEncoderConfig)}
+WEIGHTS = "model*.safetensors*"  # with the index, where there are several
+LICENSE = "LICENSE"
+CARD = "README.md"
+SHARD_SIZE = "5GB"
+
+
+def copy_model(source: Path, folder: Path, place: Callable[[Path, Path], object] = shutil.copyfile):
+    """The model of a folder with the code of this version: its weights as they are, byte for byte.
+
+    Args:
+        place: how a file of weights gets into the folder.
+
+    Raises:
+        ValueError: if the folder holds no model of ours in safetensors.
+    """
+    weights = sorted(source.glob(WEIGHTS))
+    if not weights or not (source / CONFIG_NAME).is_file():
+        raise ValueError(f"{source} holds no model: it must have {CONFIG_NAME} and {WEIGHTS}")
+    read_config(source).save_pretrained(folder)
+    for path in weights:
+        place(path, folder / path.name)
+    copy_processor(source, folder)
+
+
+def read_config(source: Path) -> LayerLockReadoutConfig:
+    """
+    Raises:
+        ValueError: if there is none, or it is that of another model.
+    """
+    try:
+        fields, _ = LayerLockViTConfig.get_config_dict(source)
+        kind = CONFIGS.get(fields.get("model_type"))
+        if kind is None:
+            raise ValueError(
+                f"model_type in its {CONFIG_NAME} must be {' or '.join(CONFIGS)}, got {fields.get('model_type')}: "
+                "push other models with Transformers"
+            )
+        return kind.from_pretrained(source)
+    except (OSError, ValueError, StrictDataclassError) as error:
+        raise ValueError(f"{source} cannot be loaded: {' '.join(str(error).split())}") from error
+
+
+def copy_processor(source: Path, folder: Path):
+    """The video processor of a model, which belongs to what pipelines need: its own, that of its run, or where none
+    was saved the one of its configuration."""
+    saved = [place for place in (source, source.parent) if (place / VIDEO_PROCESSOR_NAME).is_file()]
+    if saved:
+        processor = LayerLockVideoProcessor.from_pretrained(saved[0])
+    else:
+        processor = LayerLockVideoProcessor.from_config(read_config(source))
+    processor.save_pretrained(folder)
+
+
+def complete(folder: Path, documents: dict[str, dict | list]):
+    """Add to a model and its processor what else a repository holds.
+
+    Args:
+        documents: what is on record, by the names of the files.
+    """
+    for name, content in documents.items():
+        (folder / name).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    shutil.copyfile(Path(__file__).with_name(LICENSE), folder / LICENSE)
+    (folder / CARD).write_text(card_of(folder), encoding="utf-8")
