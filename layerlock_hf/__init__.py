@@ -45,8 +45,10 @@ from .utils.version import VERSION
 # What takes longer to import than the models, and is imported when it is first asked for
 _FUNCTIONS = {
     "build_trainer": "pretraining.build",
+    "export": "pretraining.exporting",
     "load_recipe": "recipes",
     "pretrain": "pretraining.run",
+    "push": "pretraining.pushing",
     "train_readouts": "evaluation.run",
 }
 __version__ = VERSION
@@ -99,9 +101,11 @@ __all__ = [
     "Stage",
     "VideoDepthEstimationPipeline",
     "build_trainer",
+    "export",
     "load_recipe",
     "post_process_depth_estimation",
     "pretrain",
+    "push",
     "readout_depth_from_fraction",
     "train_readouts",
 ]

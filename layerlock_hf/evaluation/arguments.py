@@ -173,12 +173,39 @@ class ClipArguments:
         )
 
 
+@dataclass
+class SharingArguments:
+    """Where results go when they are there."""
+
+    push_results: str | None = field(
+        default=None,
+        metadata={"help": "Model on the Hub (ORG/NAME) whose page is to show the best result; needs the next two."},
+    )
+    results_dataset: str | None = field(
+        default=None, metadata={"help": "For push_results: the benchmark, a dataset of the Hub that is one (ORG/NAME)."}
+    )
+    results_task: str | None = field(
+        default=None, metadata={"help": "For push_results: which task of the benchmark, an id in its eval.yaml."}
+    )
+
+    def __post_init__(self):
+        given = [name for name, value in vars(self).items() if value is not None]
+        missing = [name for name in vars(self) if name not in given]
+        if given and missing:
+            raise ValueError(
+                f"{missing[0]} must be set with {given[0]}: the Hub shows a result only with the benchmark and the "
+                "task that it belongs to. Without them, results.json alone is written, and `layerlock push` puts it "
+                "into the card of the readout"
+            )
+
+
 class ReadoutSettings(NamedTuple):
     """All settings of a sweep of readouts."""
 
     encoder: EncoderArguments
     clips: ClipArguments
     sweep: SweepArguments
+    sharing: SharingArguments
 
 
 def parse(arguments: list[str]) -> ReadoutSettings:
@@ -188,10 +215,10 @@ def parse(arguments: list[str]) -> ReadoutSettings:
         ValueError: naming what is unknown or out of its bounds.
     """
     parser = SettingsParser(
-        (EncoderArguments, ClipArguments, SweepArguments),
+        (EncoderArguments, ClipArguments, SweepArguments, SharingArguments),
         allow_abbrev=False,
         usage="%(prog)s --model MODEL --task TASK --data DATA --output_dir OUT [--config RECIPE] [--SETTING VALUE]",
     )
     parser.add_argument("--config", help="Recipe: a name that `layerlock recipes` lists, or a YAML file.")
     parser.set_defaults(num_workers=max(1, count_cores() - 1))
-    return ReadoutSettings(*parse_with_recipe(parser, arguments)[:3])
+    return ReadoutSettings(*parse_with_recipe(parser, arguments)[:4])

@@ -17,11 +17,14 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import set_seed
 
+from ..hub.client import PushFailed, check_repo_id, connect
+from ..hub.evaluation_files import eval_results_name, eval_results_yaml
+from ..hub.pushing import push_file
 from ..recipes.settings import flags_of
 from ..utils.outputs import check_output
 from ..utils.processes import check_shared_folder, start_processes
 from ..utils.version import VERSION
-from .arguments import SIZED, ClipArguments, EncoderArguments, ReadoutSettings, parse
+from .arguments import SIZED, ClipArguments, EncoderArguments, ReadoutSettings, SharingArguments, parse
 from .encoders import load_encoder
 from .feature_sources import features_and_clips, fill, probe, sources_of
 from .protocol import sweep_points
@@ -101,6 +104,8 @@ def run(arguments: list[str]) -> dict | None:
             return None
         results = results_of(evaluation, samples, probes, shlex.join(["layerlock", "readout", *arguments]))
         write(results, evaluation)
+    if settings.sharing.push_results is not None:
+        share(results, settings.sharing, Path(settings.clips.output_dir))
     return results
 
 
@@ -137,8 +142,11 @@ def build(settings: ReadoutSettings) -> Evaluation:
     Raises:
         ValueError: saying what the user has to fix.
     """
-    encoder_args, args, sweep_args = settings
+    encoder_args, args, sweep_args, sharing = settings
     args.check_paths()
+    if sharing.push_results is not None:  # before hours of work
+        check_repo_id(sharing.push_results)
+        connect(None)
     use_cpu = parse_flag_from_env("ACCELERATE_USE_CPU")
     start_processes(use_cpu, None, TIMEOUT_S)
     output, state = Path(args.output_dir), PartialState(cpu=use_cpu)
@@ -202,7 +210,7 @@ def probe_features(evaluation: Evaluation) -> list[dict] | None:
 
 def results_of(evaluation: Evaluation, samples, probes: list[dict] | None, command: str) -> dict:
     """What `results.json` holds."""
-    encoder_args, args, _ = evaluation.settings
+    encoder_args, args, *_ = evaluation.settings
     sweep, sets = evaluation.sweep, evaluation.sets
     about = {
         "dataset": name_of(args),
@@ -235,6 +243,20 @@ def write(results: dict, evaluation: Evaluation):
     write_results(results, output / RESULTS)
     draw(results, evaluation.sweep, evaluation.encoder, evaluation.config, evaluation.sets, output)
     save_model(results, evaluation.sweep, evaluation.encoder, evaluation.config, evaluation.sets, args)
+
+
+def share(results: dict, sharing: SharingArguments, output: Path):
+    """Push the best result to the page of a model.
+
+    Raises:
+        PushFailed: if the Hub refuses or does not answer.
+    """
+    name = eval_results_name(sharing.results_dataset, sharing.results_task)
+    content = eval_results_yaml(results, sharing.results_dataset, sharing.results_task)
+    try:
+        push_file(sharing.push_results, name, content, f"Results on {sharing.results_dataset}")
+    except PushFailed as error:
+        raise PushFailed(f"{error}. The results are in {output / RESULTS}; the same command pushes them") from error
 
 
 def name_of(args: ClipArguments) -> str:

@@ -81,6 +81,19 @@ def documents_of_readout(run: Path, reads_foreign_encoder: bool) -> dict[str, di
     return _present({STAGES: stages, SETTINGS: record, RESULTS: results})
 
 
+def title_of(documents: dict[str, dict | list]) -> str:
+    """What a model is in the history of its run, in a line."""
+    record = documents.get(SETTINGS, {})
+    reached = record.get("progress")
+    if reached is None:
+        return "readout" if RESULTS in documents else "model"
+    if "stage" in record:
+        num_frozen = documents[STAGES][record["stage"]]["num_frozen"]
+        frozen = f"layers 1 to {num_frozen} frozen" if num_frozen else "nothing frozen"
+        return f"stage {record['stage']}: step {reached['step']}, {frozen}"
+    return f"step {reached['step']} of {reached['max_steps']}"
+
+
 def _present(documents: dict) -> dict:
     return {name: content for name, content in documents.items() if content}
 

@@ -1,8 +1,11 @@
 """A folder that is a complete repository of the Hub: weights, configuration, code, processor, card and licence."""
 
 import json
+import os
 import shutil
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from huggingface_hub.errors import StrictDataclassError
@@ -16,6 +19,7 @@ CONFIGS = {kind.model_type: kind for kind in (LayerLockViTConfig, TransformersEn
 WEIGHTS = "model*.safetensors*"  # with the index, where there are several
 LICENSE = "LICENSE"
 CARD = "README.md"
+PUSHED = ".push-"  # how folders begin that are pushed
 SHARD_SIZE = "5GB"
 
 
@@ -76,3 +80,22 @@ def complete(folder: Path, documents: dict[str, dict | list]):
         (folder / name).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     shutil.copyfile(Path(__file__).with_name(LICENSE), folder / LICENSE)
     (folder / CARD).write_text(card_of(folder), encoding="utf-8")
+
+
+def link_or_copy(path: Path, target: Path):
+    """For folders that are read and deleted: without a copy where the file system allows it."""
+    try:
+        os.link(path, target)
+    except OSError:
+        shutil.copyfile(path, target)
+
+
+@contextmanager
+def folder_beside(run: Path) -> Iterator[Path]:
+    """An empty folder, gone afterwards: within the run, to which files can be linked, or where that cannot be written
+    among those for temporary files."""
+    parent = run if os.access(run, os.W_OK) else None
+    for left_over in run.glob(f"{PUSHED}*") if parent else ():
+        shutil.rmtree(left_over, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=PUSHED, dir=parent) as folder:
+        yield Path(folder)

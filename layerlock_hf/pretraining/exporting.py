@@ -1,6 +1,5 @@
 """From what a run left to complete repositories: `layerlock export` and the folders that `layerlock push` sends."""
 
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -234,11 +233,3 @@ def kind_of(folder: Path) -> str:
     """What a folder holds, by the class that its configuration names."""
     names = read_config(folder).architectures or [""]
     return next((kind for ending, kind in ENDINGS.items() if names[0].endswith(ending)), "encoder")
-
-
-def link_or_copy(path: Path, target: Path):
-    """For folders that are read and deleted: without a copy where the file system allows it."""
-    try:
-        os.link(path, target)
-    except OSError:
-        shutil.copyfile(path, target)

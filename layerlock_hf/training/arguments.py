@@ -8,6 +8,7 @@ from accelerate.utils import parse_flag_from_env
 from huggingface_hub import get_token
 from transformers import Trainer, TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
+from transformers.trainer_utils import HubStrategy
 
 from ..utils.bounds import MAX_SEED, check_bounds
 from ..utils.hub_names import check_hub
@@ -170,6 +171,13 @@ class LayerLockTrainingArguments(TrainingArguments):
                 )
         if self.push_to_hub:
             check_hub("push_to_hub is set")
+            if HubStrategy(self.hub_strategy) not in (HubStrategy.EVERY_SAVE, HubStrategy.END):
+                raise ValueError(
+                    f"hub_strategy must be every_save or end, got {HubStrategy(self.hub_strategy).value}: the state of "
+                    "the optimizer, which checkpoints hold, is no use on the Hub"
+                )
+            if self.hub_revision is not None:
+                raise ValueError("hub_revision must be left out: main shows the model, and stages have tags")
             if not (self.hub_token or get_token()):
                 raise ValueError("push_to_hub needs a token: run hf auth login, or set HF_TOKEN")
         elif self.hub_model_id is not None:

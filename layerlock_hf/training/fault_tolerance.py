@@ -11,13 +11,14 @@ from accelerate.utils import broadcast_object_list
 from torch.distributed.checkpoint.api import CheckpointException
 from transformers import Trainer
 from transformers.trainer import SCHEDULER_NAME
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer_utils import HubStrategy, get_last_checkpoint
 from transformers.utils import logging
 
 from ..utils.handing_over import HandOver, received
-from ..utils.processes import check_shared_folder, init_worker, shielded
+from ..utils.processes import check_shared_folder, init_worker, raised_together, shielded
 from .callbacks import PreemptionCallback
 from .checkpoints import ASIDE, CheckpointNotWritten, fault, keep_newest, newest_complete, publish, take_the_place_of
+from .publishing import Publisher
 from .run_file import CheckpointRefused
 from .sharding import check_weights, load_whole_weights, save_whole_optimizer, saves_shards, saves_whole
 from .weight_index import check_weight_names
@@ -31,6 +32,7 @@ class FaultTolerantTrainer(Trainer):
     and SIGINT (Ctrl-C), and does nothing when a finished run is started again."""
 
     def __init__(self, *, args, **kwargs):
+        self._publisher = None  # until the Trainer calls `init_hf_repo`, and but for the main process
         super().__init__(args=args, **kwargs)
         self.is_finished = False
         self._run_dir, self._failure = args.output_dir, None
@@ -138,8 +140,8 @@ class FaultTolerantTrainer(Trainer):
         aside = folder / ASIDE / "model"
         with self._agreeing("the model", aside, functools.partial(take_the_place_of, aside, folder)):
             self.write_model(str(aside), is_final=True)
-        if self.args.push_to_hub and not _internal_call:
-            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+        if self._publisher is not None and not _internal_call:
+            self._publish_end()
 
     def write_model(self, folder: str, is_final: bool):
         """Write the model, and all that belongs to it, into a new folder. Every process calls it.
@@ -185,8 +187,10 @@ class FaultTolerantTrainer(Trainer):
                 self._run_dir = self.args.output_dir
         if self.args.should_save:
             keep_newest(self.args.output_dir, self.args.save_total_limit)
-        if self.args.push_to_hub:
-            super()._push_from_checkpoint(str(folder))
+        if self._publisher is not None and self.args.hub_strategy == HubStrategy.EVERY_SAVE:
+            # Not of a run that saves its parts, whose whole model is there at the end
+            if not (self._publisher.is_busy or saves_shards(self.accelerator)):
+                self._publisher.send(folder, self.state.global_step)
 
     @contextlib.contextmanager
     def _agreeing(self, name: str, aside: Path, publish: Callable[[], None]) -> Iterator[None]:
@@ -238,3 +242,46 @@ class FaultTolerantTrainer(Trainer):
 
     def _push_from_checkpoint(self, checkpoint_folder: str):
         """Not from where it is written: `_save_checkpoint` does it once the checkpoint is published."""
+
+    # ---- the Hub
+
+    def init_hf_repo(self, token: str | None = None):
+        """Make ready to push. As in `Trainer`, called by it with `push_to_hub`.
+
+        Raises:
+            ValueError: on all processes, if there is no token or it is not valid.
+        """
+        with raised_together():
+            if self.args.process_index == 0:
+                name = self.args.hub_model_id or Path(self.args.output_dir).resolve().name
+                private = self.args.hub_private_repo
+                Path(self.args.output_dir).mkdir(parents=True, exist_ok=True)
+                self._publisher = Publisher(
+                    Path(self.args.output_dir), name, private, token or self.args.hub_token
+                )
+                self.hub_model_id = self._publisher.repo_id
+
+    def push_to_hub(self, commit_message: str | None = None, blocking: bool = True, token: str | None = None):
+        """Save the model and push it with all that `layerlock push` sends. What fails is told, and can be done later.
+
+        Args:
+            commit_message, token: of `Trainer`; commits say what of the run they are, with the token of the arguments.
+            blocking: whether to wait until everything has been sent.
+        """
+        self.save_model(_internal_call=True)
+        if self._publisher is not None:
+            self._publish_end(blocking)
+
+    def _publish_end(self, blocking: bool = True):
+        self._publisher.send(Path(self.args.output_dir), None)
+        if not blocking:
+            return
+        logger.warning(f"pushing to {self._publisher.repo_id}")
+        self._publisher.wait()
+        if self._publisher.failures:
+            stages = " --stages" * getattr(self.args, "save_stages", False)
+            logger.warning(
+                f"not all of the run is on the Hub ({'; '.join(self._publisher.failures)}). The training is complete, "
+                f"and this pushes what is left: layerlock push {self.args.output_dir} --repo_id "
+                f"{self._publisher.repo_id}{stages}"
+            )

@@ -368,6 +368,8 @@ class LayerLockTrainer(FaultTolerantTrainer):
             if self.args.should_save and self.processing_class is not None:
                 with self._failure_noted():
                     self.processing_class.save_pretrained(aside)
+        if self._publisher is not None:
+            self._publisher.send(folder, name)
 
     def _identity(self) -> dict:
         """What, besides stages and model, a resumed run must share with the one that wrote the checkpoint."""

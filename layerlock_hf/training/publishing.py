@@ -1,0 +1,88 @@
+"""Models of a run go to the Hub while it trains: the training neither waits for that nor fails with it."""
+
+import logging
+import queue
+import tempfile
+import threading
+from pathlib import Path
+
+from ..hub.client import connect, full_name
+from ..hub.documents import SETTINGS, documents_of, title_of
+from ..hub.pushing import Revision, push_revisions
+from ..hub.repository import PUSHED, complete, copy_model, link_or_copy
+
+
+logger = logging.getLogger(__name__)
+
+
+class Publisher:
+    """Sends models of a run to its repository, one after the other, in a thread of its own.
+
+    Args:
+        run: the folder of the run.
+        repo_id: "org/name", or a name in the user's namespace.
+        private: whether a new repository is; None for the default of the namespace.
+        token: of the Hub; None for that of HF_TOKEN or `hf auth login`.
+
+    Attributes:
+        repo_id: "org/name".
+        failures: what could not be pushed, and why.
+
+    Raises:
+        PushFailed: if there is no token, or it is not valid.
+    """
+
+    def __init__(self, run: Path, repo_id: str, private: bool | None = None, token: str | None = None):
+        self.run, self.private, self.token = run, private, token
+        self.repo_id = full_name(connect(token), repo_id)
+        self.failures: list[str] = []
+        self._waiting: queue.Queue = queue.Queue()
+        # A daemon, so that a run that is told to end does not wait: a commit is there as a whole or not at all
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether anything is still to be sent."""
+        return self._waiting.unfinished_tasks > 0
+
+    def send(self, folder: Path, which: int | str | None):
+        """Push the model of a folder as it is now, whatever becomes of the folder.
+
+        Args:
+            which: the step of a checkpoint, "stage-K", or None for the end of the run.
+        """
+        target = tempfile.TemporaryDirectory(prefix=PUSHED, dir=self.run, ignore_cleanup_errors=True)
+        place = Path(target.name)
+        try:
+            documents = documents_of(self.run, folder, which)
+            documents[SETTINGS] = {**documents.get(SETTINGS, {}), "repo_id": self.repo_id}
+            copy_model(folder, place, link_or_copy)
+            complete(place, documents)
+        except (OSError, ValueError) as error:
+            target.cleanup()
+            self._note(which, error)
+            return
+        tag = which if isinstance(which, str) else None
+        run_id = documents[SETTINGS].get("run_id")
+        self._waiting.put((which, Revision(place, title_of(documents), tag), run_id, target))
+
+    def wait(self):
+        """Until all is sent, or has failed."""
+        self._waiting.join()
+
+    def _serve(self):
+        while True:
+            which, revision, run_id, target = self._waiting.get()
+            try:
+                push_revisions([revision], self.repo_id, self.private, self.token, run_id)
+            except Exception as error:  # of any library: told, and the training goes on
+                self._note(which, error)
+            finally:
+                target.cleanup()
+                self._waiting.task_done()
+
+    def _note(self, which: int | str | None, error: Exception):
+        name = which if isinstance(which, str) else f"step {which}" if which is not None else "the model"
+        self.failures.append(f"{name}: {' '.join(str(error).split())}")
+        logger.warning(f"could not push {self.failures[-1]}. Training goes on")
+
