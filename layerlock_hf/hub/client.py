@@ -85,8 +85,8 @@ def ask(subject: str, what: str, action: Callable[[], T]) -> T:
             raise PushFailed(f"{subject}: HF_HUB_OFFLINE forbids asking the Hub: unset it") from error
         except PASSING as error:
             cause = error.__cause__ or error if isinstance(error, RuntimeError) else error
-            if not isinstance(cause, PASSING):
-                raise
+            if not isinstance(cause, PASSING):  # a file that cannot be read
+                raise cause from None
             # The storage of large files refuses addresses that have expired (wrapped): a new try gets new ones
             if isinstance(error, HfHubHTTPError) and not _may_pass(error):
                 raise PushFailed(f"{subject}: {_explain(error)}") from error

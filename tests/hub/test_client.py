@@ -50,6 +50,26 @@ def test_what_it_holds_is_read_again(hub, write):
     assert [each.times for each in hub.faults] == [0] and titles(hub) == ["initial commit", "old", "new"]
 
 
+def test_a_lost_answer_and_a_second_writer(hub, write):
+    """What the user wrote over the push in between stays."""
+
+    def write_after_commit():
+        hub.before("GET", "/commits/", lambda: hub.repositories[NAME].write("README.md", b"mine"))
+
+    hub.before("POST", "/commit/", write_after_commit)
+    hub.cut("POST", "/commit/", is_done=True)
+    push(write("final"))
+    assert titles(hub) == ["initial commit", "final", "by hand"] and shown(hub)["README.md"] == b"mine"
+
+
+def test_a_file_that_is_gone(hub, write, waits):
+    revision = write("final")
+    hub.before("POST", "/lfs/objects/batch", (revision.folder / "model.safetensors").unlink)
+    with pytest.raises(FileNotFoundError, match="model.safetensors"):
+        push(revision)
+    assert not waits and titles(hub) == ["initial commit"]
+
+
 def test_a_tag_made_by_another_in_between(hub, write):
     def tag():
         hub.repositories[NAME].tags["step-10"] = hub.repositories[NAME].commit("stages")

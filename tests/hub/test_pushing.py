@@ -45,6 +45,14 @@ def test_what_is_there_is_left(hub, write):
     assert not hub.count("PUT", "/lfs/") and not hub.count("POST", "/commit/") and not hub.count("POST", "/tag/")
 
 
+def test_stages_hold_nothing_of_main(hub, write):
+    push(write("final", **{"model-2.safetensors": b"2"}))
+    hub.repositories[NAME].write("notes.md", b"mine")
+    stage = write("step 10", "step-10")
+    push(stage)
+    assert shown(hub, "stages") == files_of(stage)
+
+
 def test_a_lost_tag_comes_back(hub, write):
     revision = write("step 10", "step-10")
     push(revision, write("step 20", "step-20"))
