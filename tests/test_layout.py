@@ -32,7 +32,7 @@ LAW = {
     "hub": ("layerlock_hf.models", "layerlock_hf.utils"),
     "recipes": ("layerlock_hf.utils",),
     "pretraining": tuple(
-        f"layerlock_hf.{part}" for part in ("models", "data", "training", "evaluation", "recipes", "utils")
+        f"layerlock_hf.{part}" for part in ("models", "data", "training", "evaluation", "recipes", "hub", "utils")
     ),
 }
 # What users enter by, which may import everything, and which no part imports
