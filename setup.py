@@ -20,7 +20,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["layerlock_hf", "layerlock_hf.*"]),
-    package_data={"layerlock_hf": ["recipes/**/*.yaml", "cli/launch/*.yaml"]},
+    package_data={"layerlock_hf": ["recipes/**/*.yaml", "cli/launch/*.yaml", "hub/card_template.md", "hub/LICENSE"]},
     # Not an entry point: that would import the package, which takes seconds, before it could answer
     scripts=["scripts/layerlock"],
     python_requires=">=3.10",
@@ -34,6 +34,7 @@ setup(
         "safetensors",
         "torchcodec>=0.12",
         "av>=17",
+        "jinja2",
         "matplotlib",
         "numpy",
         "pillow",

@@ -22,7 +22,7 @@ from layerlock_hf.recipes import find_recipe, recipe_paths
 
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = ("docs", "scripts", "benchmarks", ".github")
+FOLDERS = ("docs", "scripts", "benchmarks", "model_cards", ".github")
 PAGES = sorted([*ROOT.glob("*.md"), *(page for folder in FOLDERS for page in (ROOT / folder).rglob("*.md"))])
 GUIDES = [page for page in PAGES if page.parent.name == "docs" or page.name == "README.md" and page.parent == ROOT]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

@@ -90,16 +90,25 @@ def list_recipes() -> list[RecipeSummary]:
     return [_summary(name, path) for name, path in recipe_paths().items()]
 
 
+def paragraphs_of(name_or_path: str | Path) -> list[str]:
+    """The comment at the head of a recipe: what it is, then where the paper is silent or contradicts itself.
+
+    Raises:
+        ValueError: if there is no such recipe.
+    """
+    lines = find_recipe(name_or_path).read_text(encoding="utf-8").splitlines()
+    num_lines = next(number for number, line in enumerate(lines) if not line.startswith("#"))
+    comment = "\n".join(line.removeprefix("#").strip() for line in lines[:num_lines])
+    return [" ".join(paragraph.split()) for paragraph in comment.split("\n\n")]
+
+
 def _summary(name: str, path: Path) -> RecipeSummary:
     settings = load_recipe(path)
-    lines = path.read_text(encoding="utf-8").splitlines()
-    num_lines = next(number for number, line in enumerate(lines) if not line.startswith("#"))
-    comment = " ".join(line.removeprefix("#").strip() for line in lines[:num_lines])
     is_readout = "num_examples" in settings
     return RecipeSummary(
         name=name,
         kind="" if path.parent == FOLDER else path.parent.name,
-        text=SENTENCE.split(comment)[0],
+        text=SENTENCE.split(" ".join(paragraphs_of(path)))[0],
         model=settings.get("preset", ""),
         num_steps=settings["num_examples"] // settings["batch_size"] if is_readout else settings["max_steps"],
     )

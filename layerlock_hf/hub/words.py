@@ -1,0 +1,94 @@
+"""Numbers, durations and names as model cards print them."""
+
+import json
+import shlex
+from pathlib import PurePosixPath, PureWindowsPath
+from urllib.parse import urlsplit, urlunsplit
+
+
+SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
+MINUTE_S, HOUR_S = 60, 3600
+
+
+def in_powers(number: float, digits: int = 3) -> str:
+    """A large number in a few digits.
+
+    >>> in_powers(1.2e15)
+    '1.20 × 10¹⁵'
+    """
+    mantissa, exponent = f"{number:.{digits - 1}e}".split("e")
+    return f"{mantissa} × 10{str(int(exponent)).translate(SUPERSCRIPTS)}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds, minutes or hours, whichever reads best.
+
+    >>> duration(312.4)
+    '5.2 minutes'
+    """
+    if seconds < 2 * MINUTE_S:
+        return f"{seconds:.0f} seconds"
+    if seconds < 2 * HOUR_S:
+        return f"{seconds / MINUTE_S:.1f} minutes"
+    return f"{seconds / HOUR_S:,.1f} hours"
+
+
+def listed(words: list[str]) -> str:
+    """Words as a sentence lists them: "a, b and c"."""
+    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
+
+
+def counted(number: int, thing: str) -> str:
+    """How many of a thing there are.
+
+    >>> counted(1, "process"), counted(1500, "video")
+    ('1 process', '1,500 videos')
+    """
+    ending = "" if number == 1 else "es" if thing.endswith("s") else "s"
+    return f"{number:,} {thing}{ending}"
+
+
+def public_name(name: str) -> str:
+    """A path or address as others may see it: no folders of somebody's machine, no user and no key in an address.
+
+    >>> public_name("/home/ann/videos"), public_name("runs/mine"), public_name("https://ann:secret@a.org/b.csv?key=1")
+    ('videos', 'runs/mine', 'https://a.org/b.csv')
+    """
+    if "://" in name:
+        scheme, place, path, _, _ = urlsplit(name)
+        return urlunsplit((scheme, place.rpartition("@")[2], path, "", ""))
+    for kind in (PurePosixPath, PureWindowsPath):
+        if kind(name).is_absolute() or name.startswith("~"):
+            return kind(name).name
+    return name
+
+
+def public_command(command: str) -> str:
+    """A command line with `public_name`s in the place of paths and addresses."""
+    words = []
+    for word in shlex.split(command):
+        flag, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+        words.append(f"{flag}{equals}{public_name(value)}")
+    return shlex.join(words)
+
+
+def keywords(arguments: dict[str, object]) -> str:
+    """Code that passes arguments; those that are None are left out.
+
+    >>> keywords({"normalize": True, "loss": None, "mask": "tube"})
+    'normalize=True, mask="tube"'
+    """
+    given = {
+        name: json.dumps(value) if isinstance(value, str) else repr(value)
+        for name, value in arguments.items()
+        if value is not None
+    }
+    return ", ".join(f"{name}={value}" for name, value in given.items())
+
+
+def cell(text: str) -> str:
+    """Text in a cell of a table, whatever its letters mean in Markdown and HTML."""
+    text = " ".join(text.split())
+    for letter in "\\`*_[]|<>":
+        text = text.replace(letter, f"\\{letter}")
+    return text
