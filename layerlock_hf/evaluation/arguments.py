@@ -182,7 +182,8 @@ class SharingArguments:
         metadata={"help": "Model on the Hub (ORG/NAME) whose page is to show the best result; needs the next two."},
     )
     results_dataset: str | None = field(
-        default=None, metadata={"help": "For push_results: the benchmark, a dataset of the Hub that is one (ORG/NAME)."}
+        default=None,
+        metadata={"help": "For push_results: the benchmark, a dataset of the Hub that is one (ORG/NAME)."},
     )
     results_task: str | None = field(
         default=None, metadata={"help": "For push_results: which task of the benchmark, an id in its eval.yaml."}

@@ -173,8 +173,8 @@ class LayerLockTrainingArguments(TrainingArguments):
             check_hub("push_to_hub is set")
             if HubStrategy(self.hub_strategy) not in (HubStrategy.EVERY_SAVE, HubStrategy.END):
                 raise ValueError(
-                    f"hub_strategy must be every_save or end, got {HubStrategy(self.hub_strategy).value}: the state of "
-                    "the optimizer, which checkpoints hold, is no use on the Hub"
+                    f"hub_strategy must be every_save or end, got {HubStrategy(self.hub_strategy).value}: "
+                    "checkpoints hold the state of the optimizer, which is no use on the Hub"
                 )
             if self.hub_revision is not None:
                 raise ValueError("hub_revision must be left out: main shows the model, and stages have tags")

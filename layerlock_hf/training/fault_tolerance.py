@@ -256,9 +256,7 @@ class FaultTolerantTrainer(Trainer):
                 name = self.args.hub_model_id or Path(self.args.output_dir).resolve().name
                 private = self.args.hub_private_repo
                 Path(self.args.output_dir).mkdir(parents=True, exist_ok=True)
-                self._publisher = Publisher(
-                    Path(self.args.output_dir), name, private, token or self.args.hub_token
-                )
+                self._publisher = Publisher(Path(self.args.output_dir), name, private, token or self.args.hub_token)
                 self.hub_model_id = self._publisher.repo_id
 
     def push_to_hub(self, commit_message: str | None = None, blocking: bool = True, token: str | None = None):

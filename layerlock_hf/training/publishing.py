@@ -85,4 +85,3 @@ class Publisher:
         name = which if isinstance(which, str) else f"step {which}" if which is not None else "the model"
         self.failures.append(f"{name}: {' '.join(str(error).split())}")
         logger.warning(f"could not push {self.failures[-1]}. Training goes on")
-
