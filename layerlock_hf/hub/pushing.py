@@ -4,10 +4,11 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import TypeVar
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_session, hf_hub_url
 from huggingface_hub.hf_api import GitCommitInfo
@@ -25,6 +26,8 @@ OURS = ("model*.safetensors*", "*.py", "stages.json", "settings.json", "results.
 USERS = ("handler.py",)  # the name that Inference Endpoints give to a user's own code
 # A line of the commit's description, by which a push that was interrupted finds what it has done
 CONTENT = re.compile(r"^content: sha256:([0-9a-f]{64})$", re.MULTILINE)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,8 @@ def push_revisions(
         repo_id: NAME or NAMESPACE/NAME.
         private: whether a new repository is; None for what the namespace has as its default.
         token: of the Hub; None for that of HF_TOKEN or `hf auth login`.
-        run_id: of the run that the folders come from, None if from none. The repository must hold no other run.
+        run_id: of the run that the folders come from, as their `settings.json` has it; None if from none. The
+            repository must hold no other.
         replaces: whether it may.
 
     Raises:
@@ -142,7 +146,7 @@ class Repository:
     run_id: str | None
     replaces: bool
 
-    def ask(self, what: str, action):
+    def ask(self, what: str, action: Callable[[], T]) -> T:
         return ask(f"repo_id: {self.repo_id}", what, action)
 
     def open(self, private: bool | None, has_stages: bool):
