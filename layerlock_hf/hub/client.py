@@ -33,6 +33,10 @@ class PushFailed(ValueError):
     """The Hub could not be changed as asked; the message says why and what to do."""
 
 
+class HubUnreachable(PushFailed):
+    """The Hub does not answer, or not with what it should."""
+
+
 def check_repo_id(repo_id: str):
     """Check the name of a repository, without asking the Hub.
 
@@ -76,7 +80,8 @@ def ask(subject: str, what: str, action: Callable[[], T]) -> T:
         action: finds out itself what is left to do, for a try that failed may have done it and lost the answer.
 
     Raises:
-        PushFailed: if the Hub refuses, or if all tries failed.
+        PushFailed: if the Hub refuses.
+        HubUnreachable: if all tries failed.
     """
     for num_tries in itertools.count(1):
         try:
@@ -92,7 +97,7 @@ def ask(subject: str, what: str, action: Callable[[], T]) -> T:
                 raise PushFailed(f"{subject}: {_explain(error)}") from error
             reason = f"{type(cause).__name__}: {_first_line(cause)}"
             if num_tries == NUM_TRIES:
-                raise PushFailed(
+                raise HubUnreachable(
                     f"{subject}: {what} failed {num_tries} times, at last with {reason}: check the network, and start "
                     "the same command again, which goes on from here"
                 ) from error

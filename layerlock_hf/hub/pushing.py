@@ -137,6 +137,22 @@ def find_commit(commits: list[GitCommitInfo], digest: str, tag: str | None) -> s
     return next((commit_id for commit_id, known in (ours if tag else ours[:1]) if known == digest), None)
 
 
+def create_repository(api: HfApi, repo_id: str, private: bool | None = None):
+    """Make a repository of models, unless it is there.
+
+    Raises:
+        PushFailed: if the Hub refuses or does not answer, or it is there and public but should be private.
+    """
+    subject = f"repo_id: {repo_id}"
+    ask(subject, "creating it", lambda: api.create_repo(repo_id, private=private, exist_ok=True))
+    # The Hub says nothing if it exists and is public
+    if private and not ask(subject, "looking it up", lambda: api.model_info(repo_id)).private:
+        raise PushFailed(
+            f"private: {repo_id} exists and is public: make it private in its settings on the Hub, or choose another "
+            "name"
+        )
+
+
 @dataclass(frozen=True)
 class Repository:
     """A repository on the Hub, for one run."""
@@ -151,13 +167,7 @@ class Repository:
 
     def open(self, private: bool | None, has_stages: bool):
         """Make sure that the repository is there, that it is ours, and that it has the branch of stages if needed."""
-        self.ask("creating it", lambda: self.api.create_repo(self.repo_id, private=private, exist_ok=True))
-        # The Hub says nothing if it exists and is public
-        if private and not self.ask("looking it up", lambda: self.api.model_info(self.repo_id)).private:
-            raise PushFailed(
-                f"private: {self.repo_id} exists and is public: make it private in its settings on the Hub, or choose "
-                "another name"
-            )
+        create_repository(self.api, self.repo_id, private)
         self.ask("looking what it holds", self._check_run)
         if has_stages:
             self.ask(f"creating the branch {STAGES_BRANCH}", self._create_branch)

@@ -170,7 +170,8 @@ class LayerLockTrainingArguments(TrainingArguments):
                     f"{name}, which is not installed: install it with pip, or choose another"
                 )
         if self.push_to_hub:
-            check_hub("push_to_hub is set")
+            if self.resume_from_checkpoint is None:  # else a run that a scheduler has started again would not go on
+                check_hub("push_to_hub is set")
             if HubStrategy(self.hub_strategy) not in (HubStrategy.EVERY_SAVE, HubStrategy.END):
                 raise ValueError(
                     f"hub_strategy must be every_save or end, got {HubStrategy(self.hub_strategy).value}: "

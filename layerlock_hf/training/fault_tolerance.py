@@ -259,25 +259,25 @@ class FaultTolerantTrainer(Trainer):
                 self._publisher = Publisher(Path(self.args.output_dir), name, private, token or self.args.hub_token)
                 self.hub_model_id = self._publisher.repo_id
 
-    def push_to_hub(self, commit_message: str | None = None, blocking: bool = True, token: str | None = None):
-        """Save the model and push it with all that `layerlock push` sends. What fails is told, and can be done later.
+    def push_to_hub(self, commit_message: str | None = None, blocking: bool = True):
+        """Save the model and push it as `layerlock push` does. What fails is told, and can be done later.
 
         Args:
-            commit_message, token: of `Trainer`; commits say what of the run they are, with the token of the arguments.
+            commit_message: by default what of the run it is.
             blocking: whether to wait until everything has been sent.
         """
         self.save_model(_internal_call=True)
         if self._publisher is not None:
-            self._publish_end(blocking)
+            self._publish_end(commit_message, blocking)
 
-    def _publish_end(self, blocking: bool = True):
-        self._publisher.send(Path(self.args.output_dir), None)
+    def _publish_end(self, commit_message: str | None = None, blocking: bool = True):
+        self._publisher.send(Path(self.args.output_dir), None, commit_message)
         if not blocking:
             return
         logger.warning(f"pushing to {self._publisher.repo_id}")
         self._publisher.wait()
         if self._publisher.failures:
-            stages = " --stages" * getattr(self.args, "save_stages", False)
+            stages = " --stages" * self.args.save_stages
             logger.warning(
                 f"not all of the run is on the Hub ({'; '.join(self._publisher.failures)}). The training is complete, "
                 f"and this pushes what is left: layerlock push {self.args.output_dir} --repo_id "

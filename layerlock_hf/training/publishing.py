@@ -6,9 +6,9 @@ import tempfile
 import threading
 from pathlib import Path
 
-from ..hub.client import connect, full_name
+from ..hub.client import HubUnreachable, connect, full_name
 from ..hub.documents import SETTINGS, documents_of, title_of
-from ..hub.pushing import Revision, push_revisions
+from ..hub.pushing import Revision, create_repository, push_revisions
 from ..hub.repository import PUSHED, complete, copy_model, link_or_copy
 
 
@@ -29,13 +29,18 @@ class Publisher:
         failures: what could not be pushed, and why.
 
     Raises:
-        PushFailed: if there is no token, or it is not valid.
+        PushFailed: if there is no token, it is not valid, or it may not write there.
     """
 
     def __init__(self, run: Path, repo_id: str, private: bool | None = None, token: str | None = None):
-        self.run, self.private, self.token = run, private, token
-        self.repo_id = full_name(connect(token), repo_id)
+        self.run, self.private, self.token, self.repo_id = run, private, token, repo_id
         self.failures: list[str] = []
+        api = connect(token)
+        try:
+            self.repo_id = full_name(api, repo_id)
+            create_repository(api, self.repo_id, private)
+        except HubUnreachable as error:  # which must not keep a run from going on that a scheduler has started again
+            self._note("making the repository", error)
         self._waiting: queue.Queue = queue.Queue()
         # A daemon, so that a run that is told to end does not wait: a commit is there as a whole or not at all
         threading.Thread(target=self._serve, daemon=True).start()
@@ -45,11 +50,12 @@ class Publisher:
         """Whether anything is still to be sent."""
         return self._waiting.unfinished_tasks > 0
 
-    def send(self, folder: Path, which: int | str | None):
+    def send(self, folder: Path, which: int | str | None, title: str | None = None):
         """Push the model of a folder as it is now, whatever becomes of the folder.
 
         Args:
             which: the step of a checkpoint, "stage-K", or None for the end of the run.
+            title: of the commit; by default what of the run it is.
         """
         target = tempfile.TemporaryDirectory(prefix=PUSHED, dir=self.run, ignore_cleanup_errors=True)
         place = Path(target.name)
@@ -60,11 +66,11 @@ class Publisher:
             complete(place, documents)
         except (OSError, ValueError) as error:
             target.cleanup()
-            self._note(which, error)
+            self._note(str(folder), error)
             return
         tag = which if isinstance(which, str) else None
         run_id = documents[SETTINGS].get("run_id")
-        self._waiting.put((which, Revision(place, title_of(documents), tag), run_id, target))
+        self._waiting.put((Revision(place, title or title_of(documents), tag), run_id, target))
 
     def wait(self):
         """Until all is sent, or has failed."""
@@ -72,16 +78,15 @@ class Publisher:
 
     def _serve(self):
         while True:
-            which, revision, run_id, target = self._waiting.get()
+            revision, run_id, target = self._waiting.get()
             try:
                 push_revisions([revision], self.repo_id, self.private, self.token, run_id)
             except Exception as error:  # of any library: told, and the training goes on
-                self._note(which, error)
+                self._note(revision.title, error)
             finally:
                 target.cleanup()
                 self._waiting.task_done()
 
-    def _note(self, which: int | str | None, error: Exception):
-        name = which if isinstance(which, str) else f"step {which}" if which is not None else "the model"
-        self.failures.append(f"{name}: {' '.join(str(error).split())}")
-        logger.warning(f"could not push {self.failures[-1]}. Training goes on")
+    def _note(self, what: str, error: Exception):
+        self.failures.append(f"{what}: {' '.join(str(error).split())}")
+        logger.warning(f"the Hub: {self.failures[-1]}. The training goes on")

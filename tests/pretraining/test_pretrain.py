@@ -253,8 +253,8 @@ def test_data_workers_fill_the_cores_by_default(monkeypatch, tmp_path, num_cores
     assert pretrain_arguments.default_data_workers() == expected
     flags = ["--train_data", "videos", "--output_dir", str(tmp_path), "--use_cpu", "true"]
     flags += ["--config", "4ds-g-layerlock"]
-    assert program.parse(flags)[-1].dataloader_num_workers == expected
-    assert program.parse([*flags, "--dataloader_num_workers", "0"])[-1].dataloader_num_workers == 0
+    assert program.parse(flags).training.dataloader_num_workers == expected
+    assert program.parse([*flags, "--dataloader_num_workers", "0"]).training.dataloader_num_workers == 0
 
 
 def test_resume_goes_on_and_appends(run, finished, tmp_path):
