@@ -10,6 +10,8 @@ import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, eval_result_entries_to_yaml
 from huggingface_hub.utils import validate_repo_id
 
+from .words import public_text
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -83,12 +85,12 @@ def choice(results: dict) -> str:
 
 def model_index(results: dict) -> list[EvalResult]:
     """The best readout, for `eval_results` of `ModelCardData`: one entry per metric, each with its interval."""
-    task, best = task_of(results), results["best"]
+    task, best, dataset = task_of(results), results["best"], public_text(results["dataset"])
     return [
         EvalResult(
             task_type=task.type,
-            dataset_type=slug(results["dataset"]),
-            dataset_name=results["dataset"],
+            dataset_type=slug(dataset),
+            dataset_name=dataset,
             dataset_split="test",
             metric_type=metric.type,
             metric_value=best["metrics"][metric.key]["value"],

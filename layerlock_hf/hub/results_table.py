@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from .evaluation_files import Metric, task_of
-from .words import cell, counted
+from .words import cell, counted, public_text
 
 
 # What baselines of `results.json` do
@@ -77,7 +77,7 @@ def _about(results: dict, item: str) -> str:
         RANDOM if results["model"].endswith("(random weights)") else "",
         STILL if settings.get("is_still") else "",
         f"Readouts, small heads on the frozen encoder, learned from {counted(results['num_train'], item)} of "
-        f"“{cell(results['dataset'])}” and were tested on {counted(results['num_test'], item)}.",
+        f"“{cell(public_text(results['dataset']))}” and were tested on {counted(results['num_test'], item)}.",
         f"{counted(failed, 'test item')} could not be measured." if failed else "",
         f"In brackets: {intervals['confidence']:.0%} intervals of a bootstrap over {drawn}. They say how the numbers "
         "would vary with other test items, not with other seeds.",

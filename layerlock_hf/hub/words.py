@@ -63,6 +63,15 @@ def public_name(name: str) -> str:
     return name
 
 
+def public_text(text: str) -> str:
+    """A text with `public_name`s in the place of paths and addresses.
+
+    >>> public_text("motions, tested on /home/ann/test.csv")
+    'motions, tested on test.csv'
+    """
+    return " ".join(map(public_name, text.split()))
+
+
 def public_command(command: str) -> str:
     """A command line with `public_name`s in the place of paths and addresses."""
     words = []
@@ -79,7 +88,7 @@ def keywords(arguments: dict[str, object]) -> str:
     'normalize=True, mask="tube"'
     """
     given = {
-        name: json.dumps(value) if isinstance(value, str) else repr(value)
+        name: json.dumps(value) if isinstance(value, str | list) else repr(value)
         for name, value in arguments.items()
         if value is not None
     }

@@ -82,7 +82,7 @@ def _results(task, best, fixed, baselines):
     main = next(iter(best["metrics"]))
     return {
         "task": task,
-        "dataset": "motions",
+        "dataset": "motions, tested on /home/ann/test.csv",
         "model": "/home/ann/run_7",
         "command": "layerlock readout --model /home/ann/run_7 --data /home/ann/labels.csv --output_dir out",
         "settings": {"is_still": False},

@@ -209,6 +209,11 @@ def test_snippets_run_as_they_stand(kind, video, tmp_path, tiny_sizes):
     [
         ({"target": "pixels", "num_frozen": 0}, {"normalize_pixels": True, "pixel_loss": "l1"}, 'loss="l1"'),
         ({"target": "layer_1", "num_frozen": 2}, {"mask": "random", "mask_ratio": 0.5}, "Latents(1)"),
+        (
+            {"target": "pixels", "num_frozen": 0},
+            {"mask": "multiblock", "mask_blocks": ["1x0.3", "2x0.2"], "mask_group_size": 2},
+            'mask_blocks=["1x0.3", "2x0.2"]',
+        ),
         ({"target": "teacher_layer_6", "num_frozen": 0}, {}, "num_labels=10"),
         ({"target": "pixels + layer_2", "num_frozen": 2}, {}, "num_labels=10"),
     ],

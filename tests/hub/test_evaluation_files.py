@@ -33,6 +33,9 @@ def test_model_index_survives_the_card(results):
     entries = model_index(results)
     data = ModelCardData(model_name="mine", eval_results=entries)
     assert ModelCard(f"---\n{data.to_yaml()}\n---\n").data.eval_results == entries
+    assert {(entry.dataset_name, entry.dataset_type) for entry in entries} == {
+        ("motions, tested on test.csv", "motions-tested-on-test-csv")
+    }
     best = results["best"]["metrics"]
     values = [(entry.metric_value, entry.metric_args["low"], entry.metric_args["high"]) for entry in entries]
     assert values == [tuple(best[metric.key].values()) for metric in TASKS[results["task"]].metrics]
@@ -63,7 +66,7 @@ def test_eval_results_can_be_read(results):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"dataset_id": None}, "dataset_id must be given.*'motions'"),
+        ({"dataset_id": None}, "dataset_id must be given.*'motions"),
         ({"task_id": ""}, "task_id must be given"),
         ({"dataset_id": "no such/name"}, "no such/name"),
         ({"source_name": "logs"}, "source_url"),
@@ -97,6 +100,7 @@ def test_five_guesses_among_four_classes_are_no_result():
 @pytest.mark.parametrize(
     ("change", "told"),
     [
+        ({}, "learned from 400 videos of “motions, tested on test.csv” and were tested on 80 videos."),
         ({}, "Layer and learning rate were chosen on the test items, which flatters"),
         ({"model": "mine (random weights)"}, "**This is a control**: the encoder has random weights"),
         ({"settings": {"is_still": True}}, "**This is a control**: every clip repeats one frame"),

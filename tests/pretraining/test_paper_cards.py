@@ -82,6 +82,16 @@ def test_snippets_run_and_print_what_they_say(name, capsys):
         assert capsys.readouterr().out.splitlines() == expected
 
 
+@ALL
+def test_the_processes_of_the_command_share_the_batch(name):
+    card = PAPER_CARDS[name]
+    recipe, words = load_recipe(card.recipe), card.flags.split()
+    processes = int(words[words.index("--num_processes") + 1]) if "--num_processes" in words else 1
+    per_device = int(words[words.index("--per_device_train_batch_size") + 1])
+    assert recipe["global_batch_size"] % (processes * per_device) == 0
+    assert recipe.get("mask_group_size", per_device) % per_device == 0
+
+
 def flops_of(name: str) -> float:
     cost = re.search(r"^\| cost \| ([\d.]+) × 10([⁰¹²³⁴⁵⁶⁷⁸⁹]+) ", committed(name), re.MULTILINE)
     return float(cost[1]) * 10 ** int(cost[2].translate(str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹", "0123456789")))
