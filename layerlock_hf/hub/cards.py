@@ -63,7 +63,7 @@ class Folder:
             self.settings.get("repo_id", "."),
             self.settings.get("revision"),
             has_processor=self.processor is not None,
-            has_code=hasattr(self.config, "auto_map"),
+            has_code=any(self.path.glob("configuration_*.py")),
         )
 
 

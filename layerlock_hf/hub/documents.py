@@ -2,18 +2,16 @@
 
 import hashlib
 import json
-import re
 import shlex
 from pathlib import Path
 
 from ..utils.outputs import read_lines
+from .words import public_text
 
 
 STAGES, SETTINGS, RESULTS, METRICS = "stages.json", "settings.json", "results.json", "metrics.jsonl"
 RUN_FILE = "layerlock.json"  # of a checkpoint, see training.run_file
 NOT_OF_THE_COMMAND = {"hub_token", "resume_from_checkpoint", "resume"}
-# An absolute path, or one from the home folder or the folder above; not what follows "https:/"
-PATH = re.compile(r"(?<![\w.:/~-])(?:~|\.{1,2})?(?:/[^\s/'\",:;]+)+/?")
 
 
 def read_json(path: Path):
@@ -31,9 +29,9 @@ def read_json(path: Path):
 
 
 def portable(value):
-    """JSON without paths: of each its last name is left."""
+    """JSON with `public_text`s."""
     if isinstance(value, str):
-        return PATH.sub(lambda match: Path(match[0]).name, value)
+        return public_text(value)
     if isinstance(value, list):
         return [portable(one) for one in value]
     if isinstance(value, dict):
@@ -55,7 +53,7 @@ def documents_of(run: Path, folder: Path, which: int | str | None = None) -> dic
         if which is None:
             step = record["max_steps"]
         elif isinstance(which, str):
-            record["stage"] = int(which.removeprefix("stage-"))
+            record["revision"], record["stage"] = which, int(which.removeprefix("stage-"))
             step = stages[record["stage"]]["start"]
         record["progress"] = progress(run, step, record)
     return _present({STAGES: stages, SETTINGS: record, RESULTS: read_json(run / RESULTS)})
@@ -130,5 +128,5 @@ def portable_command(command: str) -> str:
         if name == "output_dir" and not word.startswith("--output_dir"):
             kept.append("OUT")
         elif name not in NOT_OF_THE_COMMAND:
-            kept.append(portable(word))
+            kept.append(public_text(word))
     return shlex.join(kept)

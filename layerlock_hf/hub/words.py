@@ -1,12 +1,14 @@
 """Numbers, durations and names as model cards print them."""
 
 import json
+import re
 import shlex
 from pathlib import PurePosixPath, PureWindowsPath
 from urllib.parse import urlsplit, urlunsplit
 
 
 SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
+WORD = re.compile(r"""[^\s'",;()]+""")
 MINUTE_S, HOUR_S = 60, 3600
 
 
@@ -66,19 +68,20 @@ def public_name(name: str) -> str:
 def public_text(text: str) -> str:
     """A text with `public_name`s in the place of paths and addresses.
 
-    >>> public_text("motions, tested on /home/ann/test.csv")
-    'motions, tested on test.csv'
+    >>> public_text("motions, tested on /home/ann/test.csv"), public_text("--data=/home/ann/a.csv")
+    ('motions, tested on test.csv', '--data=a.csv')
     """
-    return " ".join(map(public_name, text.split()))
+
+    def word(match: re.Match) -> str:
+        flag, equals, value = match[0].partition("=") if match[0].startswith("--") else ("", "", match[0])
+        return f"{flag}{equals}{public_name(value)}"
+
+    return WORD.sub(word, text)
 
 
 def public_command(command: str) -> str:
     """A command line with `public_name`s in the place of paths and addresses."""
-    words = []
-    for word in shlex.split(command):
-        flag, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
-        words.append(f"{flag}{equals}{public_name(value)}")
-    return shlex.join(words)
+    return shlex.join(map(public_text, shlex.split(command)))
 
 
 def keywords(arguments: dict[str, object]) -> str:

@@ -32,12 +32,13 @@ def test_a_run_becomes_a_complete_flat_repository(run, tmp_path):
     assert not [name for name in files if name.endswith((".bin", ".pt", ".pkl"))]
     assert files["model.safetensors"] == (run / "model.safetensors").read_bytes()
     settings = json.loads(files["settings.json"])
+    rows = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
     assert settings["progress"] | {"seconds": 0} == {
         "step": 6,
         "max_steps": 6,
         "clips": 24,
         "seconds": 0,
-        "total_flops": json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["total_flops"],
+        "total_flops": max(row.get("total_flops", 0) for row in rows),
     }
     assert b"org/tiny" in files["README.md"]
 
@@ -62,9 +63,10 @@ def test_nothing_names_the_machine(run, tmp_path):
         ("/home/ann/videos", "videos"),
         ("~/data/a.csv", "a.csv"),
         ("--train_data=/scratch/x/y", "--train_data=y"),
-        ("../runs/teacher", "teacher"),
+        ("../runs/teacher", "../runs/teacher"),
+        ("clips, tested on /home/ann/b.csv", "clips, tested on b.csv"),
         ("org/name", "org/name"),
-        ("https://example.org/a/b.csv", "https://example.org/a/b.csv"),
+        ("https://ann:secret@example.org/a/b.csv?key=1", "https://example.org/a/b.csv"),
         ("1/2 of it", "1/2 of it"),
     ],
 )
@@ -167,8 +169,9 @@ def test_the_best_checkpoint_is_that_of_the_best_readout(run, tmp_path):
 def test_a_run_that_was_stopped_is_exported_from_its_last_checkpoint(tmp_path, tiny_sizes):
     run = pretrain(write_recipe(tmp_path, tiny_sizes), tmp_path / "out", save_strategy="steps", save_steps=4)
     (run / "model.safetensors").unlink()
+    shutil.rmtree(run / "checkpoint-6")
     export(run, tmp_path / "export")
-    assert "step 4 of 6" in (tmp_path / "export" / "README.md").read_text().replace("steps", "step")
+    assert "4 of 6" in (tmp_path / "export" / "README.md").read_text()
     weights = load_file(tmp_path / "export" / "model.safetensors")
     expected = load_file(run / "checkpoint-4" / "model.safetensors")
     assert all(torch.equal(tensor, weights[name]) for name, tensor in expected.items())
