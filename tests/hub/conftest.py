@@ -2,12 +2,14 @@
 
 import json
 import time
+from pathlib import Path
 
 import pytest
 from hub_server import HubServer, serve
 from huggingface_hub import close_session, constants, hf_api
 from pushes import RUN
 
+from layerlock_hf.data.procedural import write_procedural_dataset
 from layerlock_hf.hub.pushing import Revision
 
 
@@ -57,3 +59,11 @@ def write(tmp_path):
         return Revision(folder, name, tag)
 
     return write
+
+
+@pytest.fixture
+def video(tmp_path, monkeypatch) -> Path:
+    """A file `video.mp4` in the current folder, which is `tmp_path`."""
+    write_procedural_dataset(tmp_path / "data", 1, num_frames=12, image_size=32, progress=False)
+    monkeypatch.chdir(tmp_path)
+    return (tmp_path / "data" / "videos" / "000000.mp4").rename(tmp_path / "video.mp4")

@@ -19,7 +19,6 @@ from layerlock_hf import (
     TransformersEncoderForDepthEstimation,
     TransformersEncoderForVideoClassification,
 )
-from layerlock_hf.data.procedural import write_procedural_dataset
 from layerlock_hf.hub import words
 from layerlock_hf.hub.cards import card_of
 
@@ -180,19 +179,11 @@ def test_weights_in_shards_are_counted(tmp_path, tiny_sizes):
     assert card_of(tmp_path) == card
 
 
-@pytest.fixture
-def video(tmp_path, monkeypatch):
-    """A file `video.mp4` in the current folder, which is `tmp_path`."""
-    write_procedural_dataset(tmp_path / "data", 1, num_frames=12, image_size=32, progress=False)
-    (tmp_path / "data" / "videos" / "000000.mp4").rename(tmp_path / "video.mp4")
-    monkeypatch.chdir(tmp_path)
-
-
 @ALL
 def test_snippets_run_as_they_stand(kind, video, tmp_path, tiny_sizes):
     save_whole(tmp_path, kind, tiny_sizes, repo_id=".")
     codes = snippets(card_of(tmp_path))
-    assert len(codes) == 2
+    assert len(codes) == 3  # where the package is, where it is not, and the task
     for code in codes:
         exec(code, names := {})
         found = {"features", "metres", "loss", "stage", "classify"} & names.keys()
