@@ -87,7 +87,8 @@ def title_of(documents: dict[str, dict | list]) -> str:
         return "readout" if RESULTS in documents else "model"
     if "stage" in record:
         num_frozen = documents[STAGES][record["stage"]]["num_frozen"]
-        frozen = f"layers 1 to {num_frozen} frozen" if num_frozen else "nothing frozen"
+        layers = "layer 1" if num_frozen == 1 else f"layers 1 to {num_frozen}"
+        frozen = f"{layers} frozen" if num_frozen else "nothing frozen"
         return f"stage {record['stage']}: step {reached['step']}, {frozen}"
     return f"step {reached['step']} of {reached['max_steps']}"
 
