@@ -1,5 +1,6 @@
 """Weights as they were released elsewhere, made into folders that the Auto classes load."""
 
+import json
 import zipfile
 import zlib
 from pathlib import Path
@@ -11,6 +12,7 @@ from transformers import PreTrainedModel
 
 from ..models import LayerLockVideoProcessor
 from ..models.conversion_4ds import convert_4ds
+from .documents import SETTINGS
 
 
 def to_tensor(name: str, array: np.ndarray) -> torch.Tensor:
@@ -70,8 +72,9 @@ def convert_archive(
         model = convert_4ds(arrays, readout_depth_fraction, decoding_patch_size)
     except StrictDataclassError as error:
         raise ValueError(str(error)) from error
-    model.save_pretrained(output_dir, max_shard_size="5GB")
+    model.save_pretrained(output_dir)
     # 1.15: what the shortest side is resized to before the crop (LayerLock, Table 8)
     size = 1.15 * model.config.image_size
     LayerLockVideoProcessor.from_config(model.config, size=size, frame_stride=2).save_pretrained(output_dir)
+    (output_dir / SETTINGS).write_text(json.dumps({"converted_from": checkpoint.name}, indent=1) + "\n")
     return model

@@ -20,7 +20,7 @@ WEIGHTS = "model*.safetensors*"  # with the index, where there are several
 LICENSE = "LICENSE"
 CARD = "README.md"
 PUSHED = ".push-"  # how folders begin that are pushed
-SHARD_SIZE = "5GB"
+MAX_WEIGHTS = 5_000_000_000  # bytes of a file of weights
 
 
 def copy_model(source: Path, folder: Path, place: Callable[[Path, Path], object] = shutil.copyfile):
@@ -99,3 +99,8 @@ def folder_beside(run: Path) -> Iterator[Path]:
         shutil.rmtree(left_over, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=PUSHED, dir=parent) as folder:
         yield Path(folder)
+
+
+def has_large_files(source: Path) -> bool:
+    """Whether weights have to be written anew, because a file of them is too large to download well."""
+    return any(path.stat().st_size > MAX_WEIGHTS for path in source.glob(WEIGHTS))

@@ -24,6 +24,9 @@ from .file_modes import follow_umask_in
 from .positions_layerlock import ADDED_POSITIONS, grid_ids, grid_positions, rotary_embedding, rotate
 
 
+SHARD_SIZE = "5GB"
+
+
 def patchify(video: torch.Tensor, tubelet_size: int, patch_size: int, ids: torch.Tensor | None = None) -> torch.Tensor:
     """Cut a clip into its tokens' boxes of pixels, each ordered frame, row, column, C: (B, T, C, H, W) -> (B, N, P).
 
@@ -255,9 +258,10 @@ class LayerLockViTPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module):
         start_weights(module, self.config.initializer_range)
 
-    def save_pretrained(self, save_directory, *args, **kwargs):
-        """As in Transformers, but whom the umask lets read the files can read the weights, too."""
-        super().save_pretrained(save_directory, *args, **kwargs)
+    def save_pretrained(self, save_directory, *args, max_shard_size: int | str = SHARD_SIZE, **kwargs):
+        """As in Transformers, but in files that downloads can resume, and whom the umask lets read the files can read
+        the weights, too."""
+        super().save_pretrained(save_directory, *args, max_shard_size=max_shard_size, **kwargs)
         follow_umask_in(save_directory)
 
 

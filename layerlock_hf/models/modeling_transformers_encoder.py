@@ -18,6 +18,7 @@ from transformers.utils import can_return_tuple, logging
 
 from .configuration_transformers_encoder import TransformersEncoderConfig
 from .file_modes import follow_umask_in
+from .modeling_layerlock import SHARD_SIZE
 from .modeling_layerlock_readout import LayerLockViTForDepthEstimation, LayerLockViTForVideoClassification
 from .positions_layerlock import take_tokens
 
@@ -127,9 +128,9 @@ class TransformersEncoder(PreTrainedModel):
     def _init_weights(self, module):
         """Nothing: all parameters are the model's, which has initialised them."""
 
-    def save_pretrained(self, save_directory, *args, **kwargs):
+    def save_pretrained(self, save_directory, *args, max_shard_size: int | str = SHARD_SIZE, **kwargs):
         """As that of `LayerLockViTModel`."""
-        super().save_pretrained(save_directory, *args, **kwargs)
+        super().save_pretrained(save_directory, *args, max_shard_size=max_shard_size, **kwargs)
         follow_umask_in(save_directory)
 
     def train(self, mode: bool = True):

@@ -15,7 +15,7 @@ from transformers import (
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from ..hub.documents import METRICS, RESULTS, SETTINGS, documents_of, documents_of_readout, read_json
-from ..hub.repository import SHARD_SIZE, complete, copy_model, copy_processor, read_config
+from ..hub.repository import complete, copy_model, copy_processor, has_large_files, read_config
 from ..models import TransformersEncoderConfig
 from ..training.checkpoints import FOLDER, STAGES_FOLDER, newest_complete
 from ..training.export import load_sharded
@@ -115,14 +115,14 @@ def write_repository(
     """
     what = what or source.kind
     is_sharded = (source.folder / SHARDED_MODEL).is_dir()
-    if what == source.kind and dtype is None and not is_sharded:
+    if what == source.kind and dtype is None and not is_sharded and not has_large_files(source.folder):
         copy_model(source.folder, output, place)
     else:
         model = load_sharded(source.folder) if is_sharded else load(source)
         if what == "encoder" and source.kind != "encoder":
             model = model.encoder
         model.to(getattr(torch, dtype) if dtype else model.dtype)
-        model.save_pretrained(output, max_shard_size=SHARD_SIZE)
+        model.save_pretrained(output)
         copy_processor(source.folder, output)
     documents = dict(source.documents)
     if repo_id is not None:

@@ -70,7 +70,8 @@ def check_weights(checkpoint: str, accelerator: Accelerator):
     elif saves_whole(accelerator):
         moments = OPTIMIZER_NAME_BIN
     if not (folder / moments).exists() or not any((folder / name).exists() for name in names):
-        found = sorted(path.name for pattern in ("*model*", "optimizer*") for path in folder.glob(pattern))
+        beside = sorted(path for pattern in ("*model*", "optimizer*") for path in folder.glob(pattern))
+        found = [path.name for path in beside if path.suffix != ".py"]  # not the code that is saved with a model
         raise CheckpointRefused(
             f"{checkpoint} holds weights and moments as {', '.join(found) or 'nothing'}, but this run would load "
             f"{names[0]} and {moments}: resume it with the wrapper (DDP or FSDP) and the state_dict_type that wrote "

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModel, AutoModelForDepthEstimation, AutoModelForVideoClassification
 
-from layerlock_hf import LayerLockViTForDepthEstimation, LayerLockViTForVideoClassification, LayerLockViTModel
+from layerlock_hf import LayerLockViTForDepthEstimation, LayerLockViTForVideoClassification, LayerLockViTModel, export
 from layerlock_hf.cli import convert as program
 from layerlock_hf.models.conversion_4ds import convert_4ds
 
@@ -219,6 +219,8 @@ def test_script(tmp_path, monkeypatch, capsys):
     assert (model.config.readout_depth, model.config.decoding_patch_size) == (0, [1, 4, 12])
     expected = convert_4ds(arrays, 0.5, [1, 4, 12]).state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
+    export(output_dir, tmp_path / "export")
+    assert "weights.npz" in (tmp_path / "export" / "README.md").read_text()
 
 
 def test_deduced_configuration():

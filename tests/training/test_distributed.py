@@ -24,7 +24,7 @@ CLIPS_PER_STEP = 8  # of three processes 6
 
 def settings(processes, **others):
     per_device = CLIPS_PER_STEP // processes
-    return {"max_steps": MAX_STEPS, "per_device_train_batch_size": per_device, **others}
+    return {"max_steps": MAX_STEPS, "per_device_train_batch_size": per_device, "save_stages": True, **others}
 
 
 def resumed_runs(wrapper, processes):
@@ -183,6 +183,18 @@ def run_here(job, folder):
     """The report of a job that this process runs alone."""
     run(Job(**job), str(folder))
     return read_reports(folder, [job])[job["name"]][0]
+
+
+@pytest.mark.slow
+def test_stages_are_kept_as_they_begin(two, folder):
+    for number in range(4):
+        name = f"stages/stage-{number}/model.safetensors"
+        full, sharded = (load_file(folder / f"{wrapper}-2" / name) for wrapper in ("full", "sharded"))
+        assert full.keys() == sharded.keys() and all(torch.equal(full[key], sharded[key]) for key in full)
+    before = load_file(folder / "full-2" / "checkpoint-3" / "model.safetensors")  # where the first switch is
+    kept = load_file(folder / "full-2" / "stages" / "stage-1" / "model.safetensors")
+    encoder = [name for name in kept if name.startswith("encoder.")]
+    assert encoder and all(torch.equal(kept[name], before[name]) for name in encoder)
 
 
 @pytest.mark.slow
