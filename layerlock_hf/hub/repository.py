@@ -16,6 +16,7 @@ from .cards import card_of
 
 
 CONFIGS = {kind.model_type: kind for kind in (LayerLockViTConfig, TransformersEncoderConfig)}
+RENAMED = ("AnyEncoder", "TransformersEncoder")  # classes, since files of earlier versions
 WEIGHTS = "model*.safetensors*"  # with the index, where there are several
 LICENSE = "LICENSE"
 CARD = "README.md"
@@ -35,7 +36,9 @@ def copy_model(source: Path, folder: Path, place: Callable[[Path, Path], object]
     weights = sorted(source.glob(WEIGHTS))
     if not weights or not (source / CONFIG_NAME).is_file():
         raise ValueError(f"{source} holds no model: it must have {CONFIG_NAME} and {WEIGHTS}")
-    read_config(source).save_pretrained(folder)
+    config = read_config(source)
+    config.architectures = [name.replace(*RENAMED) for name in config.architectures or ()]
+    config.save_pretrained(folder)
     for path in weights:
         place(path, folder / path.name)
     copy_processor(source, folder)

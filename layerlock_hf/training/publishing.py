@@ -64,7 +64,7 @@ class Publisher:
             documents[SETTINGS] = {**documents.get(SETTINGS, {}), "repo_id": self.repo_id}
             copy_model(folder, place, link_or_copy)
             complete(place, documents)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # here, too: whatever it is, the training goes on
             target.cleanup()
             self._note(str(folder), error)
             return

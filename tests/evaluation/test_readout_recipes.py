@@ -28,7 +28,7 @@ def test_there_is_a_recipe_per_task_of_the_paper():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_all_tasks_share(name):
-    encoder, clips, sweep = parse(name)
+    encoder, clips, sweep, _ = parse(name)
     assert (encoder.image_size, encoder.num_frames, clips.frame_stride, clips.frame_rate) == (224, 16, 2, None)
     assert encoder.readout == "attention" and not encoder.random_weights
     assert clips.augment and not clips.is_still and not clips.ignores_aspect
@@ -51,7 +51,7 @@ def test_what_all_tasks_share(name):
     ],
 )
 def test_what_each_task_has_of_its_own(name, task, width, heads, num_test_clips, flip_probability):
-    encoder, clips, _ = parse(name)
+    encoder, clips, *_ = parse(name)
     assert clips.task == task
     assert (encoder.readout_hidden_size, encoder.readout_num_attention_heads) == (width, heads)
     assert (clips.num_test_clips, clips.flip_probability) == (num_test_clips, flip_probability)
@@ -63,7 +63,7 @@ def test_what_each_task_has_of_its_own(name, task, width, heads, num_test_clips,
 @pytest.mark.parametrize("name, millions", [("ssv2", 7), ("scannet", 18)])
 def test_readouts_have_as_many_parameters_as_in_table_11(name, millions):
     """For the features of a ViT-L. For Kinetics the table repeats the number of SSv2, which its widths do not give."""
-    encoder, clips, _ = parse(name)
+    encoder, clips, *_ = parse(name)
     config = LayerLockViTConfig(
         hidden_size=1024,
         num_attention_heads=16,

@@ -420,5 +420,8 @@ def test_folders_of_older_versions_load(task, video, tmp_path):
     loaded.save_pretrained(tmp_path / "again")
     written = json.loads((tmp_path / "again" / "config.json").read_text())
     assert written.pop("architectures") == [model_class.__name__]
+    assert written.pop("auto_map") == TransformersEncoderConfig.auto_classes
+    assert ("custom_pipelines" in written) == (task == "depth")
+    written.pop("custom_pipelines", None)
     known = {name: value for name, value in OLD_CONFIG.items() if name != "architectures"}
     assert written == known | {"transformers_version": written["transformers_version"]}
