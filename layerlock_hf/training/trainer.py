@@ -236,7 +236,8 @@ class LayerLockTrainer(FaultTolerantTrainer):
         return self.lr_scheduler
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
-        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        with self._means.waiting_for_data():
+            batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self.batch_transform is not None:
             batches = [self.batch_transform(batch) for batch in map(super()._prepare_inputs, batches)]
         self._batches = batches
