@@ -9,8 +9,8 @@ from accelerate import Accelerator
 
 
 class RunningMeans:
-    """Means over batches and processes, clips per second, the share of the time that was spent waiting for data, and how
-    many clips were padded, since the last `take`.
+    """What there was since the last `take`: means over batches and processes, clips per second, the share of the time
+    that was spent waiting for data, and how many clips were padded.
 
     Values stay on their device until they are taken.
     """
