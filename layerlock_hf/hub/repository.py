@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ RENAMED = ("AnyEncoder", "TransformersEncoder")  # classes, since files of earli
 WEIGHTS = "model*.safetensors*"  # with the index, where there are several
 LICENSE = "LICENSE"
 CARD = "README.md"
+LEFT_OVER_S = 24 * 3600
 PUSHED = ".push-"  # how folders begin that are pushed
 MAX_WEIGHTS = 5_000_000_000  # bytes of a file of weights
 
@@ -98,8 +100,11 @@ def folder_beside(run: Path) -> Iterator[Path]:
     """An empty folder, gone afterwards: within the run, to which files can be linked, or where that cannot be written
     among those for temporary files."""
     parent = run if os.access(run, os.W_OK) else None
-    for left_over in run.glob(f"{PUSHED}*") if parent else ():
-        shutil.rmtree(left_over, ignore_errors=True)
+    for left_over in (
+        run.glob(f"{PUSHED}*") if parent else ()
+    ):  # by a push that was killed, and not by one that goes on
+        if time.time() - left_over.stat().st_mtime > LEFT_OVER_S:
+            shutil.rmtree(left_over, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=PUSHED, dir=parent) as folder:
         yield Path(folder)
 

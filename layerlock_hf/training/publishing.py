@@ -57,15 +57,17 @@ class Publisher:
             which: the step of a checkpoint, "stage-K", or None for the end of the run.
             title: of the commit; by default what of the run it is.
         """
-        target = tempfile.TemporaryDirectory(prefix=PUSHED, dir=self.run, ignore_cleanup_errors=True)
-        place = Path(target.name)
+        target = None
         try:
+            target = tempfile.TemporaryDirectory(prefix=PUSHED, dir=self.run, ignore_cleanup_errors=True)
+            place = Path(target.name)
             documents = documents_of(self.run, folder, which)
             documents[SETTINGS] = {**documents.get(SETTINGS, {}), "repo_id": self.repo_id}
             copy_model(folder, place, link_or_copy)
             complete(place, documents)
         except Exception as error:  # here, too: whatever it is, the training goes on
-            target.cleanup()
+            if target is not None:
+                target.cleanup()
             self._note(str(folder), error)
             return
         tag = which if isinstance(which, str) else None

@@ -117,6 +117,11 @@ def test_killed_in_the_middle_and_started_again(hub, run, tmp_path):
     assert sorted(tags) == ["stage-0", "stage-1", "stage-2"]
     for tag in tags:
         AutoModel.from_pretrained(NAME, revision=tag)
+    left_over = list(run.glob(".push-*"))
+    assert left_over
+    for folder in left_over:
+        os.utime(folder, (0, 0))
+    program.main([str(run), "--repo_id", NAME, "--dry_run"])
     assert not list(run.glob(".push-*"))
 
 
