@@ -14,6 +14,7 @@ from transformers.utils import CONFIG_NAME, VIDEO_PROCESSOR_NAME
 
 from ..models import LayerLockReadoutConfig, LayerLockVideoProcessor, LayerLockViTConfig, TransformersEncoderConfig
 from .cards import card_of
+from .documents import SETTINGS, documents_of
 
 
 CONFIGS = {kind.model_type: kind for kind in (LayerLockViTConfig, TransformersEncoderConfig)}
@@ -85,6 +86,24 @@ def complete(folder: Path, documents: dict[str, dict | list]):
         (folder / name).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     shutil.copyfile(Path(__file__).with_name(LICENSE), folder / LICENSE)
     (folder / CARD).write_text(card_of(folder), encoding="utf-8")
+
+
+def repository_of_run(
+    run: Path, folder: Path, which: int | str | None, place: Path, repo_id: str | None = None
+) -> dict[str, dict | list]:
+    """Make a model of a run a repository in an empty folder to be read and deleted; returns what is on record of it.
+
+    Args:
+        run, folder, which: as of `documents_of`.
+        place: where to.
+        repo_id: "org/name" under which the card loads it.
+    """
+    documents = documents_of(run, folder, which)
+    if repo_id is not None:
+        documents[SETTINGS] = {**documents.get(SETTINGS, {}), "repo_id": repo_id}
+    copy_model(folder, place, link_or_copy)
+    complete(place, documents)
+    return documents
 
 
 def link_or_copy(path: Path, target: Path):

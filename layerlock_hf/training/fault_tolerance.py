@@ -14,6 +14,7 @@ from transformers.trainer import SCHEDULER_NAME
 from transformers.trainer_utils import HubStrategy, get_last_checkpoint
 from transformers.utils import logging
 
+from ..hub.repository import CARD, folder_beside, repository_of_run
 from ..utils.handing_over import HandOver, received
 from ..utils.processes import check_shared_folder, init_worker, raised_together, shielded
 from .callbacks import PreemptionCallback
@@ -258,6 +259,15 @@ class FaultTolerantTrainer(Trainer):
                 Path(self.args.output_dir).mkdir(parents=True, exist_ok=True)
                 self._publisher = Publisher(Path(self.args.output_dir), name, private, token or self.args.hub_token)
                 self.hub_model_id = self._publisher.repo_id
+
+    def create_model_card(self):
+        """Write the card that the saved model has on the Hub into `output_dir`. That of `Trainer` would call it a
+        fine-tuned model."""
+        output = Path(self.args.output_dir)
+        if self.args.process_index == 0:
+            with folder_beside(output) as place:
+                repository_of_run(output, output, None, place, self.hub_model_id)
+                shutil.copyfile(place / CARD, output / CARD)
 
     def push_to_hub(self, commit_message: str | None = None, blocking: bool = True):
         """Save the model and push it as `layerlock push` does. What fails is told, and can be done later.

@@ -7,9 +7,9 @@ import threading
 from pathlib import Path
 
 from ..hub.client import HubUnreachable, connect, full_name
-from ..hub.documents import SETTINGS, documents_of, title_of
+from ..hub.documents import SETTINGS, title_of
 from ..hub.pushing import Revision, create_repository, push_revisions
-from ..hub.repository import PUSHED, complete, copy_model, link_or_copy
+from ..hub.repository import PUSHED, repository_of_run
 
 
 logger = logging.getLogger(__name__)
@@ -61,10 +61,7 @@ class Publisher:
         try:
             target = tempfile.TemporaryDirectory(prefix=PUSHED, dir=self.run, ignore_cleanup_errors=True)
             place = Path(target.name)
-            documents = documents_of(self.run, folder, which)
-            documents[SETTINGS] = {**documents.get(SETTINGS, {}), "repo_id": self.repo_id}
-            copy_model(folder, place, link_or_copy)
-            complete(place, documents)
+            documents = repository_of_run(self.run, folder, which, place, self.repo_id)
         except Exception as error:  # here, too: whatever it is, the training goes on
             if target is not None:
                 target.cleanup()

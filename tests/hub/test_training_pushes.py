@@ -82,6 +82,10 @@ def test_the_trainers_own_method_pushes(hub, recipe, tmp_path):
     )
     trainer.train()
     assert history(hub) == []
+    trainer.save_model(_internal_call=True)
+    trainer.create_model_card()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "LayerLock" in card and "fine-tuned" not in card and NAME in card
     trainer.push_to_hub("As I say")
     assert history(hub) == ["As I say"]
     assert_same_weights(tmp_path / "out", NAME)
