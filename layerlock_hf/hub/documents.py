@@ -125,8 +125,8 @@ def portable_command(command: str) -> str:
     kept, name = [], ""
     for word in shlex.split(command):
         if word.startswith("--"):
-            name = word[2:].partition("=")[0]
-        if name == "output_dir" and not word.startswith("--output_dir"):
+            name = word[2:].partition("=")[0].replace("-", "_")  # the parser takes both
+        if name == "output_dir" and not word.startswith("--"):
             kept.append("OUT")
         elif name not in NOT_OF_THE_COMMAND:
             kept.append(public_text(word))

@@ -67,6 +67,10 @@ def test_nothing_names_the_machine(run, tmp_path):
         ("clips, tested on /home/ann/b.csv", "clips, tested on b.csv"),
         ("org/name", "org/name"),
         ("https://ann:secret@example.org/a/b.csv?key=1", "https://example.org/a/b.csv"),
+        ("https://ann:se,c're;t(x)@example.org/b.csv?key=a,b;c", "https://example.org/b.csv"),
+        ("--data=https://ann:se,cret@example.org/b.csv", "--data=https://example.org/b.csv"),
+        ("root=/home/ann/videos", "root=videos"),
+        ("file:///home/ann/videos", "videos"),
         ("1/2 of it", "1/2 of it"),
     ],
 )
@@ -76,9 +80,12 @@ def test_paths_do_not_travel(text, expected):
 
 def test_commands_travel_without_paths_and_tokens():
     command = "layerlock pretrain --config /x/demo.yaml --train_data /x/a /x/b --output_dir /x/out --resume auto"
-    command += " --hub_token hf_secret --hub_token=hf_secret --max_steps 3"
+    command += " --hub_token hf_secret --hub_token=hf_secret --hub-token hf_secret --max_steps 3"
     assert portable_command(command) == (
         "layerlock pretrain --config demo.yaml --train_data a b --output_dir OUT --max_steps 3"
+    )
+    assert portable_command("layerlock pretrain --output-dir /x/out --bf16") == (
+        "layerlock pretrain --output-dir OUT --bf16"
     )
 
 
