@@ -14,6 +14,7 @@ from transformers.trainer import SCHEDULER_NAME
 from transformers.trainer_utils import HubStrategy, get_last_checkpoint
 from transformers.utils import logging
 
+from ..hub.client import check_repo_id
 from ..utils.handing_over import HandOver, received
 from ..utils.processes import check_shared_folder, init_worker, raised_together, shielded
 from .callbacks import PreemptionCallback
@@ -253,7 +254,10 @@ class FaultTolerantTrainer(Trainer):
         """
         with raised_together():
             if self.args.process_index == 0:
-                name = self.args.hub_model_id or Path(self.args.output_dir).resolve().name
+                name, setting = self.args.hub_model_id, "hub_model_id"
+                if name is None:
+                    name, setting = Path(self.args.output_dir).resolve().name, "hub_model_id, by default the folder,"
+                check_repo_id(name, setting)
                 private = self.args.hub_private_repo
                 Path(self.args.output_dir).mkdir(parents=True, exist_ok=True)
                 self._publisher = Publisher(Path(self.args.output_dir), name, private, token or self.args.hub_token)

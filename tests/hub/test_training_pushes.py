@@ -93,7 +93,7 @@ def test_the_trainers_own_method_pushes(hub, recipe, tmp_path):
         ("read", NAME, "the token may not write there"),
         ("wrong", NAME, "the token is not valid"),
         ("write", "somebody/run", "the token may not write there"),
-        ("write", "no such/name", "repo_id must be NAME or NAMESPACE/NAME, got no such/name"),
+        ("write", "no such/name", "hub_model_id must be NAME or NAMESPACE/NAME, got no such/name"),
     ],
 )
 def test_what_the_user_has_to_fix_is_told_before_the_first_step(hub, recipe, tmp_path, monkeypatch, token, name, said):
@@ -101,6 +101,16 @@ def test_what_the_user_has_to_fix_is_told_before_the_first_step(hub, recipe, tmp
     with pytest.raises(ValueError, match=said):
         pretrain(recipe, tmp_path / "out", hub_model_id=name)
     assert not (tmp_path / "out" / "metrics.jsonl").exists()
+
+
+def test_the_folder_names_the_repository(hub, tiny_sizes, tmp_path, monkeypatch):
+    """Also where that folder is seen from the current one, as with `--output_dir out`."""
+    recipe = write_recipe(tmp_path, tiny_sizes, push_to_hub=True, save_stages=False)
+    monkeypatch.chdir(tmp_path)
+    run = pretrain(recipe, Path("out"))
+    assert_same_weights(tmp_path / run, "tester/out")
+    with pytest.raises(ValueError, match="hub_model_id, by default the folder, must be NAME .* got my run: choose"):
+        pretrain(recipe, tmp_path / "my run")
 
 
 def test_a_run_goes_on_where_the_hub_does_not_answer(hub, recipe, tmp_path, monkeypatch, caplog):
