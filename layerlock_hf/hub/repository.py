@@ -1,11 +1,11 @@
 """A folder that is a complete repository of the Hub: weights, configuration, code, processor, card and licence."""
 
+import fcntl
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 from huggingface_hub.errors import StrictDataclassError
@@ -88,20 +88,44 @@ def complete(folder: Path, documents: dict[str, dict | list]):
 def link_or_copy(path: Path, target: Path):
     """For folders that are read and deleted: without a copy where the file system allows it."""
     try:
-        os.link(path, target)
+        os.link(path.resolve(), target)  # and no link to a link, of which the Hub's cache is full
     except OSError:
         shutil.copyfile(path, target)
 
 
-@contextmanager
-def folder_beside(run: Path) -> Iterator[Path]:
+class PushFolder(tempfile.TemporaryDirectory):
     """An empty folder, gone afterwards: within the run, to which files can be linked, or where that cannot be written
-    among those for temporary files."""
-    parent = run if os.access(run, os.W_OK) else None
-    for left_over in run.glob(f"{PUSHED}*") if parent else ():
-        shutil.rmtree(left_over, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix=PUSHED, dir=parent) as folder:
-        yield Path(folder)
+    among those for temporary files. What pushes that were killed have left there goes; those that run stay whole."""
+
+    def __init__(self, run: Path):
+        parent = run if os.access(run, os.W_OK) else None
+        for left_over in run.glob(f"{PUSHED}*") if parent else ():
+            lock = _lock(left_over)
+            if lock is not None:
+                shutil.rmtree(left_over, ignore_errors=True)
+                os.close(lock)
+        super().__init__(prefix=PUSHED, dir=parent, ignore_cleanup_errors=True)
+        self._locked = _lock(Path(self.name))
+
+    def cleanup(self):
+        super().cleanup()
+        if self._locked is not None:
+            os.close(self._locked)
+            self._locked = None
+
+
+def _lock(folder: Path) -> int | None:
+    """Lock a folder until the descriptor is closed or the process ends. None if another has, or it cannot be done."""
+    try:
+        lock = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        return None
+    return lock
 
 
 def has_large_files(source: Path) -> bool:

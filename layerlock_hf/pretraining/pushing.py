@@ -8,7 +8,7 @@ from ..hub.collecting import update_collection
 from ..hub.documents import RESULTS, SETTINGS, title_of
 from ..hub.evaluation_files import choice, task_of
 from ..hub.pushing import Pushed, Revision, push_revisions
-from ..hub.repository import folder_beside, link_or_copy
+from ..hub.repository import PushFolder, link_or_copy
 from ..training.checkpoints import STAGES_FOLDER
 from .exporting import READOUT_MODEL, Source, check_choice, find_source, number_of, write_repository
 
@@ -88,7 +88,7 @@ def plan(
     sources.append((None, find_source(run, checkpoint)))
     for _, source in sources:
         check_choice(source, what, dtype)
-    home = stack.enter_context(folder_beside(run))
+    home = Path(stack.enter_context(PushFolder(run)))
 
     def revision(name: str, source: Source, tag: str | None, what: str | None) -> Revision:
         folder = home / f"{name.replace('/', '--')}-{tag or 'main'}"

@@ -6,9 +6,11 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import snapshot_download
 from readout_runs import run as read_out
 from readout_runs import write_inputs
 from runs import pretrain, write_recipe
@@ -18,6 +20,7 @@ from layerlock_hf import push
 from layerlock_hf.cli import push as program
 from layerlock_hf.evaluation.arguments import SharingArguments
 from layerlock_hf.hub.client import PushFailed
+from layerlock_hf.hub.repository import PushFolder
 
 
 NAME = "tester/run"
@@ -51,6 +54,23 @@ def test_every_stage_is_a_revision(hub, run):
         assert all(torch.equal(frozen[0], later) for later in frozen[1:])
         assert not torch.equal(frozen[0], stages[number - 1].tap(video, [number])[0])
     assert not list(run.glob(".push-*"))
+
+
+def test_pushes_leave_each_others_folders_alone(hub, run):
+    left_over = run / ".push-killed"
+    (left_over / "x").mkdir(parents=True)
+    with PushFolder(run) as other:
+        push(run, NAME)
+        assert list(run.glob(".push-*")) == [Path(other)] and not left_over.exists()
+    assert not Path(other).exists()
+
+
+def test_what_the_hub_keeps_in_its_cache_is_pushed_on(hub, run, tmp_path):
+    """Which holds links."""
+    push(run, NAME)
+    push(snapshot_download(NAME), "tester/fork")
+    there, here = (hub.repositories[name].commit().files["model.safetensors"] for name in ("tester/fork", NAME))
+    assert there == here
 
 
 def test_pushing_again_sends_nothing(hub, run):

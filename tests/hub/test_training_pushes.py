@@ -1,5 +1,6 @@
 """`push_to_hub` of a run: models go to the Hub while it trains, and nothing that fails there ends it."""
 
+import errno
 import os
 import socket
 import subprocess
@@ -14,6 +15,7 @@ from transformers import AutoModelForPreTraining
 import layerlock_hf
 from layerlock_hf import push
 from layerlock_hf.hub import client
+from layerlock_hf.training import publishing
 
 
 NAME = "tester/run"
@@ -74,6 +76,15 @@ def test_what_fails_is_told_and_pushed_later(hub, recipe, tmp_path, caplog, monk
     hub.faults.clear()
     push(run, NAME, stages=True)
     assert history(hub, "stages") == STAGES and history(hub) == ["step 6 of 6"]
+
+
+def test_a_disk_that_is_full_ends_no_training(hub, recipe, tmp_path, caplog, monkeypatch):
+    def full(run):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(publishing, "PushFolder", full)
+    run = pretrain(recipe, tmp_path / "out")
+    assert (run / "model.safetensors").is_file() and "No space left on device. The training goes on" in caplog.text
 
 
 def test_the_trainers_own_method_pushes(hub, recipe, tmp_path):
