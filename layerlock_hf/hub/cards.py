@@ -9,7 +9,15 @@ from huggingface_hub.utils import validate_repo_id
 
 from ..models import LayerLockReadoutConfig, LayerLockViTConfig, TransformersEncoderConfig
 from . import snippets
-from .architecture import clip_row, count_parameters, layerlock_rows, other_rows, parameter_row, readout_row
+from .architecture import (
+    WEIGHTS_FILES,
+    clip_row,
+    count_parameters,
+    layerlock_rows,
+    other_rows,
+    parameter_row,
+    readout_row,
+)
 from .citations import LAYERLOCK, SCALING_4D, citations_of
 from .evaluation_files import model_index
 from .kinds import KINDS, Kind
@@ -189,7 +197,7 @@ def _use(folder: Folder) -> list[str]:
 
 def _architecture(folder: Folder) -> list[tuple[str, str]]:
     config, kind = folder.config, folder.kind
-    files = sorted(folder.path.glob("model*.safetensors"))
+    files = sorted(folder.path.glob(WEIGHTS_FILES))
     if not files:
         raise ValueError(f"{folder.path} holds no weights: it has no model.safetensors")
     rows = layerlock_rows(config, kind.decodes) if folder.is_ours else other_rows(config)

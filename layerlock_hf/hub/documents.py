@@ -11,6 +11,7 @@ from .words import public_text
 
 STAGES, SETTINGS, RESULTS, METRICS = "stages.json", "settings.json", "results.json", "metrics.jsonl"
 RUN_FILE = "layerlock.json"  # of a checkpoint, see training.run_file
+PACE = {"max_steps", "clips_per_step"}  # of `settings.json`, by which progress is told
 NOT_OF_THE_COMMAND = {"hub_token", "resume_from_checkpoint", "resume"}
 
 
@@ -26,6 +27,18 @@ def read_json(path: Path):
         return None
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
+
+
+def read_record(path: Path) -> dict:
+    """The content of a `settings.json`, empty where there is none.
+
+    Raises:
+        ValueError: naming the file, if it is something else.
+    """
+    record = read_json(path) or {}
+    if not isinstance(record, dict):
+        raise ValueError(f"{path} is no record of a run, which is an object: move it away")
+    return record
 
 
 def portable(value):
@@ -47,13 +60,18 @@ def documents_of(run: Path, folder: Path, which: int | str | None = None) -> dic
         folder: within it, that of the model.
         which: the step of a checkpoint, "stage-K", or None for the end of the run.
     """
-    record, stages = read_json(run / SETTINGS) or {}, stages_of(run, folder)
-    if record and (run / METRICS).is_file():
+    record, stages = read_record(run / SETTINGS), stages_of(run, folder)
+    if PACE <= record.keys() and (run / METRICS).is_file():
         step = which
         if which is None:
             step = record["max_steps"]
         elif isinstance(which, str):
             record["revision"], record["stage"] = which, int(which.removeprefix("stage-"))
+            if record["stage"] >= len(stages or ()):
+                raise ValueError(
+                    f"{folder} is not of this run, which has {len(stages or ())} stages: move it away, as an earlier "
+                    "run in the same folder left it"
+                )
             step = stages[record["stage"]]["start"]
         record["progress"] = progress(run, step, record)
     return _present({STAGES: stages, SETTINGS: record, RESULTS: read_json(run / RESULTS)})
@@ -71,7 +89,7 @@ def documents_of_readout(run: Path, reads_foreign_encoder: bool) -> dict[str, di
     encoder = Path(results["model"]).expanduser()
     stages, record = None, {}
     if encoder.is_dir():
-        stages, record = stages_of(encoder, encoder), read_json(encoder / SETTINGS) or {}
+        stages, record = stages_of(encoder, encoder), read_record(encoder / SETTINGS)
     elif reads_foreign_encoder:
         record["base_model"] = results["model"]
     record["run_id"] = hashlib.sha256(content).hexdigest()[:32]  # another sweep is another model

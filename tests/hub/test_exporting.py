@@ -151,6 +151,8 @@ def test_only_what_depth_needs_travels_with_depth(tmp_path, tiny_config):
             r"checkpoint must be one of those in .* \(stage-0, stage-1, stage-2\), got stage-9",
         ),
         ({"checkpoint": 5}, "checkpoint must be one of those in .*, got 5: leave it out for the end"),
+        ({"checkpoint": "stage-2/"}, r"checkpoint must be one of those in .*, got stage-2/"),
+        ({"repo_id": "my model"}, "repo_id must be NAME or NAMESPACE/NAME, got my model"),
         ({"checkpoint": "best"}, "checkpoint=best needs checkpoints of steps at which the readout was measured"),
     ],
 )
@@ -158,6 +160,33 @@ def test_mistakes_are_named(run, tmp_path, settings, said):
     with pytest.raises(ValueError, match=said):
         export(run, tmp_path / "export", **settings)
     assert not (tmp_path / "export").exists()
+
+
+def test_broken_runs_are_named(run, tmp_path):
+    def said(path: str, content: bytes, folder: str = "") -> str:
+        copy = shutil.copytree(run, tmp_path / "copy")
+        (copy / path).write_bytes(content)
+        with pytest.raises(ValueError) as caught:
+            export(copy / folder, tmp_path / "export")
+        shutil.rmtree(copy)
+        assert not (tmp_path / "export").exists()
+        return str(caught.value)
+
+    assert "model.safetensors is damaged, or only half of it is there" in said("model.safetensors", b"")
+    half = (run / "model.safetensors").read_bytes()[:-100]
+    assert "model.safetensors is damaged, or only half of it is there" in said("model.safetensors", half)
+    assert "settings.json is no record of a run" in said("settings.json", b"[1]")
+    assert "stage-2 is not of this run, which has 0 stages" in said("stages.json", b"[]", "stages/stage-2")
+    with pytest.raises(ValueError, match="config.json, which is a file: give the folder that it is in"):
+        export(run / "config.json", tmp_path / "export")
+    with pytest.raises(ValueError, match="output_dir must lie outside the folder of the run"):
+        export(run, run / "stages" / "stage-9", checkpoint="stage-1")
+
+
+def test_from_within_the_folder_of_a_stage(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(run / "stages" / "stage-1")
+    export(".", tmp_path / "export")
+    assert "when stage 1 began" in (tmp_path / "export" / "README.md").read_text()
 
 
 def test_the_best_checkpoint_is_that_of_the_best_readout(run, tmp_path):
