@@ -30,14 +30,14 @@ def read_json(path: Path):
 
 
 def read_record(path: Path) -> dict:
-    """The content of a `settings.json`, empty where there is none.
+    """The content of a file such as `settings.json`, empty where there is none.
 
     Raises:
         ValueError: naming the file, if it is something else.
     """
     record = read_json(path) or {}
     if not isinstance(record, dict):
-        raise ValueError(f"{path} is no record of a run, which is an object: move it away")
+        raise ValueError(f"{path} must hold an object, got something else: move it away")
     return record
 
 

@@ -9,10 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from huggingface_hub.errors import StrictDataclassError
-from transformers.utils import CONFIG_NAME, VIDEO_PROCESSOR_NAME
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, VIDEO_PROCESSOR_NAME
 
 from ..models import LayerLockReadoutConfig, LayerLockVideoProcessor, LayerLockViTConfig, TransformersEncoderConfig
+from .architecture import WEIGHTS_FILES, count_parameters
 from .cards import card_of
+from .documents import read_record
 
 
 CONFIGS = {kind.model_type: kind for kind in (LayerLockViTConfig, TransformersEncoderConfig)}
@@ -42,6 +44,15 @@ def copy_model(source: Path, folder: Path, place: Callable[[Path, Path], object]
     for path in weights:
         place(path, folder / path.name)
     copy_processor(source, folder)
+
+
+def check_weights(source: Path):
+    """Raise a `ValueError` if a file of the weights of a model is missing or damaged."""
+    index = source / SAFE_WEIGHTS_INDEX_NAME
+    for name in sorted(set(read_record(index).get("weight_map", {}).values())):
+        if not (source / name).is_file():
+            raise ValueError(f"{source} lacks {name}, a part of the weights that {index.name} names: take another")
+    count_parameters(source.glob(WEIGHTS_FILES))
 
 
 def read_config(source: Path) -> LayerLockReadoutConfig:

@@ -16,10 +16,9 @@ from transformers import (
 )
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from ..hub.architecture import WEIGHTS_FILES, count_parameters
 from ..hub.client import check_repo_id
 from ..hub.documents import METRICS, RESULTS, SETTINGS, documents_of, documents_of_readout, read_json
-from ..hub.repository import complete, copy_model, copy_processor, has_large_files, read_config
+from ..hub.repository import check_weights, complete, copy_model, copy_processor, has_large_files, read_config
 from ..models import TransformersEncoderConfig
 from ..training.checkpoints import FOLDER, STAGES_FOLDER, newest_complete
 from ..training.export import load_sharded
@@ -105,7 +104,7 @@ def check_choice(source: Source, what: str | None, dtype: str | None):
         raise ValueError(f"what must be {source.kind} or encoder for {source.folder}, got {what}: {hint}")
     if dtype not in (None, *DTYPES):
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype}")
-    count_parameters(source.folder.glob(WEIGHTS_FILES))  # of which one may be damaged
+    check_weights(source.folder)
 
 
 def write_repository(

@@ -175,12 +175,22 @@ def test_broken_runs_are_named(run, tmp_path):
     assert "model.safetensors is damaged, or only half of it is there" in said("model.safetensors", b"")
     half = (run / "model.safetensors").read_bytes()[:-100]
     assert "model.safetensors is damaged, or only half of it is there" in said("model.safetensors", half)
-    assert "settings.json is no record of a run" in said("settings.json", b"[1]")
+    assert "settings.json must hold an object" in said("settings.json", b"[1]")
     assert "stage-2 is not of this run, which has 0 stages" in said("stages.json", b"[]", "stages/stage-2")
+    index = json.dumps({"weight_map": {"one": "model-1.safetensors"}}).encode()
+    assert "lacks model-1.safetensors, a part of the weights" in said("model.safetensors.index.json", index)
     with pytest.raises(ValueError, match="config.json, which is a file: give the folder that it is in"):
         export(run / "config.json", tmp_path / "export")
     with pytest.raises(ValueError, match="output_dir must lie outside the folder of the run"):
         export(run, run / "stages" / "stage-9", checkpoint="stage-1")
+
+
+def test_a_checkpoint_alone(tmp_path, tiny_sizes):
+    """Without its run, as of a Trainer that was built by hand, which writes no `stages.json`."""
+    run = pretrain(write_recipe(tmp_path, tiny_sizes), tmp_path / "out", save_strategy="steps", save_steps=4)
+    shutil.move(run / "checkpoint-4", tmp_path / "model")
+    export(tmp_path / "model", tmp_path / "export")
+    assert "| 1 | 2 | 1 | layer_1 |\n" in (tmp_path / "export" / "README.md").read_text()
 
 
 def test_from_within_the_folder_of_a_stage(run, tmp_path, monkeypatch):
