@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -76,6 +77,16 @@ def test_what_fails_is_told_and_pushed_later(hub, recipe, tmp_path, caplog, monk
     hub.faults.clear()
     push(run, NAME, stages=True)
     assert history(hub, "stages") == STAGES and history(hub) == ["step 6 of 6"]
+
+
+def test_a_run_that_is_resumed_pushes_the_stages_it_has_kept(hub, tiny_sizes, tmp_path):
+    """Which a process that was ended had no time to push."""
+    recipe = write_recipe(tmp_path, tiny_sizes, save_strategy="steps", save_steps=5)
+    run = pretrain(recipe, tmp_path / "out")
+    shutil.rmtree(run / "checkpoint-6")
+    pretrain(recipe, run, resume_from_checkpoint="auto", push_to_hub=True, hub_model_id=NAME)
+    assert history(hub, "stages") == STAGES and history(hub)[-1] == "step 6 of 6"
+    assert sorted(hub.repositories[NAME].tags) == ["stage-0", "stage-1", "stage-2"]
 
 
 def test_a_disk_that_is_full_ends_no_training(hub, recipe, tmp_path, caplog, monkeypatch):
