@@ -99,7 +99,7 @@ def plan(
     plans = [(repo_id, [revision(repo_id, source, tag, what) for tag, source in sources], source.documents)]
     for folder in readouts_of(run) if collection is not None else ():
         name, source = f"{repo_id}-{folder.name}", find_source(folder)
-        check_repo_id(name)
+        check_repo_id(name, f"collection: rename {folder}, which names its repository. That")
         plans.append((name, [revision(name, source, None, None)], source.documents))
     return plans
 
@@ -129,5 +129,6 @@ def note_of(documents: dict) -> str:
         return f"The encoder, {title_of(documents)}"[:NOTE_LENGTH]
     results = documents[RESULTS]
     metric = task_of(results).metrics[0]
-    value, low, high = (metric.form.format(results["best"]["metrics"][metric.key][name]) for name in INTERVAL)
+    best = results["best"]["metrics"][metric.key]
+    value, low, high = ("–" if best[name] is None else metric.form.format(best[name]) for name in INTERVAL)
     return f"{results['dataset']}: {metric.name} {value} [{low}, {high}], {choice(results)}"[:NOTE_LENGTH]

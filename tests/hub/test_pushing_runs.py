@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from layerlock_hf.cli import push as program
 from layerlock_hf.evaluation.arguments import SharingArguments
 from layerlock_hf.hub.client import PushFailed
 from layerlock_hf.hub.repository import PushFolder
+from layerlock_hf.pretraining.pushing import note_of
 
 
 NAME = "tester/run"
@@ -159,6 +161,10 @@ def test_a_collection_holds_the_model_and_its_readouts(hub, run, readout):
     results = json.loads((readout / "results.json").read_text())
     best = results["best"]["metrics"]["top1"]["value"]
     assert f"top-1 accuracy {best:.1%}" in collection["items"][1]["note"]["text"]
+    shutil.copytree(readout, run / "my readout")
+    with pytest.raises(ValueError, match="collection: rename .*/my readout, which names its repository. That must be"):
+        push(run, NAME, collection="A run")
+    shutil.rmtree(run / "my readout")
     model = AutoModelForVideoClassification.from_pretrained(f"{NAME}-motions")
     assert model.config.readout_depth == results["best"]["depth"]
 
@@ -177,9 +183,22 @@ def test_results_are_pushed_to_the_page_of_a_model(hub, run, tmp_path):
     assert name in hub.repositories[NAME].commit("main").files
 
 
-def test_results_need_their_benchmark(tmp_path):
+def test_results_need_their_benchmark(hub, tmp_path):
     with pytest.raises(ValueError, match="results_dataset must be set with push_results"):
         SharingArguments(push_results=NAME)
+    write_inputs(tmp_path)
+    settings = {"push_results": NAME, "results_dataset": "my benchmark", "results_task": "motion"}
+    with pytest.raises(SystemExit, match="results_dataset must be NAME or NAMESPACE/NAME, got my benchmark"):
+        read_out(tmp_path, tmp_path / "out", **settings)
+    assert not (tmp_path / "out").exists()  # before hours of work
+
+
+def test_what_a_collection_says_of_a_readout():
+    best = {"is_chosen_on": "test", "metrics": {"abs_rel": {"value": 0.25, "low": None, "high": None}}}
+    results = {"task": "depth", "dataset": "rooms", "members": [1, 2], "best": best}
+    assert note_of({"results.json": results}) == (
+        "rooms: mean relative error (AbsRel) 0.250 [–, –], best of 2 readouts, chosen on the test items"
+    )
 
 
 def test_a_push_that_fails_leaves_nothing_behind(hub, run, waits):
