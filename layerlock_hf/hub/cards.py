@@ -173,7 +173,8 @@ def _notice(folder: Folder) -> str:
         rest = f" Its first {counted(num_frozen, 'layer')} learned no more after that." if num_frozen else ""
         return f"This is not the final model but the encoder as it was {place}.{rest}"
     if progress and progress["step"] < progress["max_steps"]:
-        return f"Training was stopped at step {progress['step']:,} of {progress['max_steps']:,}."
+        # Whether the run was stopped, goes on or has finished, nothing here tells
+        return f"This is not the final model but the one at step {progress['step']:,} of {progress['max_steps']:,}."
     return ""
 
 
