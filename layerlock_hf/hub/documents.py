@@ -3,7 +3,11 @@
 import hashlib
 import json
 import shlex
+from contextlib import suppress
 from pathlib import Path
+
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
 from ..utils.outputs import read_lines
 from .words import public_text
@@ -91,7 +95,9 @@ def documents_of_readout(run: Path, reads_foreign_encoder: bool) -> dict[str, di
     if encoder.is_dir():
         stages, record = stages_of(encoder, encoder), read_record(encoder / SETTINGS)
     elif reads_foreign_encoder:
-        record["base_model"] = results["model"]
+        with suppress(HFValidationError):  # else a folder that is elsewhere now, which is nobody's business
+            validate_repo_id(results["model"])
+            record["base_model"] = results["model"]
     record["run_id"] = hashlib.sha256(content).hexdigest()[:32]  # another sweep is another model
     results = portable(results) | {"command": portable_command(results["command"])}
     return _present({STAGES: stages, SETTINGS: record, RESULTS: results})

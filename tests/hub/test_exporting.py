@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForPreTraining
 
 from layerlock_hf import LayerLockVideoProcessor, LayerLockViTForDepthEstimation, LayerLockViTModel, export
-from layerlock_hf.hub.documents import portable, portable_command
+from layerlock_hf.hub.documents import documents_of_readout, portable, portable_command
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +76,16 @@ def test_nothing_names_the_machine(run, tmp_path):
 )
 def test_paths_do_not_travel(text, expected):
     assert portable({"one": [text]}) == {"one": [expected]}
+
+
+@pytest.mark.parametrize("model, said", [("org/mae", {"base_model": "org/mae"}), ("/home/ann/mae", {})])
+def test_whose_encoder_a_readout_reads(tmp_path, model, said):
+    """Also where the folder of the encoder is not there any more."""
+    (tmp_path / "results.json").write_text(json.dumps({"model": model, "command": "layerlock readout"}))
+    documents = documents_of_readout(tmp_path, reads_foreign_encoder=True)
+    del documents["settings.json"]["run_id"]
+    assert documents.get("settings.json") == said
+    assert documents["results.json"]["model"] == model.replace("/home/ann/", "")
 
 
 def test_commands_travel_without_paths_and_tokens():
