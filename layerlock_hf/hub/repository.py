@@ -1,20 +1,20 @@
 """A folder that is a complete repository of the Hub: weights, configuration, code, processor, card and licence."""
 
+import fcntl
 import json
 import os
 import shutil
 import tempfile
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 from huggingface_hub.errors import StrictDataclassError
-from transformers.utils import CONFIG_NAME, VIDEO_PROCESSOR_NAME
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, VIDEO_PROCESSOR_NAME
 
 from ..models import LayerLockReadoutConfig, LayerLockVideoProcessor, LayerLockViTConfig, TransformersEncoderConfig
+from .architecture import WEIGHTS_FILES, count_parameters
 from .cards import card_of
-from .documents import SETTINGS, documents_of
+from .documents import SETTINGS, documents_of, read_record
 
 
 CONFIGS = {kind.model_type: kind for kind in (LayerLockViTConfig, TransformersEncoderConfig)}
@@ -22,7 +22,6 @@ RENAMED = ("AnyEncoder", "TransformersEncoder")  # classes, since files of earli
 WEIGHTS = "model*.safetensors*"  # with the index, where there are several
 LICENSE = "LICENSE"
 CARD = "README.md"
-LEFT_OVER_S = 24 * 3600
 PUSHED = ".push-"  # how folders begin that are pushed
 MAX_WEIGHTS = 5_000_000_000  # bytes of a file of weights
 
@@ -45,6 +44,15 @@ def copy_model(source: Path, folder: Path, place: Callable[[Path, Path], object]
     for path in weights:
         place(path, folder / path.name)
     copy_processor(source, folder)
+
+
+def check_weights(source: Path):
+    """Raise a `ValueError` if a file of the weights of a model is missing or damaged."""
+    index = source / SAFE_WEIGHTS_INDEX_NAME
+    for name in sorted(set(read_record(index).get("weight_map", {}).values())):
+        if not (source / name).is_file():
+            raise ValueError(f"{source} lacks {name}, a part of the weights that {index.name} names: take another")
+    count_parameters(source.glob(WEIGHTS_FILES))
 
 
 def read_config(source: Path) -> LayerLockReadoutConfig:
@@ -109,23 +117,44 @@ def repository_of_run(
 def link_or_copy(path: Path, target: Path):
     """For folders that are read and deleted: without a copy where the file system allows it."""
     try:
-        os.link(path, target)
+        os.link(path.resolve(), target)  # and no link to a link, of which the Hub's cache is full
     except OSError:
         shutil.copyfile(path, target)
 
 
-@contextmanager
-def folder_beside(run: Path) -> Iterator[Path]:
+class PushFolder(tempfile.TemporaryDirectory):
     """An empty folder, gone afterwards: within the run, to which files can be linked, or where that cannot be written
-    among those for temporary files."""
-    parent = run if os.access(run, os.W_OK) else None
-    for left_over in (
-        run.glob(f"{PUSHED}*") if parent else ()
-    ):  # by a push that was killed, and not by one that goes on
-        if time.time() - left_over.stat().st_mtime > LEFT_OVER_S:
-            shutil.rmtree(left_over, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix=PUSHED, dir=parent) as folder:
-        yield Path(folder)
+    among those for temporary files. What pushes that were killed have left there goes; those that run stay whole."""
+
+    def __init__(self, run: Path):
+        parent = run if os.access(run, os.W_OK) else None
+        for left_over in run.glob(f"{PUSHED}*") if parent else ():
+            lock = _lock(left_over)
+            if lock is not None:
+                shutil.rmtree(left_over, ignore_errors=True)
+                os.close(lock)
+        super().__init__(prefix=PUSHED, dir=parent, ignore_cleanup_errors=True)
+        self._locked = _lock(Path(self.name))
+
+    def cleanup(self):
+        super().cleanup()
+        if self._locked is not None:
+            os.close(self._locked)
+            self._locked = None
+
+
+def _lock(folder: Path) -> int | None:
+    """Lock a folder until the descriptor is closed or the process ends. None if another has, or it cannot be done."""
+    try:
+        lock = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        return None
+    return lock
 
 
 def has_large_files(source: Path) -> bool:

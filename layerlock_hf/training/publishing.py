@@ -2,14 +2,13 @@
 
 import logging
 import queue
-import tempfile
 import threading
 from pathlib import Path
 
 from ..hub.client import HubUnreachable, connect, full_name
 from ..hub.documents import SETTINGS, title_of
 from ..hub.pushing import Revision, create_repository, push_revisions
-from ..hub.repository import PUSHED, repository_of_run
+from ..hub.repository import PushFolder, repository_of_run
 
 
 logger = logging.getLogger(__name__)
@@ -59,7 +58,7 @@ class Publisher:
         """
         target = None
         try:
-            target = tempfile.TemporaryDirectory(prefix=PUSHED, dir=self.run, ignore_cleanup_errors=True)
+            target = PushFolder(self.run)
             place = Path(target.name)
             documents = repository_of_run(self.run, folder, which, place, self.repo_id)
         except Exception as error:  # here, too: whatever it is, the training goes on
