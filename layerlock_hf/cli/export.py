@@ -29,6 +29,12 @@ def add_source(parser: argparse.ArgumentParser):
         "pretraining (default: the end of the run).",
     )
     parser.add_argument("--dtype", choices=DTYPES, help="Of the weights (default: as they are).")
+    parser.add_argument(
+        "--license",
+        metavar="NAME",
+        help="Of the weights, as the Hub calls it, such as cc-by-nc-4.0 (default: that of weights released elsewhere, "
+        "else apache-2.0).",
+    )
 
 
 def main(arguments: list[str]):
@@ -38,7 +44,7 @@ def main(arguments: list[str]):
     parser.add_argument("--repo_id", metavar="ORG/NAME", help="Where the card says that the model is loaded from.")
     args = parser.parse_args(arguments)
     with programs.errors_told():
-        folder = export(args.run, args.output_dir, args.what, args.checkpoint, args.dtype, args.repo_id)
+        folder = export(args.run, args.output_dir, args.what, args.checkpoint, args.dtype, args.repo_id, args.license)
         files = [path for path in folder.iterdir() if path.is_file()]
     size = sum(path.stat().st_size for path in files)
     print(f"{folder}: {len(files)} files, {size / 1e6:.1f} MB. README.md is its card, `layerlock push` sends it")

@@ -23,7 +23,15 @@ from .export import add_source
 def print_plan(args: argparse.Namespace):
     with ExitStack() as stack, programs.errors_told():
         plans = plan(
-            stack, args.run, args.repo_id, args.what, args.checkpoint, args.dtype, args.stages, args.collection
+            stack,
+            args.run,
+            args.repo_id,
+            args.what,
+            args.checkpoint,
+            args.dtype,
+            args.license,
+            args.stages,
+            args.collection is not None,
         )
         rows = [
             {
@@ -64,6 +72,7 @@ def main(arguments: list[str]):
             args.what,
             args.checkpoint,
             args.dtype,
+            args.license,
             args.private,
             args.stages,
             args.collection,

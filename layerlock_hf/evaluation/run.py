@@ -17,7 +17,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import set_seed
 
-from ..hub.client import PushFailed, check_repo_id, connect
+from ..hub.client import PushFailed, ask, check_repo_id, connect
 from ..hub.evaluation_files import eval_results_name, eval_results_yaml
 from ..hub.pushing import push_file
 from ..recipes.settings import flags_of
@@ -147,7 +147,8 @@ def build(settings: ReadoutSettings) -> Evaluation:
     if sharing.push_results is not None:  # before hours of work
         check_repo_id(sharing.push_results, "push_results")
         check_repo_id(sharing.results_dataset, "results_dataset")
-        connect(None)
+        api = connect(None)
+        ask(f"push_results: {sharing.push_results}", "looking it up", lambda: api.model_info(sharing.push_results))
     use_cpu = parse_flag_from_env("ACCELERATE_USE_CPU")
     start_processes(use_cpu, None, TIMEOUT_S)
     output, state = Path(args.output_dir), PartialState(cpu=use_cpu)

@@ -49,7 +49,7 @@ def clip_row(config: LayerLockReadoutConfig, processor: dict | None) -> tuple[st
     """What the model takes."""
     side, pace = config.image_size, ""
     if processor is not None and processor.get("frame_stride", 1) > 1:
-        pace = f", one in {processor['frame_stride']} of the video's"
+        pace = f", {processor['frame_stride']} frames of the video apart"
     if processor is not None and processor.get("frame_rate") is not None:
         pace += f" at {processor['frame_rate']:g} frames per second"
     return ("clip", f"{config.num_frames} frames of {side} × {side} pixels{pace}; colours from 0 to 1")

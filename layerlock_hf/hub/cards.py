@@ -164,11 +164,14 @@ def _read(path: Path):
 
 def _notice(folder: Folder) -> str:
     progress, settings = folder.progress, folder.settings
-    if not settings:
+    if not settings.keys() - {"repo_id", "run_id", "license", "base_model"}:
+        if "base_model" in settings:
+            return ""
         known = " beyond what is shown below" if folder.stages or folder.results else ""
         return f"Nothing is recorded about how these weights were trained{known}."
     if "stage" in settings:
-        place = f"at step {progress['step']:,} of {progress['max_steps']:,}, when stage {settings['stage']} began"
+        step = f"at step {progress['step']:,} of {progress['max_steps']:,}, " if progress else ""
+        place = f"{step}when stage {settings['stage']} began"
         num_frozen = folder.stages[settings["stage"]]["num_frozen"] if folder.stages else 0
         rest = f" Its first {counted(num_frozen, 'layer')} learned no more after that." if num_frozen else ""
         return f"This is not the final model but the encoder as it was {place}.{rest}"
@@ -184,11 +187,11 @@ def _use(folder: Folder) -> list[str]:
     shown = [cell(str(name)) for name in names[:NUM_CLASSES_NAMED]]
     more = len(names) - len(shown)
     classes = f"{counted(len(names), 'class')} ({', '.join(shown)}{f' and {more:,} more' if more else ''})"
-    frame = "a square from the middle of the picture" if processor.get("do_center_crop", True) else "the picture"
+    frame = "cropped to a square in the middle, and " if processor.get("do_center_crop", True) else ""
     lines = [
         folder.kind.use.format(classes=classes),
-        f"It sees {config.num_frames} frames at a time, and of them {frame}, resized to {config.image_size} × "
-        f"{config.image_size} pixels.",
+        f"It sees {config.num_frames} frames at a time, {frame}resized to {config.image_size} × {config.image_size} "
+        "pixels.",
         "No check for bias is recorded, and none for uses in which an error does harm.",
     ]
     if folder.results is None:
@@ -248,12 +251,12 @@ def _hardware(hardware: dict) -> str:
 
 
 def _commands(folder: Folder) -> list[Snippet]:
-    command = folder.settings.get("command") or (folder.results or {}).get("command")
-    if command is None:
-        return []
-    public = public_command(command)
-    shortened = "" if public == command else ", where paths of the machine that it ran on are shortened to names"
-    return [Snippet(f"The command{shortened}:", public, "bash")]
+    commands = {"pretrained": folder.settings.get("command"), "tested": (folder.results or {}).get("command")}
+    return [
+        Snippet(f"How it was {done}; of paths the last part is left:", public_command(command), "bash")
+        for done, command in commands.items()
+        if command is not None
+    ]
 
 
 def _task_snippet(folder: Folder) -> Snippet:
@@ -271,6 +274,9 @@ def _task_snippet(folder: Folder) -> Snippet:
 def _licence(folder: Folder) -> tuple[str, dict]:
     """What is said of it, and the metadata."""
     settings = folder.settings
+    if "license" in settings:  # as whoever exports it says
+        text = f"The weights: {cell(str(settings['license']))}. The code: Apache License 2.0."
+        return text, {"license": str(settings["license"])} | {n: settings[n] for n in ("base_model",) if n in settings}
     if "base_model" in settings:
         base = settings["base_model"]
         validate_repo_id(base)

@@ -10,7 +10,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from ..utils.outputs import read_lines
-from .words import public_text
+from .words import public_name, public_text
 
 
 STAGES, SETTINGS, RESULTS, METRICS = "stages.json", "settings.json", "results.json", "metrics.jsonl"
@@ -48,7 +48,7 @@ def read_record(path: Path) -> dict:
 def portable(value):
     """JSON with `public_text`s."""
     if isinstance(value, str):
-        return public_text(value)
+        return public_name(value) if value.startswith(("/", "~")) else public_text(value)
     if isinstance(value, list):
         return [portable(one) for one in value]
     if isinstance(value, dict):
@@ -63,22 +63,34 @@ def documents_of(run: Path, folder: Path, which: int | str | None = None) -> dic
         run: OUT of `layerlock pretrain`, or any folder with a model.
         folder: within it, that of the model.
         which: the step of a checkpoint, "stage-K", or None for the end of the run.
+
+    Raises:
+        ValueError: if the model is of another run.
     """
-    record, stages = read_record(run / SETTINGS), stages_of(run, folder)
+    record, stages, origin = read_record(run / SETTINGS), stages_of(run, folder), read_record(folder / RUN_FILE)
+    if origin.get("run_id"):
+        record.setdefault("run_id", origin["run_id"])
+    if not is_of_run(run, folder):
+        raise ValueError(f"{folder} is of an earlier run in the same folder: move it away, or name a checkpoint")
+    step = which if isinstance(which, int) else origin.get("step", record.get("max_steps"))
+    if isinstance(which, str):
+        record["revision"], record["stage"] = which, int(which.removeprefix("stage-"))
+        if record["stage"] >= len(stages or ()):
+            raise ValueError(
+                f"{folder} is not of this run, which has {len(stages or ())} stages: move it away, as an earlier run "
+                "in the same folder left it"
+            )
+        step = stages[record["stage"]]["start"]
     if PACE <= record.keys() and (run / METRICS).is_file():
-        step = which
-        if which is None:
-            step = record["max_steps"]
-        elif isinstance(which, str):
-            record["revision"], record["stage"] = which, int(which.removeprefix("stage-"))
-            if record["stage"] >= len(stages or ()):
-                raise ValueError(
-                    f"{folder} is not of this run, which has {len(stages or ())} stages: move it away, as an earlier "
-                    "run in the same folder left it"
-                )
-            step = stages[record["stage"]]["start"]
         record["progress"] = progress(run, step, record)
     return _present({STAGES: stages, SETTINGS: record, RESULTS: read_json(run / RESULTS)})
+
+
+def is_of_run(run: Path, folder: Path) -> bool:
+    """Whether a model is of the run that its folder tells of, as far as they say: a fresh run leaves in place what an
+    earlier one has written there."""
+    ids = [read_record(path).get("run_id") for path in (run / SETTINGS, folder / RUN_FILE)]
+    return None in ids or ids[0] == ids[1]
 
 
 def documents_of_readout(run: Path, reads_foreign_encoder: bool) -> dict[str, dict | list]:
@@ -107,13 +119,14 @@ def title_of(documents: dict[str, dict | list]) -> str:
     """What a model is in the history of its run, in a line."""
     record = documents.get(SETTINGS, {})
     reached = record.get("progress")
-    if reached is None:
-        return "readout" if RESULTS in documents else "model"
     if "stage" in record:
+        start = documents[STAGES][record["stage"]]["start"]
         num_frozen = documents[STAGES][record["stage"]]["num_frozen"]
         layers = "layer 1" if num_frozen == 1 else f"layers 1 to {num_frozen}"
         frozen = f"{layers} frozen" if num_frozen else "nothing frozen"
-        return f"stage {record['stage']}: step {reached['step']}, {frozen}"
+        return f"stage {record['stage']}: step {start}, {frozen}"
+    if reached is None:
+        return "readout" if RESULTS in documents else "model"
     return f"step {reached['step']} of {reached['max_steps']}"
 
 

@@ -235,7 +235,9 @@ class Repository:
             run_id = self._read_run_id(heads[branch]) if "settings.json" in names else None
             if run_id is None and "config.json" not in names:
                 continue
-            if run_id != self.run_id:
+            # Models of no run are told apart by who pushed them: an earlier push of ours, or somebody else
+            is_known = run_id is not None or any(CONTENT.search(commit.message) for commit in self._commits(branch))
+            if run_id != self.run_id or not is_known:
                 held = f"another run ({run_id})" if run_id else "a model that is not of this run"
                 raise PushFailed(
                     f"repo_id: {self.repo_id} holds {held}: choose another name, or replace it with --replace"

@@ -17,7 +17,17 @@ from transformers import (
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from ..hub.client import check_repo_id
-from ..hub.documents import METRICS, RESULTS, SETTINGS, documents_of, documents_of_readout, read_json
+from ..hub.documents import (
+    METRICS,
+    RESULTS,
+    RUN_FILE,
+    SETTINGS,
+    documents_of,
+    documents_of_readout,
+    is_of_run,
+    read_json,
+    read_record,
+)
 from ..hub.repository import check_weights, complete, copy_model, copy_processor, has_large_files, read_config
 from ..models import TransformersEncoderConfig
 from ..training.checkpoints import FOLDER, STAGES_FOLDER, newest_complete
@@ -61,6 +71,7 @@ def export(
     checkpoint: int | str | None = None,
     dtype: str | None = None,
     repo_id: str | None = None,
+    license: str | None = None,
 ) -> Path:
     """Make a folder that is a complete repository of the Hub from what a run left.
 
@@ -78,6 +89,8 @@ def export(
             default the end of the run.
         dtype: of the weights, "float32", "bfloat16" or "float16". By default as they are.
         repo_id: "org/name" under which the card loads the model.
+        license: of the weights, as the Hub calls it, such as "cc-by-nc-4.0". By default that of weights that were
+            released elsewhere, else Apache 2.0.
 
     Raises:
         ValueError: naming the argument that is wrong, or what the run lacks.
@@ -92,7 +105,12 @@ def export(
     check_output(output, ())
     if any(output.iterdir()):
         raise ValueError(f"output_dir must be an empty folder or none, got {output}: choose another")
-    return write_repository(source, output, what, dtype, repo_id)
+    try:
+        return write_repository(source, output, what, dtype, repo_id, license)
+    except BaseException:  # also Ctrl-C: half of it is of no use, and would be in the way of the next try
+        for path in output.iterdir():
+            path.unlink()
+        raise
 
 
 def check_choice(source: Source, what: str | None, dtype: str | None):
@@ -113,6 +131,7 @@ def write_repository(
     what: str | None = None,
     dtype: str | None = None,
     repo_id: str | None = None,
+    license: str | None = None,
     place: Callable[[Path, Path], object] = shutil.copyfile,
 ) -> Path:
     """As `export`, of a source that has been found and an allowed choice, into a folder that is empty.
@@ -132,8 +151,11 @@ def write_repository(
         model.save_pretrained(output)
         copy_processor(source.folder, output)
     documents = dict(source.documents)
-    if repo_id is not None:
-        documents[SETTINGS] = {**documents.get(SETTINGS, {}), "repo_id": repo_id}
+    if what == "encoder" and source.kind != "encoder":
+        documents.pop(RESULTS, None)  # they are those of the readout
+    named = {name: value for name, value in (("repo_id", repo_id), ("license", license)) if value is not None}
+    if named:
+        documents[SETTINGS] = {**documents.get(SETTINGS, {}), **named}
     complete(output, documents)
     return output
 
@@ -173,11 +195,14 @@ def find_source(run: Path, checkpoint: int | str | None = None) -> Source:
 def choose(run: Path, checkpoint: int | str | None) -> tuple[Path, int | str | None]:
     """The folder of the model that `checkpoint` means, and what it is: a step, "stage-K", or None for the end."""
     if checkpoint is None:
-        if any((run / name).is_file() for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)):
+        if holds_its_end(run):
             return run, None
         newest = newest_complete(run)
         if newest is None:
-            raise ValueError(f"run must hold a model or a complete checkpoint, got {run}: is it the folder of a run?")
+            raise ValueError(
+                f"run must hold a model of its own or a complete checkpoint, got {run}: is it the folder of a run, "
+                "and has that saved anything?"
+            )
         return newest, int(FOLDER.fullmatch(newest.name)[1])
     if checkpoint == BEST:
         return best_checkpoint(run)
@@ -190,6 +215,15 @@ def choose(run: Path, checkpoint: int | str | None) -> tuple[Path, int | str | N
         hint = "stages are kept by --save_stages true" if text.startswith("stage-") else "leave it out for the end"
         raise ValueError(f"checkpoint must be one of those in {run} ({there}), got {text}: {hint}")
     return folder, text if stage else int(text)
+
+
+def holds_its_end(run: Path) -> bool:
+    """Whether the model in the folder of a run is that of its end: not one that an earlier run left there, nor one
+    from before the run was resumed to go on longer."""
+    if not any((run / name).is_file() for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)):
+        return False
+    newest = max((number_of(path)[1] for path in run.glob("checkpoint-*")), default=0)
+    return is_of_run(run, run) and read_record(run / RUN_FILE).get("step", newest) >= newest
 
 
 def number_of(folder: Path) -> tuple[str, int]:

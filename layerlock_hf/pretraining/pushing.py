@@ -23,6 +23,7 @@ def push(
     what: str | None = None,
     checkpoint: int | str | None = None,
     dtype: str | None = None,
+    license: str | None = None,
     private: bool | None = None,
     stages: bool = False,
     collection: str | None = None,
@@ -35,7 +36,7 @@ def push(
     >>> push("runs/demo/layerlock", "me/layerlock-demo", stages=True)  # doctest: +SKIP
 
     Args:
-        run, what, checkpoint, dtype: as of `export`.
+        run, what, checkpoint, dtype, license: as of `export`.
         repo_id: "org/name", or a name in the user's namespace.
         private: whether new repositories are; None for the default of the namespace.
         stages: also every stage that the run has kept (`save_stages`), as a revision "stage-K": the model as it was
@@ -55,7 +56,8 @@ def push(
     api = connect(token)
     repo_id, pushed, items = full_name(api, repo_id), {}, []
     with ExitStack() as stack:
-        for name, revisions, documents in plan(stack, Path(run), repo_id, what, checkpoint, dtype, stages, collection):
+        plans = plan(stack, Path(run), repo_id, what, checkpoint, dtype, license, stages, collection is not None)
+        for name, revisions, documents in plans:
             run_id = documents.get(SETTINGS, {}).get("run_id")
             pushed[name] = push_revisions(revisions, name, private, token, run_id, replaces)
             items.append((name, note_of(documents)))
@@ -71,14 +73,16 @@ def plan(
     what: str | None,
     checkpoint: int | str | None,
     dtype: str | None,
+    license: str | None,
     stages: bool,
-    collection: str | None,
+    readouts: bool,
 ) -> list[tuple[str, list[Revision], dict]]:
     """The repositories to push: their names, revisions, and what is on record of the model that `main` shows.
 
     Args:
         stack: that deletes their folders when it is closed.
-        run, repo_id, what, checkpoint, dtype, stages, collection: as of `push`.
+        run, repo_id, what, checkpoint, dtype, license, stages: as of `push`.
+        readouts: also those that lie in the run.
 
     Raises:
         ValueError: as `push`.
@@ -93,11 +97,11 @@ def plan(
     def revision(name: str, source: Source, tag: str | None, what: str | None) -> Revision:
         folder = home / f"{name.replace('/', '--')}-{tag or 'main'}"
         folder.mkdir()
-        write_repository(source, folder, what, dtype, name, link_or_copy)
+        write_repository(source, folder, what, dtype, name, license, link_or_copy)
         return Revision(folder, title_of(source.documents), tag)
 
     plans = [(repo_id, [revision(repo_id, source, tag, what) for tag, source in sources], source.documents)]
-    for folder in readouts_of(run) if collection is not None else ():
+    for folder in readouts_of(run) if readouts else ():
         name, source = f"{repo_id}-{folder.name}", find_source(folder)
         check_repo_id(name, f"collection: rename {folder}, which names its repository. That")
         plans.append((name, [revision(name, source, None, None)], source.documents))

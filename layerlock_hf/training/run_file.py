@@ -37,9 +37,13 @@ def announce(before: Stage, stage: Stage) -> str:
     return f"{text}predicts {target_label(stage)}; losses of different targets do not compare, see explained_variance"
 
 
-def write_run_file(folder: str, stages: list[Stage], learning: list[str], identity: dict):
-    """Record the stages, the names of the parameters that learn, and what else makes the run what it is."""
-    record = {"stages": _as_json(stages), "learning": learning, "identity": identity}
+def write_run_file(
+    folder: str, stages: list[Stage], learning: list[str], identity: dict, run_id: str | None, step: int
+):
+    """Record the stages, the names of the parameters that learn, and what else makes the run what it is; and which run
+    and step the model is of, by which exports tell it from what another run left in the same folder."""
+    record = {"run_id": run_id, "step": step}
+    record |= {"stages": _as_json(stages), "learning": learning, "identity": identity}
     (Path(folder) / RUN_FILE).write_text(json.dumps(record, indent=1) + "\n")
 
 
@@ -54,7 +58,10 @@ def read_run_file(checkpoint: str) -> dict:
         raise CheckpointRefused(f"{checkpoint} is not a checkpoint of LayerLockTrainer: it has no {RUN_FILE}")
     try:
         record = json.loads(path.read_text())
-        return {name: record[name] for name in ("stages", "learning", "identity")}
+        known = {
+            name: record[name] for name in ("run_id", "step") if name in record
+        }  # not in files of earlier versions
+        return known | {name: record[name] for name in ("stages", "learning", "identity")}
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointRefused(f"{path} cannot be read: {error!r}") from error
 

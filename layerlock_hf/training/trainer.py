@@ -1,6 +1,7 @@
 """A Trainer that walks through the stages of a run: freezes, swaps heads and keeps the optimizer to what trains."""
 
 import math
+import uuid
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import BaseVideoProcessor, TrainerCallback
 from transformers.utils import logging
 
+from ..hub.documents import SETTINGS, read_record
 from ..models.modeling_layerlock_pretraining import LayerLockViTForPretraining, pair_masks
 from ..models.objectives import Stage
 from ..utils.memory import peak_memory_gib
@@ -109,6 +111,7 @@ class LayerLockTrainer(FaultTolerantTrainer):
         if self.is_fsdp_enabled:
             self.teacher.shard(self.accelerator)
         self._wrapper_is_new, self._diagnosed_step = False, -1
+        self._own_id = uuid.uuid4().hex  # of a run that writes no settings.json
         self._batches = []
         self._means = RunningMeans()
         self.add_callback(StageCallback(self))
@@ -353,6 +356,10 @@ class LayerLockTrainer(FaultTolerantTrainer):
         with self._failure_noted():
             self.teacher.save(folder, self.args.should_save)
         super().write_model(folder, is_final)
+        self._write_record(folder)
+
+    def _write_record(self, folder: str):
+        """What belongs to a model beside its weights."""
         if self.args.should_save:
             model = self._core()
             learning = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
@@ -360,7 +367,8 @@ class LayerLockTrainer(FaultTolerantTrainer):
                 model.config.save_pretrained(folder)  # which sharded checkpoints lack otherwise, and the processor
                 if self.processing_class is not None:
                     self.processing_class.save_pretrained(folder)
-                write_run_file(folder, self.stages, learning, self._identity())
+                run_id = read_record(Path(self.args.output_dir) / SETTINGS).get("run_id", self._own_id)
+                write_run_file(folder, self.stages, learning, self._identity(), run_id, self.state.global_step)
 
     def save_stage(self, number: int):
         """Keep the model as it is now, where a stage has begun and its layers are frozen.
@@ -375,9 +383,7 @@ class LayerLockTrainer(FaultTolerantTrainer):
             folder.parent.mkdir(parents=True, exist_ok=True)
         with self._agreeing(name, aside, partial(publish, aside, folder)):
             super().write_model(str(aside), is_final=True)
-            if self.args.should_save and self.processing_class is not None:
-                with self._failure_noted():
-                    self.processing_class.save_pretrained(aside)
+            self._write_record(str(aside))
         if self._publisher is not None:
             self._publisher.send(folder, name)
 
@@ -395,6 +401,7 @@ class LayerLockTrainer(FaultTolerantTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         check_run_file(resume_from_checkpoint, self.stages, self._core(model).config, self._identity())
+        self._own_id = read_run_file(resume_from_checkpoint).get("run_id", self._own_id)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         self.teacher.load(resume_from_checkpoint)
 

@@ -57,7 +57,7 @@ def test_places_that_cannot_be_written_are_named(export, checkpoint, tmp_path, c
     for place in (tmp_path / "file", tmp_path / "file" / "below"):
         assert refused(export, checkpoint, place).startswith(f"error: output_dir: cannot write to {place}: ")
     for place in (checkpoint, checkpoint / "model"):
-        assert "output_dir must lie outside the folder of the model" in refused(export, checkpoint, place)
+        assert "output_dir must lie outside the folder of the run" in refused(export, checkpoint, place)
     assert sorted(checkpoint.rglob("*")) == before
     assert refused(export, checkpoint, "") == "2"
     assert "argument OUT: must be a path, got ''" in capsys.readouterr().err

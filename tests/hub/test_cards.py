@@ -117,7 +117,7 @@ def test_what_a_run_left_is_in_the_card(tmp_path, tiny_sizes):
     assert found["time"] == "5.2 minutes"
     assert found["cost"].startswith("1.20 × 10¹⁵ floating-point operations")
     assert found["run"] == "5eed"
-    assert found["clip"].startswith("4 frames of 16 × 16 pixels, one in 2 of the video's")
+    assert found["clip"].startswith("4 frames of 16 × 16 pixels, 2 frames of the video apart")
     assert "1,500 videos from “videos” and “https://example.org/list.csv”." in card
     assert "layerlock pretrain --config demo --train_data videos --output_dir=run_7\n" in card
     assert card.count("@article") == 2 and "2412.15212" in card

@@ -6,11 +6,13 @@ import socket
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from runs import pretrain, write_recipe
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForPreTraining
 
 from layerlock_hf import LayerLockVideoProcessor, LayerLockViTForDepthEstimation, LayerLockViTModel, export
+from layerlock_hf.hub import repository
 from layerlock_hf.hub.documents import documents_of_readout, portable, portable_command
 
 
@@ -231,3 +233,50 @@ def test_a_run_that_was_stopped_is_exported_from_its_last_checkpoint(tmp_path, t
     weights = load_file(tmp_path / "export" / "model.safetensors")
     expected = load_file(run / "checkpoint-4" / "model.safetensors")
     assert all(torch.equal(tensor, weights[name]) for name, tensor in expected.items())
+
+
+def test_a_run_that_was_resumed_to_go_on_longer_is_exported_from_where_it_is(tmp_path, tiny_sizes):
+    """Its folder holds the model of the shorter run until it ends."""
+    recipe = write_recipe(tmp_path, tiny_sizes, save_strategy="steps", save_steps=2)
+    run = pretrain(recipe, tmp_path / "out")
+    model = (run / "model.safetensors").read_bytes(), (run / "layerlock.json").read_bytes()
+    pretrain(recipe, run, max_steps=10, resume_from_checkpoint="auto")
+    shutil.rmtree(run / "checkpoint-10")
+    for name, content in zip(("model.safetensors", "layerlock.json"), model, strict=True):
+        (run / name).write_bytes(content)
+    export(run, tmp_path / "export")
+    progress = json.loads((tmp_path / "export" / "settings.json").read_text())["progress"]
+    assert (progress["step"], progress["max_steps"]) == (8, 10)
+    weights = load_file(tmp_path / "export" / "model.safetensors")
+    assert all(
+        torch.equal(tensor, weights[name])
+        for name, tensor in load_file(run / "checkpoint-8" / "model.safetensors").items()
+    )
+
+
+def test_what_an_earlier_run_left_is_not_taken_for_this_one(tmp_path, tiny_sizes):
+    recipe = write_recipe(tmp_path, tiny_sizes)
+    run = pretrain(recipe, tmp_path / "out")
+    left = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != "settings.json"}
+    pretrain(recipe, run, seed=1)
+    for path, content in left.items():
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match="must hold a model of its own or a complete checkpoint"):
+        export(run, tmp_path / "export")
+    with pytest.raises(ValueError, match="stage-1 is of an earlier run in the same folder"):
+        export(run, tmp_path / "export", checkpoint="stage-1")
+
+
+def test_an_export_that_fails_leaves_nothing(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(repository, "card_of", lambda folder: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        export(run, tmp_path / "export")
+    assert not any((tmp_path / "export").iterdir())
+
+
+def test_the_licence_is_what_the_user_says(run, tmp_path):
+    export(run, tmp_path / "export", license="cc-by-nc-4.0")
+    data = ModelCard((tmp_path / "export" / "README.md").read_text()).data
+    assert data.license == "cc-by-nc-4.0"
+    export(tmp_path / "export", tmp_path / "again")
+    assert contents(tmp_path / "again") == contents(tmp_path / "export")

@@ -172,11 +172,15 @@ def test_stages_of_a_run_that_was_replaced(hub, write):
 
 
 def test_weights_that_come_from_no_run(hub, write):
-    hub.add_repository(NAME, FOREIGN)
     revision = write("converted")
     (revision.folder / "settings.json").unlink()
     push(revision, run_id=None)
-    assert titles(hub)[-1] == "converted"
+    (revision.folder / "model.safetensors").write_bytes(b"others")
+    push(revision, run_id=None)
+    assert titles(hub)[1:] == ["converted", "converted"]
+    hub.add_repository("tester/foreign", FOREIGN)
+    with pytest.raises(PushFailed, match="tester/foreign holds a model that is not of this run"):
+        push(revision, repo_id="tester/foreign", run_id=None)
 
 
 def test_a_card_that_the_hub_refuses(hub, write):
