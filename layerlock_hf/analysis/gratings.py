@@ -1,7 +1,7 @@
 """Drifting gratings, whose every property is known: stimuli of low level (arXiv 2601.09040, sec. on decodability).
 
-The paper's code names the number of values of each property and of clips, which are kept here; of most it does not give
-the values. T frames, H and W pixels, K targets.
+The numbers of values and of clips are the paper's. The values themselves are known for spatial frequencies alone, and
+of the relations between two gratings only examples: those here are ours. T frames, H and W pixels, K targets.
 """
 
 import math
@@ -119,11 +119,9 @@ class Gratings:
 
     def clips(self, numbers: torch.Tensor, num_frames: int = 16, size: int = SIZE) -> torch.Tensor:
         """These clips, (n,) -> uint8 (n, T, 3, size, size)."""
-        values = list(self.properties.values())
-        chosen = [
-            tuple(one[place] for one, place in zip(values, row, strict=True))
-            for row in self._indices(numbers).tolist()
-        ]
+        places = self._indices(numbers).tolist()
+        values = self.properties.values()
+        chosen = [tuple(one[place] for one, place in zip(values, row, strict=True)) for row in places]
         return torch.stack([self.draw(one, num_frames, size) for one in chosen])
 
     def _indices(self, numbers: torch.Tensor) -> torch.Tensor:
