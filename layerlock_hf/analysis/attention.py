@@ -53,7 +53,7 @@ def mean_distance(weights: torch.Tensor, ids: torch.Tensor, distances: torch.Ten
         own = (blocks == block).nonzero().flatten()
         among = weights[:, block][:, ids[own] % num][:, :, ids[own] % num]
         among = among / among.sum(dim=-1, keepdim=True)
-        near = distances[:, own][:, :, own].to(weights.device)
+        near = distances[:, own][:, :, own]
         total = total + torch.stack([(among * one).sum(dim=-1).mean(dim=0).sum() for one in near])
     return (total / len(ids)).cpu()
 
@@ -107,7 +107,8 @@ def attention_distances(encoder, clips: torch.Tensor) -> torch.Tensor:
     else:
         ids = torch.arange(grid_size[0] * grid_size[1] * grid_size[2], device=encoder.device)
     sizes = (clips.shape[1], *clips.shape[3:])
-    distances = token_distances(grid_size, tuple(size / num for size, num in zip(sizes, grid_size, strict=True)))
+    box = tuple(size / num for size, num in zip(sizes, grid_size, strict=True))
+    distances = token_distances(grid_size, box).to(encoder.device)
     found = torch.zeros(len(modules), 2)
 
     # Measured as soon as they are there, so that those of one layer at a time are kept

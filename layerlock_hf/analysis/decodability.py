@@ -4,6 +4,7 @@ n clips, D width, K targets; B clips (T, C, H, W) of a batch.
 """
 
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 
 import torch
@@ -20,7 +21,7 @@ def check_scikit_learn():
         import sklearn  # noqa: F401
     except ImportError:
         raise ValueError(
-            "scikit-learn must be installed for measures of accuracy, got none: pip install layerlock_hf[analysis]"
+            "scikit-learn must be installed for logistic probes, got none: pip install layerlock_hf[analysis]"
         ) from None
 
 
@@ -77,13 +78,12 @@ def cross_validated_accuracy(
     return sum(scores) / len(scores)
 
 
-def check_folds(labels: torch.Tensor, videos: torch.Tensor, class_names: Sequence[str]):
-    """Raise a `ValueError` unless every class has a video for each fold."""
-    for label in labels.unique().tolist():
-        num_videos = len(videos[labels == label].unique())
+def check_folds(labels: Sequence[int], class_names: Sequence[str]):
+    """Raise a `ValueError` unless every class that there is has a video for each fold; `labels` is one per video."""
+    for label, num_videos in sorted(Counter(labels).items()):
         if num_videos < NUM_FOLDS:
             raise ValueError(
-                f"data must have at least {NUM_FOLDS} videos of every class to cross-validate action probes, got "
+                f"data must have at least {NUM_FOLDS} videos of every class to cross-validate probes, got "
                 f"{num_videos} of {class_names[label]}: give more, or train_data to fit them to"
             )
 
@@ -103,9 +103,17 @@ def occlusion_drop(accuracy: float, accuracy_of_patches: float) -> float:
     return (accuracy - accuracy_of_patches) / accuracy if accuracy else float("nan")
 
 
-def num_places(clips: torch.Tensor, parts: int = 1) -> int:
-    """How many patches each of so many upright strips of a clip has."""
-    return (clips.shape[-2] // PATCH_SIZE) * (clips.shape[-1] // parts // PATCH_SIZE)
+def _num_places(height: int, width: int) -> int:
+    return (height // PATCH_SIZE) * (width // PATCH_SIZE)
+
+
+def check_room(height: int, width: int, parts: int = 1):
+    """Raise a `ValueError` if a clip has no second place for a patch, so that nothing would be hidden."""
+    if _num_places(height, width) < 2 or not _num_places(height, width // parts):
+        raise ValueError(
+            f"clips must have room for two patches of {PATCH_SIZE} x {PATCH_SIZE} pixels for OccDrop, got {height} x "
+            f"{width}: leave out the measures of occ_drop"
+        )
 
 
 def keep_patches(clips: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
@@ -115,16 +123,9 @@ def keep_patches(clips: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
         clips: of pixels.
         places: which patch of each clip, counted row by row, (B, 1); or one for the left and one for the right half of
             the clip, (B, 2).
-
-    Raises:
-        ValueError: if there is but one place, so that nothing would be hidden.
     """
     parts, (height, width) = places.shape[1], clips.shape[-2:]
-    if num_places(clips) < 2 or not num_places(clips, parts):
-        raise ValueError(
-            f"clips must have room for two patches of {PATCH_SIZE} x {PATCH_SIZE} pixels for OccDrop, got {height} x "
-            f"{width}: leave out the measures of occ_drop"
-        )
+    check_room(height, width, parts)
     is_kept = torch.zeros(len(clips), 1, 1, height, width, dtype=torch.bool)
     strip = width // parts
     columns = strip // PATCH_SIZE
@@ -138,4 +139,4 @@ def keep_patches(clips: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
 def random_places(clips: torch.Tensor, indices: Sequence[int], parts: int = 1) -> torch.Tensor:
     """A patch for each clip of a batch, (B, parts), that depends on nothing but the clip's index."""
     draws = [torch.rand(parts, generator=torch.Generator().manual_seed(index)) for index in indices]
-    return (torch.stack(draws) * num_places(clips, parts)).long()
+    return (torch.stack(draws) * _num_places(clips.shape[-2], clips.shape[-1] // parts)).long()

@@ -1,12 +1,15 @@
 """The measures of representations by name: what pictures call them, and what they need."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from .decodability import check_scikit_learn
+from transformers.utils import logging
+
 from .tokens import OUTLIER_FACTOR
 
+
+logger = logging.get_logger(__name__)
 
 ALL = "all"
 
@@ -60,19 +63,17 @@ MEASURES = {
     "attention_distance_time": Measure("Reach of attention in time", "mean distance (frames)", "attention", False),
 }
 FAMILIES = tuple(dict.fromkeys(measure.family for measure in MEASURES.values()))
-OF_LABELS = ("retrieval", "actions")
-OF_CLASSIFIERS = ("actions", "drifting", "double_drifting")
 
 
-def choose_measures(asked: Sequence[str] | None, has_labels: bool) -> list[str]:
+def choose_measures(asked: Sequence[str] | None, refusals: Mapping[str, str]) -> list[str]:
     """The names of the measures to take, in the order of `MEASURES`.
 
     Args:
-        asked: names of measures or of families; "all" for all that the data allow; None for the usual ones of these.
-        has_labels: whether the data have classes.
+        asked: names of measures or of families; "all" for all that can be had; None for the usual ones of these.
+        refusals: why families cannot be had, by name.
 
     Raises:
-        ValueError: for a name that is none, for labels or a library that are missing.
+        ValueError: for a name that is none, or one that cannot be had.
     """
     named = set(asked or ()) - {ALL}
     known = [*MEASURES, *FAMILIES]
@@ -80,20 +81,16 @@ def choose_measures(asked: Sequence[str] | None, has_labels: bool) -> list[str]:
         close = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {close[0]}?" if close else f"these are {', '.join(known)}"
         raise ValueError(f"measures must be names of measures or families, or {ALL}, got {name}: {hint}")
-    is_possible = {family: has_labels or family not in OF_LABELS for family in FAMILIES}
-    chosen = [
-        name
-        for name, measure in MEASURES.items()
-        if {name, measure.family} & named
-        or is_possible[measure.family]
-        and (measure.is_usual if asked is None else ALL in asked)
-    ]
-    for name in chosen:
-        if not is_possible[MEASURES[name].family]:
-            raise ValueError(
-                f"data must have labels for {name}, got none: give a list with a column label or name the dataset, or "
-                "leave the measure out"
-            )
-    if any(MEASURES[name].family in OF_CLASSIFIERS for name in chosen):
-        check_scikit_learn()
+    chosen, left_out = [], {}
+    for name, measure in MEASURES.items():
+        is_named = bool({name, measure.family} & named)
+        if is_named and measure.family in refusals:
+            raise ValueError(f"{refusals[measure.family]}, or leave {name} out")
+        if is_named or (measure.is_usual if asked is None else ALL in asked):
+            if measure.family in refusals:
+                left_out[measure.family] = refusals[measure.family]
+            else:
+                chosen.append(name)
+    for family, refusal in left_out.items():
+        logger.warning(f"measures of {family} are left out: {refusal}")
     return chosen

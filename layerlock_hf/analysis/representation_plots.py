@@ -78,8 +78,9 @@ def plot_similarities(tables: list[dict], title: str, path: Path):
     shown = [names[place] for place in places]
     note = f", {len(shown)} of {len(names)} models" if len(shown) < len(names) else ""
     tables = [table for table in tables if set(table["models"]) <= set(shown)]
-    lowest = min(np.nanmin(table["values"]) for table in tables)
-    limits = {"vmin": min(0.9, math.floor(10 * lowest) / 10), "vmax": 1}
+    values = np.concatenate([np.ravel(table["values"]) for table in tables])
+    lowest = np.min(values, where=np.isfinite(values), initial=0.9)
+    limits = {"vmin": math.floor(10 * lowest) / 10, "vmax": 1}
     colours = colormaps["viridis"].with_extremes(bad="#e6e6e6")
     side = 4.2 if len(shown) == 1 else max(1.9, 3.2 - 0.2 * len(shown))
     figure = Figure(figsize=(side * len(shown) + 1.5, side * len(shown) + 0.9), layout="constrained")

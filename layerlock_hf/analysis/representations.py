@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..evaluation.adapters import LabelledVideos
-from ..evaluation.any_videos import read_any_videos
+from ..evaluation.any_videos import check_disjoint, read_any_videos
 from ..utils.outputs import check_output
+from .decodability import check_folds, check_scikit_learn
 from .gratings import DOUBLE_DRIFTING, DRIFTING
 from .measures import MEASURES, choose_measures
 from .representation_plots import plot_depths, plot_similarities
-from .study import Settings, Study, depths_of
+from .study import Settings, Study
 from .subjects import Subject, find_subject, stages_of
 
 
@@ -63,13 +64,13 @@ def analyze(
     if output_dir is not None:
         check_output(Path(output_dir), [RESULTS, TABLE, DEPTHS_PICTURE])
     videos = read_any_videos(data, dataset, "test", max_videos)
-    asked = choose_measures(measures, bool(videos.class_names))
     training = None if train_data is None else _training_videos(train_data, dataset, max_videos, videos)
     if training is not None:
         videos = videos.relabelled(training.class_names)
+    asked = choose_measures(measures, _refusals(videos, training))
     study = Study(asked, videos, training, settings)
     for subject in subjects:  # before any is measured, which may take hours
-        depths_of(subject, subject.load(), depths)
+        study.check(subject, depths)
     for subject in subjects:
         study.add(subject, depths)
     if output_dir is not None:
@@ -90,7 +91,26 @@ def _training_videos(data: str, dataset: str | None, max_videos: int | None, tes
     videos = read_any_videos(data, dataset, "train", max_videos)
     if not videos.class_names or not test.class_names:
         raise ValueError("train_data must be labelled, as data must be, got no labels: leave it out")
+    check_disjoint(videos, test)
     return videos
+
+
+def _refusals(videos: LabelledVideos, training: LabelledVideos | None) -> dict[str, str]:
+    """Why families of measures cannot be had of these videos on this machine."""
+    found = {}
+    if not videos.class_names:
+        refusal = "data must have labels, got none: give a list with a column label, or name the dataset"
+        found = dict.fromkeys(("retrieval", "actions"), refusal)
+    elif training is None:
+        try:
+            check_folds(videos.labels, videos.class_names)
+        except ValueError as error:
+            found["actions"] = str(error)
+    try:
+        check_scikit_learn()
+    except ValueError as error:
+        found |= dict.fromkeys(("actions", *(kind.name for kind in GRATINGS)), str(error))
+    return found
 
 
 def _write(study: Study, folder: Path, data: str, is_sequence: bool):
@@ -105,10 +125,10 @@ def _write(study: Study, folder: Path, data: str, is_sequence: bool):
             "num_clips": study.num_clips,
             "num_gratings": {kind.name: len(kind.chosen(settings.num_gratings)) for kind in GRATINGS},
             "cka": "biased" if settings.biased_cka else "unbiased",
-            "failed": [{name: item[name] for name in ("name", "error")} for item in study.failed],
+            "failed": study.failed,
         },
         "measures": {name: {"title": MEASURES[name].title, "unit": MEASURES[name].axis} for name in study.asked},
-        "chance": study.chance,
+        "chance": {name: study.chance[name] for name in study.asked if name in study.chance},
         "rows": study.rows,
         "similarities": tables,
     }
@@ -117,7 +137,8 @@ def _write(study: Study, folder: Path, data: str, is_sequence: bool):
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         writer.writerows(_without_nan(study.rows))
-    plot_depths(study.rows, study.chance, is_sequence, folder / DEPTHS_PICTURE)
+    if study.rows:  # there may be none, as of attention at depth 0
+        plot_depths(study.rows, study.chance, is_sequence, folder / DEPTHS_PICTURE)
     for measure in dict.fromkeys(table["measure"] for table in tables):
         shown = [table for table in tables if table["measure"] == measure]
         title = f"{MEASURES[measure].axis} of {study.num_clips} clips, {content['data']['cka']} estimate"

@@ -70,4 +70,4 @@ def cka(first: torch.Tensor, second: torch.Tensor, kernel: str = "linear", is_bi
 
 def similarities(firsts: Sequence[torch.Tensor], seconds: Sequence[torch.Tensor]) -> torch.Tensor:
     """CKA of each of the first with each of the second, of what `alignment` gives: (len(firsts), len(seconds))."""
-    return torch.stack([torch.stack([(first * second).sum() for second in seconds]) for first in firsts])
+    return torch.stack([torch.stack([first.flatten() @ second.flatten() for second in seconds]) for first in firsts])

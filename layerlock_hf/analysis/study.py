@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from transformers import PreTrainedModel
 
 from ..evaluation import TestClips
 from ..evaluation.adapters import LabelledVideos
 from ..evaluation.any_videos import DECODE_TIMEOUT, clips_for
-from .attention import attention_distances
-from .decodability import check_folds, cross_validated_accuracy, majority_share, occlusion_drop, probe_accuracy
+from .attention import attention_distances, attention_modules
+from .decodability import check_room, cross_validated_accuracy, majority_share, occlusion_drop, probe_accuracy
 from .gathering import Gathered, gather, gather_gratings
 from .gratings import DOUBLE_DRIFTING, DRIFTING, Gratings
 from .measures import MEASURES
@@ -25,6 +26,7 @@ KERNEL_OF = {"cka_linear": "linear", "cka_rbf": "rbf"}
 MIN_GRATINGS = 60  # so that every orientation is in every fold
 MAX_DEPTHS = 13  # that are read where none are named
 NUM_ATTENTION_CLIPS = 8
+NUM_PARTS = {kind.name: kind.num_parts for kind in (DRIFTING, DOUBLE_DRIFTING)}
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,17 @@ def depths_of(subject: Subject, encoder, depths: Sequence[int] | None) -> list[i
     return sorted(set(depths))
 
 
+@dataclass(frozen=True)
+class Reading:
+    """An encoder, and what the clips that it was shown left: `depths` are where it was read."""
+
+    name: str
+    encoder: PreTrainedModel
+    clips: TestClips
+    gathered: Gathered
+    depths: list[int]
+
+
 class Study:
     """Measures encoders that see the same videos, one after the other.
 
@@ -89,7 +102,7 @@ class Study:
         rows: what `analyze` returns.
         chance: what measures are on average without any knowledge, by name.
         encoders: what is on record of each, by name: where it was loaded from, its sizes, the depths that were read.
-        failed: {"name", "error"} of videos that could not be read.
+        failed: the errors of videos that could not be read, by name.
     """
 
     def __init__(self, asked: list[str], videos: LabelledVideos, training: LabelledVideos | None, settings: Settings):
@@ -97,10 +110,21 @@ class Study:
         self.rows: list[dict] = []
         self.chance: dict[str, float] = {}
         self.encoders: dict[str, dict] = {}
-        self.failed: list[dict] = []
+        self.failed: dict[str, str] = {}
         self.num_clips = 0
         self._seen = None  # the videos that the first encoder saw
         self._alignments: dict[str, dict[str, list[torch.Tensor]]] = {}  # measure, name -> per depth
+
+    def check(self, subject: Subject, depths: Sequence[int] | None):
+        """Raise a `ValueError` for an encoder that cannot be measured."""
+        encoder = subject.load()
+        depths_of(subject, encoder, depths)
+        size, families = encoder.config.image_size, {MEASURES[name].family for name in self.asked}
+        if "attention" in families:
+            attention_modules(encoder)
+        for family in families:
+            if self._occludes(family):
+                check_room(size, size, NUM_PARTS.get(family, 1))
 
     def add(self, subject: Subject, depths: Sequence[int] | None):
         """Measure one more encoder.
@@ -112,10 +136,11 @@ class Study:
         depths = depths_of(subject, encoder, depths)
         clips = self.settings.clips(encoder, self.videos)
         gathered = self._gather(encoder, clips, depths, subject.name)
-        self._check_clips(gathered, subject)
+        self._check_clips(gathered, subject, depths)
+        reading = Reading(subject.name, encoder, clips, gathered, depths)
         values: dict[str, Sequence[float]] = {}
         for family in dict.fromkeys(MEASURES[name].family for name in self.asked):
-            values |= MEASURERS[family](self, subject.name, encoder, clips, gathered, depths)
+            values |= MEASURERS[family](self, reading)
         for name in self.asked:
             self.rows += [
                 {"model": subject.name, "depth": depth, "measure": name, "value": value}
@@ -150,16 +175,24 @@ class Study:
 
     def _gather(self, encoder, clips: TestClips, depths: list[int], title: str) -> Gathered:
         batch_size, num_workers = self.settings.batch_size, self.settings.num_workers
-        return gather(encoder, clips, depths, batch_size, num_workers, self._occludes("actions"), title)
+        gathered = gather(encoder, clips, depths, batch_size, num_workers, self._occludes("actions"), title)
+        self.failed |= {item["name"]: item["error"] for item in gathered.failed}
+        return gathered
 
-    def _check_clips(self, gathered: Gathered, subject: Subject):
+    def _check_clips(self, gathered: Gathered, subject: Subject, depths: list[int]):
         if len(gathered.labels) < MIN_CLIPS:
             raise ValueError(
                 f"data must have at least {MIN_CLIPS} clips that can be read, got {len(gathered.labels)}: give more "
                 "videos, or take more num_clips of each"
             )
+        for depth, means in zip(depths, gathered.means, strict=True):
+            if not means.isfinite().all():
+                raise ValueError(
+                    f"features of {subject.name} after {depth} layers must be finite, got NaN or inf: it has "
+                    "diverged, take an earlier checkpoint"
+                )
         if self._seen is None:
-            self._seen, self.failed, self.num_clips = gathered.videos, gathered.failed, len(gathered.videos)
+            self._seen, self.num_clips = gathered.videos, len(gathered.videos)
         elif not torch.equal(self._seen, gathered.videos):
             raise ValueError(
                 f"data must be the same for all models, got other videos for {subject.name} that could not be read: "
@@ -168,73 +201,70 @@ class Study:
 
     # The families of measures: each from its name to a value per depth, None where there is none
 
-    def measure_tokens(self, name, encoder, clips, gathered: Gathered, depths) -> dict:
-        found = [statistics.measures() for statistics in gathered.tokens]
+    def measure_tokens(self, reading: Reading) -> dict:
+        found = [statistics.measures() for statistics in reading.gathered.tokens]
         return {measure: [values[measure] for values in found] for measure in found[0]}
 
-    def measure_cka(self, name, encoder, clips, gathered: Gathered, depths) -> dict:
+    def measure_cka(self, reading: Reading) -> dict:
         found = {}
-        for measure in KERNEL_OF.keys() & set(self.asked):
-            kept = [alignment(means, KERNEL_OF[measure], self.settings.biased_cka) for means in gathered.means]
-            self._alignments.setdefault(measure, {})[name] = kept
-            following = zip(kept, kept[1:], strict=False)
-            found[measure] = [*((first * second).sum().item() for first, second in following), None]
+        for measure, kernel in KERNEL_OF.items():
+            if measure in self.asked:
+                kept = [alignment(means, kernel, self.settings.biased_cka) for means in reading.gathered.means]
+                self._alignments.setdefault(measure, {})[reading.name] = kept
+                pairs = zip(kept, kept[1:])  # noqa: B905
+                found[measure] = [*(similarities([one], [other]).item() for one, other in pairs), None]
         return found
 
-    def measure_retrieval(self, name, encoder, clips, gathered: Gathered, depths) -> dict:
+    def measure_retrieval(self, reading: Reading) -> dict:
+        gathered = reading.gathered
         self.chance |= retrieval_by_chance(gathered.labels, gathered.videos)
         found = [retrieval(means, gathered.labels, gathered.videos) for means in gathered.means]
         return {measure: [values[measure] for values in found] for measure in found[0]}
 
-    def measure_actions(self, name, encoder, clips, gathered: Gathered, depths) -> dict:
-        self.chance["action_accuracy"] = majority_share(gathered.labels)
-        if self.training is None:
-            check_folds(gathered.labels, gathered.videos, self.videos.class_names)
+    def measure_actions(self, reading: Reading) -> dict:
+        test = reading.gathered
+        self.chance["action_accuracy"] = majority_share(test.labels)
+        fitted = test
+        if self.training is not None:
+            clips = self.settings.clips(reading.encoder, self.training)
+            fitted = self._gather(reading.encoder, clips, reading.depths, f"{reading.name}, train_data")
 
-            def score(features, _):
-                return cross_validated_accuracy(features, gathered.labels, gathered.videos)
+        def score(known: torch.Tensor, features: torch.Tensor) -> float:
+            if fitted is test:
+                return cross_validated_accuracy(features, test.labels, test.videos)
+            return probe_accuracy(known, fitted.labels, features, test.labels)
 
-            fitted = gathered
-        else:
-            training_clips = self.settings.clips(encoder, self.training)
-            fitted = self._gather(encoder, training_clips, depths, f"{name}, train_data")
-
-            def score(features, known):
-                return probe_accuracy(known, fitted.labels, features, gathered.labels)
-
-        whole = [score(*pair) for pair in zip(gathered.means, fitted.means, strict=True)]
-        found = {"action_accuracy": whole}
+        found = {"action_accuracy": list(map(score, fitted.means, test.means))}
         if self._occludes("actions"):
-            hidden = [score(*pair) for pair in zip(gathered.patches, fitted.patches, strict=True)]
-            found["action_occ_drop"] = list(map(occlusion_drop, whole, hidden))
+            hidden = map(score, fitted.patches, test.patches)
+            found["action_occ_drop"] = list(map(occlusion_drop, found["action_accuracy"], hidden))
         return found
 
-    def measure_drifting(self, name, encoder, clips, gathered, depths) -> dict:
-        return self._measure_gratings(DRIFTING, name, encoder, depths)
+    def measure_drifting(self, reading: Reading) -> dict:
+        return self._measure_gratings(DRIFTING, reading)
 
-    def measure_double_drifting(self, name, encoder, clips, gathered, depths) -> dict:
-        return self._measure_gratings(DOUBLE_DRIFTING, name, encoder, depths)
+    def measure_double_drifting(self, reading: Reading) -> dict:
+        return self._measure_gratings(DOUBLE_DRIFTING, reading)
 
-    def _measure_gratings(self, kind: Gratings, name: str, encoder, depths: list[int]) -> dict:
-        occludes = self._occludes(kind.name)
+    def _measure_gratings(self, kind: Gratings, reading: Reading) -> dict:
         numbers = kind.chosen(self.settings.num_gratings)
-        targets = kind.targets(numbers)
-        title = f"{name}, {kind.name}"
-        parts = gather_gratings(encoder, kind, numbers, depths, self.settings.batch_size, occludes, title)
+        targets, title = kind.targets(numbers), f"{reading.name}, {kind.name}"
+        batch_size, occludes = self.settings.batch_size, self._occludes(kind.name)
+        whole, hidden = gather_gratings(reading.encoder, kind, numbers, reading.depths, batch_size, occludes, title)
         self.chance[f"{kind.name}_accuracy"] = majority_share(targets)
-        whole = [cross_validated_accuracy(features, targets) for features in parts[0]]
-        found = {f"{kind.name}_accuracy": whole}
+        scores = [cross_validated_accuracy(features, targets) for features in whole]
+        found = {f"{kind.name}_accuracy": scores}
         if occludes:
-            hidden = [cross_validated_accuracy(features, targets) for features in parts[1]]
-            found[f"{kind.name}_occ_drop"] = list(map(occlusion_drop, whole, hidden))
+            of_patches = [cross_validated_accuracy(features, targets) for features in hidden]
+            found[f"{kind.name}_occ_drop"] = list(map(occlusion_drop, scores, of_patches))
         return found
 
-    def measure_attention(self, name, encoder, clips, gathered: Gathered, depths) -> dict:
-        seen = gathered.videos.unique()
+    def measure_attention(self, reading: Reading) -> dict:
+        seen = reading.gathered.videos.unique()
         chosen = seen[:: max(1, len(seen) // NUM_ATTENTION_CLIPS)][:NUM_ATTENTION_CLIPS].tolist()
-        shown = torch.stack([clips[index]["pixel_values_videos"][0] for index in chosen])
-        distances = attention_distances(encoder, shown)
-        space, time = ([None if depth == 0 else one[depth - 1].item() for depth in depths] for one in distances.T)
+        shown = torch.stack([reading.clips[index]["pixel_values_videos"][0] for index in chosen])
+        distances = attention_distances(reading.encoder, shown).T.tolist()
+        space, time = ([None if depth == 0 else one[depth - 1] for depth in reading.depths] for one in distances)
         return {"attention_distance_space": space, "attention_distance_time": time}
 
 

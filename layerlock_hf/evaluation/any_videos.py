@@ -5,6 +5,7 @@ import torch
 from ..data import DECODE_TIMEOUT, ClipTransform, load_videos
 from ..data.addresses import check_classes
 from .adapters import LabelledVideos, read_labelled
+from .adapters.tables import identity_of
 from .labelled_clips import TestClips
 
 
@@ -38,6 +39,17 @@ def read_any_videos(
     chosen = chosen.sort().values.tolist()
     labels = [found.labels[index] for index in chosen]
     return LabelledVideos(found.videos.select(chosen), labels, found.class_names)
+
+
+def check_disjoint(train: LabelledVideos, test: LabelledVideos):
+    """Raise a `ValueError` if videos are in both."""
+    trained = set(map(identity_of, train.videos))
+    shared = [row["video"]["path"] for row in test.videos if identity_of(row) in trained]
+    if shared:
+        raise ValueError(
+            f"train_data must share no videos with data, got {len(shared)}, such as {shared[0]}: leave it out to "
+            "cross-validate"
+        )
 
 
 def clips_for(

@@ -1,11 +1,15 @@
 import csv
 import json
 import shutil
+import sys
 
 import pytest
 import torch
 from matplotlib.figure import Figure
+from sklearn.neighbors import NearestCentroid
+from transformers.utils import logging
 
+from layerlock_hf import LayerLockViTModel
 from layerlock_hf.analysis import decodability, representations
 from layerlock_hf.analysis.gathering import gather
 from layerlock_hf.analysis.measures import MEASURES, choose_measures
@@ -39,7 +43,7 @@ def values_of(rows: list[dict], model: str, measure: str) -> dict[int, float]:
 
 @pytest.mark.filterwarnings("ignore:.*has no processor file")
 def test_all_measures_of_our_model_and_of_another(videos, checkpoints, tmp_path, figures, monkeypatch):
-    monkeypatch.setattr(decodability, "MAX_ITERATIONS", 10)  # what is read is not the question here
+    monkeypatch.setattr(decodability, "_classifier", NearestCentroid)  # fast: what is read is not the question here
     models = {"ours": str(checkpoints / "run"), "videomae": str(checkpoints / "videomae")}
     data = str(videos / "labelled.csv")
     rows = analyze(data, models, None, tmp_path, depths=[2, 0], measures=["all"], settings=QUICK)
@@ -106,25 +110,49 @@ def test_bad_videos_are_left_out_and_told(videos, checkpoints, tmp_path):
     analyze(data, models, None, tmp_path / "out", [1], ["rankme"], settings=QUICK)
     told = json.loads((tmp_path / "out/representations.json").read_text())["data"]
     assert told["num_clips"] == 22
-    assert [item["name"].endswith("000003.mp4") for item in told["failed"]] == [True]
+    assert [name.endswith("000003.mp4") for name in told["failed"]] == [True]
     for path in (folder / "videos").iterdir():
         path.write_bytes(b"no video")
     with pytest.raises(ValueError, match="^data: none of 12 videos can be read, the first because of: "):
         analyze(data, models, depths=[1], measures=["rankme"], settings=QUICK)
 
 
+def test_a_collapsed_encoder_and_one_that_diverged(videos, checkpoints, tmp_path):
+    """The first has the same tokens everywhere, which is measured; the second none that are numbers, which is told."""
+    model = LayerLockViTModel.from_pretrained(checkpoints / "run")
+    for value, name in ((0.0, "collapsed"), (torch.nan, "diverged")):
+        for parameter in model.parameters():
+            torch.nn.init.constant_(parameter, value)
+        model.save_pretrained(tmp_path / name)
+    data, models = str(videos / "labelled.csv"), {"a": str(tmp_path / "collapsed")}
+    rows = analyze(data, models, None, tmp_path / "out", depths=[0, 2], settings=QUICK)
+    assert values_of(rows, "a", "feature_std") == {0: 0, 2: 0}
+    assert values_of(rows, "a", "effective_rank") == pytest.approx({0: 1, 2: 1})
+    tables = json.loads((tmp_path / "out/representations.json").read_text())["similarities"]
+    assert tables[0]["values"] == [[None, None], [None, None]]
+    with pytest.raises(ValueError, match="^features of b after 0 layers must be finite, got NaN or inf: it has"):
+        analyze(data, {"b": str(tmp_path / "diverged")}, settings=QUICK)
+
+
+def test_nothing_to_plot(videos, checkpoints, tmp_path):
+    data, models = str(videos / "plain.csv"), {"a": str(checkpoints / "run")}
+    assert analyze(data, models, None, tmp_path, depths=[0], measures=["attention"], settings=QUICK) == []
+    assert (tmp_path / "representations.csv").read_text().strip() == "model,depth,measure,value"
+
+
 def test_probes_of_classes_fitted_elsewhere(videos, checkpoints, monkeypatch):
     """Classes are matched by name: the list to test on has two of the three, which would be numbered otherwise."""
     part = videos / "part.csv"
     part.write_text("path,label\nvideos/000001.mp4,right\nvideos/000002.mp4,up\nvideos/000004.mp4,right\n")
+    rest = videos / "rest.csv"
+    rest.write_text("path,label\nvideos/000000.mp4,left\nvideos/000005.mp4,up\nvideos/000007.mp4,right\n")
     seen = []
     monkeypatch.setattr("layerlock_hf.analysis.study.probe_accuracy", lambda *args: seen.append(args) or 0.5)
     models, settings = {"a": str(checkpoints / "run")}, QUICK
-    data = str(videos / "labelled.csv")
-    rows = analyze(str(part), models, depths=[6], measures=["actions"], train_data=data, settings=settings)
+    rows = analyze(str(part), models, depths=[6], measures=["actions"], train_data=str(rest), settings=settings)
     assert values_of(rows, "a", "action_accuracy") == {6: 0.5}
     (_, labels, _, test_labels), *_ = seen
-    assert labels.tolist()[::2] == [0, 1, 2] * 4 and test_labels.tolist()[::2] == [1, 2, 1]
+    assert labels.tolist()[::2] == [0, 2, 1] and test_labels.tolist()[::2] == [1, 2, 1]
 
 
 def test_the_same_every_time_and_untrained_weights(videos, checkpoints):
@@ -150,10 +178,17 @@ def test_the_same_every_time_and_untrained_weights(videos, checkpoints):
         ),
         ({"measures": ["rank_me"]}, "got rank_me: did you mean rankme"),
         ({"measures": ["xyz"]}, "got xyz: these are feature_std, "),
-        ({"measures": ["retrieval"], "data": "plain.csv"}, "data must have labels for hit_rate_1, got none: give"),
+        (
+            {"measures": ["retrieval"], "data": "plain.csv"},
+            "data must have labels, got none: .*, or leave hit_rate_1 out",
+        ),
         ({"train_data": "plain.csv"}, "train_data must be labelled, as data must be, got no labels"),
         ({"max_videos": 1}, "data must have at least 4 clips that can be read, got 2: give more"),
-        ({"max_videos": 3}, "data must have at least 3 videos of every class"),
+        ({"max_videos": 3, "measures": ["actions"]}, "data must have at least 3 videos of every class"),
+        (
+            {"train_data": "labelled.csv"},
+            "train_data must share no videos with data, got 12, such as .*: leave",
+        ),
     ],
 )
 def test_mistakes(settings, message, videos, checkpoints):
@@ -175,14 +210,28 @@ def test_mistakes_are_told_before_anything_is_measured(videos, checkpoints, monk
         analyze(str(videos / "plain.csv"), models, measures=["tokens"])
 
 
-def test_which_measures():
-    assert choose_measures(["tokens"], False) == [name for name, one in MEASURES.items() if one.family == "tokens"]
-    assert choose_measures(["rankme", "feature_std"], True) == ["feature_std", "rankme"]
-    usual = choose_measures(None, True)
+def test_which_measures(caplog):
+    logging.enable_propagation()
+    assert choose_measures(["tokens"], {}) == [name for name, one in MEASURES.items() if one.family == "tokens"]
+    assert choose_measures(["rankme", "feature_std"], {}) == ["feature_std", "rankme"]
+    usual = choose_measures(None, {})
     assert "action_accuracy" in usual and "action_occ_drop" not in usual and "drifting_accuracy" not in usual
-    assert choose_measures(["all"], True) == list(MEASURES)
-    families = {MEASURES[name].family for name in choose_measures(["all"], False)}
-    assert families == {"tokens", "cka", "drifting", "double_drifting", "attention"}
+    assert choose_measures(["all"], {}) == list(MEASURES)
+    assert not caplog.messages
+    families = {MEASURES[name].family for name in choose_measures(["all"], {"actions": "no labels"})}
+    assert families == {"tokens", "cka", "retrieval", "drifting", "double_drifting", "attention"}
+    assert caplog.messages == ["measures of actions are left out: no labels"]
+    with pytest.raises(ValueError, match="^no labels, or leave action_accuracy out$"):
+        choose_measures(["actions"], {"actions": "no labels"})
+
+
+def test_without_scikit_learn_what_does_not_need_it_is_measured(videos, checkpoints, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    models = {"a": str(checkpoints / "run")}
+    rows = analyze(str(videos / "labelled.csv"), models, depths=[1], settings=QUICK)
+    assert {MEASURES[row["measure"]].family for row in rows} == {"tokens", "retrieval"}  # CKA has no next depth here
+    with pytest.raises(ValueError, match=r"scikit-learn must be installed .*\[analysis\], or leave drifting_accuracy"):
+        analyze(str(videos / "labelled.csv"), models, measures=["drifting"])
 
 
 def test_few_gratings_are_refused():
