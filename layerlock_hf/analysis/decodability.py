@@ -3,9 +3,10 @@
 n clips, D width, K targets; B clips (T, C, H, W) of a batch.
 """
 
+import contextlib
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -33,22 +34,30 @@ def _classifier():
     return make_pipeline(StandardScaler(), LogisticRegression(max_iter=MAX_ITERATIONS))
 
 
-def _score(features, labels, test_features, test_labels) -> float:
-    if len(set(labels.tolist())) == 1:  # which a regression refuses
-        return float((test_labels == labels[0]).mean())
+@contextlib.contextmanager
+def _fitting() -> Iterator[None]:
+    """Threads and warnings while regressions are fitted."""
     from threadpoolctl import threadpool_limits  # which scikit-learn requires
 
     # Matrices this small on two threads took 20 to 50 times as long as on one
     with warnings.catch_warnings(), threadpool_limits(1):
         warnings.filterwarnings("ignore", "lbfgs failed to converge")  # the protocol ends there, too
-        return _classifier().fit(features, labels).score(test_features, test_labels)
+        warnings.filterwarnings("ignore", "The least populated class")  # of few gratings some relations are rare
+        yield
+
+
+def _score(features, labels, test_features, test_labels) -> float:
+    if len(set(labels.tolist())) == 1:  # which a regression refuses
+        return float((test_labels == labels[0]).mean())
+    return _classifier().fit(features, labels).score(test_features, test_labels)
 
 
 def probe_accuracy(
     features: torch.Tensor, labels: torch.Tensor, test_features: torch.Tensor, test_labels: torch.Tensor
 ) -> float:
     """Accuracy of logistic regression on standardised features (n, D), fitted to some clips and tested on others."""
-    return _score(features.numpy(), labels.numpy(), test_features.numpy(), test_labels.numpy())
+    with _fitting():
+        return _score(features.numpy(), labels.numpy(), test_features.numpy(), test_labels.numpy())
 
 
 def cross_validated_accuracy(
@@ -66,15 +75,14 @@ def cross_validated_accuracy(
     """
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
+    kind = StratifiedKFold if videos is None else StratifiedGroupKFold
+    folds = kind(NUM_FOLDS, shuffle=True, random_state=0)
+    groups = None if videos is None else torch.as_tensor(videos).numpy()
     values, scores = features.numpy(), []
-    for target in labels.reshape(len(labels), -1).T.numpy():
-        splitter = StratifiedKFold if videos is None else StratifiedGroupKFold
-        folds = splitter(NUM_FOLDS, shuffle=True, random_state=0)
-        groups = None if videos is None else torch.as_tensor(videos).numpy()
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "The least populated class")  # of few gratings some relations are rare
-            parts = list(folds.split(values, target, groups))
-        scores += [_score(values[fit], target[fit], values[test], target[test]) for fit, test in parts]
+    with _fitting():
+        for target in labels.reshape(len(labels), -1).T.numpy():
+            for fit, test in folds.split(values, target, groups):
+                scores.append(_score(values[fit], target[fit], values[test], target[test]))
     return sum(scores) / len(scores)
 
 
