@@ -17,7 +17,7 @@ test: $(installed)  ## run the fast tests
 
 # One at a time, because slow tests start processes of their own. Exit status 5: no test is marked slow.
 test-slow: $(installed)  ## run the slow tests, one at a time
-	$(bin)/python -m pytest -m slow || [ $$? -eq 5 ]
+	$(bin)/python -m pytest -m slow --durations=15 || [ $$? -eq 5 ]
 
 test-all: test test-slow  ## run all tests
 

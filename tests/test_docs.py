@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("docs", "scripts", "benchmarks", "model_cards", ".github")
 PAGES = sorted([*ROOT.glob("*.md"), *(page for folder in FOLDERS for page in (ROOT / folder).rglob("*.md"))])
 GUIDES = [page for page in PAGES if page.parent.name == "docs" or page.name == "README.md" and page.parent == ROOT]
+ON_HUB = ROOT / "docs" / "hub.md"  # whose snippets and commands run in tests/hub/test_guide.py
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FLAG = re.compile(r"(?<!\S)--[a-z][\w-]*")
 OF_OTHERS = {"--signal", "--batch"}  # of sbatch and scancel
@@ -166,7 +167,7 @@ def test_snippets_compile(page):
 
 
 def test_snippets_without_files_print_what_they_say(capsys):
-    codes = [code for page in GUIDES for code in blocks(page, "python") if "runs/" not in code]
+    codes = [code for page in GUIDES if page != ON_HUB for code in blocks(page, "python") if "runs/" not in code]
     assert codes
     for code in codes:
         exec(code, {})
@@ -189,7 +190,7 @@ def shortened(function, **settings):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [page for page in GUIDES if blocks(page, "python")], ids=name_of)
+@pytest.mark.parametrize("page", [page for page in GUIDES if blocks(page, "python") and page != ON_HUB], ids=name_of)
 def test_snippets_run(page, demo, tmp_path, monkeypatch):
     """One after the other, as a reader types them, but with few steps."""
     for name, settings in (("pretrain", SHORT), ("build_trainer", SHORT), ("train_readouts", SHORT_READOUT)):

@@ -22,6 +22,7 @@ PROGRAM = "layerlock_hf.cli.pretrain"
 NUM_STEPS = 96  # long enough for the signal to arrive in the middle
 MEASURED = (
     "clips_per_second",
+    "data_wait_fraction",
     "peak_memory_gib",
     "train_runtime",
     "train_samples_per_second",

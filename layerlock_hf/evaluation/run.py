@@ -145,7 +145,8 @@ def build(settings: ReadoutSettings) -> Evaluation:
     encoder_args, args, sweep_args, sharing = settings
     args.check_paths()
     if sharing.push_results is not None:  # before hours of work
-        check_repo_id(sharing.push_results)
+        check_repo_id(sharing.push_results, "push_results")
+        check_repo_id(sharing.results_dataset, "results_dataset")
         connect(None)
     use_cpu = parse_flag_from_env("ACCELERATE_USE_CPU")
     start_processes(use_cpu, None, TIMEOUT_S)

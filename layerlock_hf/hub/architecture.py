@@ -1,13 +1,15 @@
 """The shape of a model in words, for its card."""
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from ..models import LayerLockReadoutConfig
 
 
+WEIGHTS_FILES = "model*.safetensors"
 # From `position_embedding` of the configuration
 POSITIONS = {
     "rope": "rotary, on the output of the first norm of every layer",
@@ -19,15 +21,20 @@ POSITIONS = {
 
 
 def count_parameters(files: Iterable[Path]) -> dict[str, int]:
-    """The numbers in safetensors files, by the first part of their names, from the headers alone."""
+    """The numbers in safetensors files, by the first part of their names, from the headers alone.
+
+    Raises:
+        ValueError: naming a file that is damaged.
+    """
     counts = {}
     for file in files:
-        with safe_open(file, framework="pt") as tensors:
-            for name in tensors.keys():
-                part, size = name.partition(".")[0], 1
-                for length in tensors.get_slice(name).get_shape():
-                    size *= length
-                counts[part] = counts.get(part, 0) + size
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                for name in tensors.keys():
+                    part, size = name.partition(".")[0], math.prod(tensors.get_slice(name).get_shape())
+                    counts[part] = counts.get(part, 0) + size
+        except SafetensorError as error:
+            raise ValueError(f"{file} is damaged, or only half of it is there ({error}): take another") from error
     return counts
 
 

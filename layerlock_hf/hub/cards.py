@@ -9,7 +9,15 @@ from huggingface_hub.utils import validate_repo_id
 
 from ..models import LayerLockReadoutConfig, LayerLockViTConfig, TransformersEncoderConfig
 from . import snippets
-from .architecture import clip_row, count_parameters, layerlock_rows, other_rows, parameter_row, readout_row
+from .architecture import (
+    WEIGHTS_FILES,
+    clip_row,
+    count_parameters,
+    layerlock_rows,
+    other_rows,
+    parameter_row,
+    readout_row,
+)
 from .citations import LAYERLOCK, SCALING_4D, citations_of
 from .evaluation_files import model_index
 from .kinds import KINDS, Kind
@@ -165,7 +173,8 @@ def _notice(folder: Folder) -> str:
         rest = f" Its first {counted(num_frozen, 'layer')} learned no more after that." if num_frozen else ""
         return f"This is not the final model but the encoder as it was {place}.{rest}"
     if progress and progress["step"] < progress["max_steps"]:
-        return f"Training was stopped at step {progress['step']:,} of {progress['max_steps']:,}."
+        # Whether the run was stopped, goes on or has finished, nothing here tells
+        return f"This is not the final model but the one at step {progress['step']:,} of {progress['max_steps']:,}."
     return ""
 
 
@@ -189,7 +198,7 @@ def _use(folder: Folder) -> list[str]:
 
 def _architecture(folder: Folder) -> list[tuple[str, str]]:
     config, kind = folder.config, folder.kind
-    files = sorted(folder.path.glob("model*.safetensors"))
+    files = sorted(folder.path.glob(WEIGHTS_FILES))
     if not files:
         raise ValueError(f"{folder.path} holds no weights: it has no model.safetensors")
     rows = layerlock_rows(config, kind.decodes) if folder.is_ours else other_rows(config)

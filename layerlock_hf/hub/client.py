@@ -37,18 +37,26 @@ class HubUnreachable(PushFailed):
     """The Hub does not answer, or not with what it should."""
 
 
-def check_repo_id(repo_id: str):
+def check_repo_id(repo_id: str, setting: str = "repo_id"):
     """Check the name of a repository, without asking the Hub.
 
+    Args:
+        setting: what gave it, in messages.
+
     Raises:
-        PushFailed: if it cannot be a name, or is that of a local folder.
+        PushFailed: if it cannot be a name, or is the path of a local folder. A name without a namespace may be that of
+            a folder, as by default it is for a run that is pushed while it trains.
     """
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        raise PushFailed(f"repo_id must be NAME or NAMESPACE/NAME, got {repo_id}: choose another ({error})") from error
-    if Path(repo_id).is_dir():
-        raise PushFailed(f"repo_id must be a name on the Hub, got {repo_id}, which is a local folder: choose another")
+        raise PushFailed(
+            f"{setting} must be NAME or NAMESPACE/NAME, got {repo_id}: choose another ({error})"
+        ) from error
+    if "/" in repo_id and Path(repo_id).is_dir():
+        raise PushFailed(
+            f"{setting} must be a name on the Hub, got {repo_id}, which is a local folder: choose another"
+        )
 
 
 def connect(token: str | None) -> HfApi:

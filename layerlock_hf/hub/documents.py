@@ -3,7 +3,11 @@
 import hashlib
 import json
 import shlex
+from contextlib import suppress
 from pathlib import Path
+
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
 from ..utils.outputs import read_lines
 from .words import public_text
@@ -11,6 +15,7 @@ from .words import public_text
 
 STAGES, SETTINGS, RESULTS, METRICS = "stages.json", "settings.json", "results.json", "metrics.jsonl"
 RUN_FILE = "layerlock.json"  # of a checkpoint, see training.run_file
+PACE = {"max_steps", "clips_per_step"}  # of `settings.json`, by which progress is told
 NOT_OF_THE_COMMAND = {"hub_token", "resume_from_checkpoint", "resume"}
 
 
@@ -26,6 +31,18 @@ def read_json(path: Path):
         return None
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
+
+
+def read_record(path: Path) -> dict:
+    """The content of a file such as `settings.json`, empty where there is none.
+
+    Raises:
+        ValueError: naming the file, if it is something else.
+    """
+    record = read_json(path) or {}
+    if not isinstance(record, dict):
+        raise ValueError(f"{path} must hold an object, got something else: move it away")
+    return record
 
 
 def portable(value):
@@ -47,13 +64,18 @@ def documents_of(run: Path, folder: Path, which: int | str | None = None) -> dic
         folder: within it, that of the model.
         which: the step of a checkpoint, "stage-K", or None for the end of the run.
     """
-    record, stages = read_json(run / SETTINGS) or {}, stages_of(run, folder)
-    if record and (run / METRICS).is_file():
+    record, stages = read_record(run / SETTINGS), stages_of(run, folder)
+    if PACE <= record.keys() and (run / METRICS).is_file():
         step = which
         if which is None:
             step = record["max_steps"]
         elif isinstance(which, str):
             record["revision"], record["stage"] = which, int(which.removeprefix("stage-"))
+            if record["stage"] >= len(stages or ()):
+                raise ValueError(
+                    f"{folder} is not of this run, which has {len(stages or ())} stages: move it away, as an earlier "
+                    "run in the same folder left it"
+                )
             step = stages[record["stage"]]["start"]
         record["progress"] = progress(run, step, record)
     return _present({STAGES: stages, SETTINGS: record, RESULTS: read_json(run / RESULTS)})
@@ -71,9 +93,11 @@ def documents_of_readout(run: Path, reads_foreign_encoder: bool) -> dict[str, di
     encoder = Path(results["model"]).expanduser()
     stages, record = None, {}
     if encoder.is_dir():
-        stages, record = stages_of(encoder, encoder), read_json(encoder / SETTINGS) or {}
+        stages, record = stages_of(encoder, encoder), read_record(encoder / SETTINGS)
     elif reads_foreign_encoder:
-        record["base_model"] = results["model"]
+        with suppress(HFValidationError):  # else a folder that is elsewhere now, which is nobody's business
+            validate_repo_id(results["model"])
+            record["base_model"] = results["model"]
     record["run_id"] = hashlib.sha256(content).hexdigest()[:32]  # another sweep is another model
     results = portable(results) | {"command": portable_command(results["command"])}
     return _present({STAGES: stages, SETTINGS: record, RESULTS: results})
@@ -125,8 +149,8 @@ def portable_command(command: str) -> str:
     kept, name = [], ""
     for word in shlex.split(command):
         if word.startswith("--"):
-            name = word[2:].partition("=")[0]
-        if name == "output_dir" and not word.startswith("--output_dir"):
+            name = word[2:].partition("=")[0].replace("-", "_")  # the parser takes both
+        if name == "output_dir" and not word.startswith("--"):
             kept.append("OUT")
         elif name not in NOT_OF_THE_COMMAND:
             kept.append(public_text(word))

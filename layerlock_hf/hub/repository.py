@@ -1,18 +1,20 @@
 """A folder that is a complete repository of the Hub: weights, configuration, code, processor, card and licence."""
 
+import fcntl
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 from huggingface_hub.errors import StrictDataclassError
-from transformers.utils import CONFIG_NAME, VIDEO_PROCESSOR_NAME
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, VIDEO_PROCESSOR_NAME
 
 from ..models import LayerLockReadoutConfig, LayerLockVideoProcessor, LayerLockViTConfig, TransformersEncoderConfig
+from .architecture import WEIGHTS_FILES, count_parameters
 from .cards import card_of
+from .documents import SETTINGS, documents_of, read_record
 
 
 CONFIGS = {kind.model_type: kind for kind in (LayerLockViTConfig, TransformersEncoderConfig)}
@@ -42,6 +44,15 @@ def copy_model(source: Path, folder: Path, place: Callable[[Path, Path], object]
     for path in weights:
         place(path, folder / path.name)
     copy_processor(source, folder)
+
+
+def check_weights(source: Path):
+    """Raise a `ValueError` if a file of the weights of a model is missing or damaged."""
+    index = source / SAFE_WEIGHTS_INDEX_NAME
+    for name in sorted(set(read_record(index).get("weight_map", {}).values())):
+        if not (source / name).is_file():
+            raise ValueError(f"{source} lacks {name}, a part of the weights that {index.name} names: take another")
+    count_parameters(source.glob(WEIGHTS_FILES))
 
 
 def read_config(source: Path) -> LayerLockReadoutConfig:
@@ -85,23 +96,65 @@ def complete(folder: Path, documents: dict[str, dict | list]):
     (folder / CARD).write_text(card_of(folder), encoding="utf-8")
 
 
+def repository_of_run(
+    run: Path, folder: Path, which: int | str | None, place: Path, repo_id: str | None = None
+) -> dict[str, dict | list]:
+    """Make a model of a run a repository in an empty folder to be read and deleted; returns what is on record of it.
+
+    Args:
+        run, folder, which: as of `documents_of`.
+        place: where to.
+        repo_id: "org/name" under which the card loads it.
+    """
+    documents = documents_of(run, folder, which)
+    if repo_id is not None:
+        documents[SETTINGS] = {**documents.get(SETTINGS, {}), "repo_id": repo_id}
+    copy_model(folder, place, link_or_copy)
+    complete(place, documents)
+    return documents
+
+
 def link_or_copy(path: Path, target: Path):
     """For folders that are read and deleted: without a copy where the file system allows it."""
     try:
-        os.link(path, target)
+        os.link(path.resolve(), target)  # and no link to a link, of which the Hub's cache is full
     except OSError:
         shutil.copyfile(path, target)
 
 
-@contextmanager
-def folder_beside(run: Path) -> Iterator[Path]:
+class PushFolder(tempfile.TemporaryDirectory):
     """An empty folder, gone afterwards: within the run, to which files can be linked, or where that cannot be written
-    among those for temporary files."""
-    parent = run if os.access(run, os.W_OK) else None
-    for left_over in run.glob(f"{PUSHED}*") if parent else ():
-        shutil.rmtree(left_over, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix=PUSHED, dir=parent) as folder:
-        yield Path(folder)
+    among those for temporary files. What pushes that were killed have left there goes; those that run stay whole."""
+
+    def __init__(self, run: Path):
+        parent = run if os.access(run, os.W_OK) else None
+        for left_over in run.glob(f"{PUSHED}*") if parent else ():
+            lock = _lock(left_over)
+            if lock is not None:
+                shutil.rmtree(left_over, ignore_errors=True)
+                os.close(lock)
+        super().__init__(prefix=PUSHED, dir=parent, ignore_cleanup_errors=True)
+        self._locked = _lock(Path(self.name))
+
+    def cleanup(self):
+        super().cleanup()
+        if self._locked is not None:
+            os.close(self._locked)
+            self._locked = None
+
+
+def _lock(folder: Path) -> int | None:
+    """Lock a folder until the descriptor is closed or the process ends. None if another has, or it cannot be done."""
+    try:
+        lock = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        return None
+    return lock
 
 
 def has_large_files(source: Path) -> bool:

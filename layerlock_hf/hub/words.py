@@ -8,7 +8,8 @@ from urllib.parse import urlsplit, urlunsplit
 
 
 SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
-WORD = re.compile(r"""[^\s'",;()]+""")
+# An address is one word, for its user, key and query may hold any of what parts others
+WORD = re.compile(r"""((?:--)?[\w-]+=)?(\w+://[^\s"]+|[^\s'",;()]+)""")
 MINUTE_S, HOUR_S = 60, 3600
 
 
@@ -56,6 +57,8 @@ def public_name(name: str) -> str:
     >>> public_name("/home/ann/videos"), public_name("runs/mine"), public_name("https://ann:secret@a.org/b.csv?key=1")
     ('videos', 'runs/mine', 'https://a.org/b.csv')
     """
+    if name.startswith("file:"):
+        return PurePosixPath(name).name
     if "://" in name:
         scheme, place, path, _, _ = urlsplit(name)
         return urlunsplit((scheme, place.rpartition("@")[2], path, "", ""))
@@ -73,8 +76,7 @@ def public_text(text: str) -> str:
     """
 
     def word(match: re.Match) -> str:
-        flag, equals, value = match[0].partition("=") if match[0].startswith("--") else ("", "", match[0])
-        return f"{flag}{equals}{public_name(value)}"
+        return f"{match[1] or ''}{public_name(match[2])}"
 
     return WORD.sub(word, text)
 

@@ -1,5 +1,7 @@
 """From what a run left to complete repositories: `layerlock export` and the folders that `layerlock push` sends."""
 
+import os
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,8 +16,9 @@ from transformers import (
 )
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
+from ..hub.client import check_repo_id
 from ..hub.documents import METRICS, RESULTS, SETTINGS, documents_of, documents_of_readout, read_json
-from ..hub.repository import complete, copy_model, copy_processor, has_large_files, read_config
+from ..hub.repository import check_weights, complete, copy_model, copy_processor, has_large_files, read_config
 from ..models import TransformersEncoderConfig
 from ..training.checkpoints import FOLDER, STAGES_FOLDER, newest_complete
 from ..training.export import load_sharded
@@ -32,6 +35,7 @@ AUTO_CLASSES = {
 ENDINGS = {"ForPretraining": "pretraining", "ForVideoClassification": "classification", "ForDepthEstimation": "depth"}
 DTYPES = ("float32", "bfloat16", "float16")
 BEST = "best"
+STAGE = re.compile(r"stage-\d+")
 READOUT_MODEL = "model"  # of a sweep of readouts, within its folder
 
 
@@ -79,10 +83,12 @@ def export(
         ValueError: naming the argument that is wrong, or what the run lacks.
         CheckpointRefused: for a sharded checkpoint that is not complete, or could run code.
     """
+    if repo_id is not None:
+        check_repo_id(repo_id)
     source, output = find_source(Path(run), checkpoint), Path(output_dir)
     check_choice(source, what, dtype)
-    if output.resolve().is_relative_to(source.folder.resolve()):
-        raise ValueError(f"output_dir must lie outside the folder of the model, got {output}: choose another folder")
+    if any(output.resolve().is_relative_to(folder.resolve()) for folder in (Path(run), source.folder)):
+        raise ValueError(f"output_dir must lie outside the folder of the run, got {output}: choose another folder")
     check_output(output, ())
     if any(output.iterdir()):
         raise ValueError(f"output_dir must be an empty folder or none, got {output}: choose another")
@@ -98,6 +104,7 @@ def check_choice(source: Source, what: str | None, dtype: str | None):
         raise ValueError(f"what must be {source.kind} or encoder for {source.folder}, got {what}: {hint}")
     if dtype not in (None, *DTYPES):
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype}")
+    check_weights(source.folder)
 
 
 def write_repository(
@@ -149,15 +156,17 @@ def find_source(run: Path, checkpoint: int | str | None = None) -> Source:
         ValueError: if there is none, saying what there is.
     """
     if not run.is_dir():
-        raise ValueError(f"run must be a folder, got {run}, which does not exist: check the spelling")
+        what = "is a file: give the folder that it is in" if run.exists() else "does not exist: check the spelling"
+        raise ValueError(f"run must be a folder, got {run}, which {what}")
     if (run / RESULTS).is_file() and (run / READOUT_MODEL).is_dir():
         if checkpoint is not None:
             raise ValueError("checkpoint must be left out for a sweep of readouts, which leaves its best one")
         return of_readout(run)
-    if checkpoint is None and (FOLDER.fullmatch(run.name) or run.parent.name == STAGES_FOLDER):
-        number = FOLDER.fullmatch(run.name)
-        home = run.parent if number else run.parent.parent
-        return of_pretraining(home, run, int(number[1]) if number else run.name)
+    place = Path(os.path.abspath(run))  # which has a name and parents, as "." has not
+    number, stage = FOLDER.fullmatch(place.name), STAGE.fullmatch(place.name)
+    if checkpoint is None and (number or stage and place.parent.name == STAGES_FOLDER):
+        home = place.parent if number else place.parent.parent
+        return of_pretraining(home, run, int(number[1]) if number else place.name)
     return of_pretraining(run, *choose(run, checkpoint))
 
 
@@ -173,17 +182,14 @@ def choose(run: Path, checkpoint: int | str | None) -> tuple[Path, int | str | N
     if checkpoint == BEST:
         return best_checkpoint(run)
     text = str(checkpoint)
-    folder = (
-        run
-        / (STAGES_FOLDER if text.startswith("stage-") else "")
-        / (text if text.startswith("stage-") else f"checkpoint-{text}")
-    )
-    if not folder.is_dir():
+    stage, number = STAGE.fullmatch(text), FOLDER.fullmatch(f"checkpoint-{text}")
+    folder = run / STAGES_FOLDER / text if stage else run / f"checkpoint-{text}"
+    if not (stage or number) or not folder.is_dir():
         found = sorted([*run.glob("checkpoint-*"), *run.glob(f"{STAGES_FOLDER}/stage-*")], key=number_of)
         there = ", ".join(path.name.removeprefix("checkpoint-") for path in found) or "none"
         hint = "stages are kept by --save_stages true" if text.startswith("stage-") else "leave it out for the end"
         raise ValueError(f"checkpoint must be one of those in {run} ({there}), got {text}: {hint}")
-    return folder, text if text.startswith("stage-") else int(text)
+    return folder, text if stage else int(text)
 
 
 def number_of(folder: Path) -> tuple[str, int]:

@@ -8,7 +8,7 @@ from ..hub.collecting import update_collection
 from ..hub.documents import RESULTS, SETTINGS, title_of
 from ..hub.evaluation_files import choice, task_of
 from ..hub.pushing import Pushed, Revision, push_revisions
-from ..hub.repository import folder_beside, link_or_copy
+from ..hub.repository import PushFolder, link_or_copy
 from ..training.checkpoints import STAGES_FOLDER
 from .exporting import READOUT_MODEL, Source, check_choice, find_source, number_of, write_repository
 
@@ -88,7 +88,7 @@ def plan(
     sources.append((None, find_source(run, checkpoint)))
     for _, source in sources:
         check_choice(source, what, dtype)
-    home = stack.enter_context(folder_beside(run))
+    home = Path(stack.enter_context(PushFolder(run)))
 
     def revision(name: str, source: Source, tag: str | None, what: str | None) -> Revision:
         folder = home / f"{name.replace('/', '--')}-{tag or 'main'}"
@@ -99,7 +99,7 @@ def plan(
     plans = [(repo_id, [revision(repo_id, source, tag, what) for tag, source in sources], source.documents)]
     for folder in readouts_of(run) if collection is not None else ():
         name, source = f"{repo_id}-{folder.name}", find_source(folder)
-        check_repo_id(name)
+        check_repo_id(name, f"collection: rename {folder}, which names its repository. That")
         plans.append((name, [revision(name, source, None, None)], source.documents))
     return plans
 
@@ -129,5 +129,6 @@ def note_of(documents: dict) -> str:
         return f"The encoder, {title_of(documents)}"[:NOTE_LENGTH]
     results = documents[RESULTS]
     metric = task_of(results).metrics[0]
-    value, low, high = (metric.form.format(results["best"]["metrics"][metric.key][name]) for name in INTERVAL)
+    best = results["best"]["metrics"][metric.key]
+    value, low, high = ("–" if best[name] is None else metric.form.format(best[name]) for name in INTERVAL)
     return f"{results['dataset']}: {metric.name} {value} [{low}, {high}], {choice(results)}"[:NOTE_LENGTH]

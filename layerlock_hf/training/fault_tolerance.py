@@ -14,6 +14,8 @@ from transformers.trainer import SCHEDULER_NAME
 from transformers.trainer_utils import HubStrategy, get_last_checkpoint
 from transformers.utils import logging
 
+from ..hub.client import check_repo_id
+from ..hub.repository import CARD, PushFolder, repository_of_run
 from ..utils.handing_over import HandOver, received
 from ..utils.processes import check_shared_folder, init_worker, raised_together, shielded
 from .callbacks import PreemptionCallback
@@ -253,11 +255,23 @@ class FaultTolerantTrainer(Trainer):
         """
         with raised_together():
             if self.args.process_index == 0:
-                name = self.args.hub_model_id or Path(self.args.output_dir).resolve().name
+                name, setting = self.args.hub_model_id, "hub_model_id"
+                if name is None:
+                    name, setting = Path(self.args.output_dir).resolve().name, "hub_model_id, by default the folder,"
+                check_repo_id(name, setting)
                 private = self.args.hub_private_repo
                 Path(self.args.output_dir).mkdir(parents=True, exist_ok=True)
                 self._publisher = Publisher(Path(self.args.output_dir), name, private, token or self.args.hub_token)
                 self.hub_model_id = self._publisher.repo_id
+
+    def create_model_card(self):
+        """Write the card that the saved model has on the Hub into `output_dir`. That of `Trainer` would call it a
+        fine-tuned model."""
+        output = Path(self.args.output_dir)
+        if self.args.process_index == 0:
+            with PushFolder(output) as place:
+                repository_of_run(output, output, None, Path(place), self.hub_model_id)
+                shutil.copyfile(Path(place) / CARD, output / CARD)
 
     def push_to_hub(self, commit_message: str | None = None, blocking: bool = True):
         """Save the model and push it as `layerlock push` does. What fails is told, and can be done later.

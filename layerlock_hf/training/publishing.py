@@ -2,14 +2,13 @@
 
 import logging
 import queue
-import tempfile
 import threading
 from pathlib import Path
 
 from ..hub.client import HubUnreachable, connect, full_name
-from ..hub.documents import SETTINGS, documents_of, title_of
+from ..hub.documents import SETTINGS, title_of
 from ..hub.pushing import Revision, create_repository, push_revisions
-from ..hub.repository import PUSHED, complete, copy_model, link_or_copy
+from ..hub.repository import PushFolder, repository_of_run
 
 
 logger = logging.getLogger(__name__)
@@ -57,15 +56,14 @@ class Publisher:
             which: the step of a checkpoint, "stage-K", or None for the end of the run.
             title: of the commit; by default what of the run it is.
         """
-        target = tempfile.TemporaryDirectory(prefix=PUSHED, dir=self.run, ignore_cleanup_errors=True)
-        place = Path(target.name)
+        target = None
         try:
-            documents = documents_of(self.run, folder, which)
-            documents[SETTINGS] = {**documents.get(SETTINGS, {}), "repo_id": self.repo_id}
-            copy_model(folder, place, link_or_copy)
-            complete(place, documents)
+            target = PushFolder(self.run)
+            place = Path(target.name)
+            documents = repository_of_run(self.run, folder, which, place, self.repo_id)
         except Exception as error:  # here, too: whatever it is, the training goes on
-            target.cleanup()
+            if target is not None:
+                target.cleanup()
             self._note(str(folder), error)
             return
         tag = which if isinstance(which, str) else None

@@ -1,13 +1,16 @@
 """What is logged of the steps since the last log."""
 
+import contextlib
 import time
+from collections.abc import Iterator
 
 import torch
 from accelerate import Accelerator
 
 
 class RunningMeans:
-    """Means over batches and processes, clips per second, and how many clips were padded, since the last `take`.
+    """What there was since the last `take`: means over batches and processes, clips per second, the share of the time
+    that was spent waiting for data, and how many clips were padded.
 
     Values stay on their device until they are taken.
     """
@@ -18,7 +21,7 @@ class RunningMeans:
     def _clear(self):
         self._sums: dict[str, torch.Tensor] = {}
         self._counts: dict[str, int] = {}
-        self._num_clips, self._num_padded, self._clock = 0, 0, time.perf_counter()
+        self._num_clips, self._num_padded, self._waited_s, self._clock = 0, 0, 0.0, time.perf_counter()
 
     def add(self, name: str, value: torch.Tensor):
         """One more value: ()."""
@@ -28,6 +31,13 @@ class RunningMeans:
     def add_clips(self, num_clips: int, num_padded: int | torch.Tensor):
         self._num_clips += num_clips
         self._num_padded = self._num_padded + num_padded
+
+    @contextlib.contextmanager
+    def waiting_for_data(self) -> Iterator[None]:
+        """What happens within is waiting for the next batch."""
+        began = time.perf_counter()
+        yield
+        self._waited_s += time.perf_counter() - began
 
     def take(self, accelerator: Accelerator) -> dict[str, float]:
         """The means, and `explained_variance` for each `loss` with its `target_variance`; begins anew."""
@@ -40,6 +50,8 @@ class RunningMeans:
         num_padded = torch.as_tensor(self._num_padded, device=accelerator.device)
         logs["padded_clips"] = accelerator.reduce(num_padded, "sum").item()
         seconds = time.perf_counter() - self._clock
+        waited = torch.tensor(self._waited_s / seconds, device=accelerator.device)
+        logs["data_wait_fraction"] = accelerator.reduce(waited, "mean").item()
         logs["clips_per_second"] = self._num_clips * accelerator.num_processes / seconds
         self._clear()
         return logs

@@ -128,6 +128,15 @@ class LayerLockTrainer(FaultTolerantTrainer):
         self._check_memory()
         if self.is_fsdp_enabled:
             let_means_be_taken(self._core())
+        if self._publisher is not None:
+            self._send_earlier_stages()
+
+    def _send_earlier_stages(self):
+        """Of a run that is resumed: the process that kept them may have ended before they were on the Hub."""
+        for number, stage in enumerate(self.stages):
+            folder = Path(self.args.output_dir) / STAGES_FOLDER / f"stage-{number}"
+            if stage.start < self.state.global_step and folder.is_dir():
+                self._publisher.send(folder, folder.name)
 
     def _check_memory(self):
         """Of a collator of ours, which tells the masks before the first batch is made."""
@@ -236,7 +245,8 @@ class LayerLockTrainer(FaultTolerantTrainer):
         return self.lr_scheduler
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
-        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        with self._means.waiting_for_data():
+            batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self.batch_transform is not None:
             batches = [self.batch_transform(batch) for batch in map(super()._prepare_inputs, batches)]
         self._batches = batches

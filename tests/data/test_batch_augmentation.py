@@ -118,7 +118,11 @@ class Losses(TrainerCallback):
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         self.rows.append(
-            {name: value for name, value in logs.items() if not name.startswith(("train", "peak", "clips_per"))}
+            {
+                name: value
+                for name, value in logs.items()
+                if not name.startswith(("train", "peak", "clips_per", "data_wait"))
+            }
         )
 
 

@@ -102,7 +102,7 @@ def test_training_is_the_same_with_and_without(tiny_config, tmp_path, labelled, 
         if steps is not None:
             trainer.add_callback(OnlineReadout(trainer, *labelled, steps=steps, linear=True))
         trainer.train()
-        varying = ("clips_per_second", "peak_memory_gib")
+        varying = ("clips_per_second", "data_wait_fraction", "peak_memory_gib")
         rows = [
             {name: value for name, value in row.items() if name not in varying}
             for row in trainer.state.log_history

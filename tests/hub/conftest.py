@@ -8,6 +8,7 @@ import pytest
 from hub_server import HubServer, serve
 from huggingface_hub import close_session, constants, hf_api
 from pushes import RUN
+from transformers.utils import hub as transformers_hub
 
 from layerlock_hf.data.procedural import write_procedural_dataset
 from layerlock_hf.hub.pushing import Revision
@@ -21,6 +22,7 @@ def hub(tmp_path, monkeypatch) -> HubServer:
         template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr(hf_api.api, "endpoint", server.url)  # of functions such as `huggingface_hub.create_repo`
+        monkeypatch.setattr(transformers_hub, "_hf_api", None)  # which keeps the address that it was made with
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)

@@ -126,7 +126,10 @@ def test_what_a_run_left_is_in_the_card(tmp_path, tiny_sizes):
 @pytest.mark.parametrize(
     ("changes", "notice"),
     [
-        ({"progress": {"step": 300, "max_steps": 1200}}, "Training was stopped at step 300 of 1,200."),
+        (
+            {"progress": {"step": 300, "max_steps": 1200}},
+            "This is not the final model but the one at step 300 of 1,200.",
+        ),
         (
             {"progress": {"step": 600, "max_steps": 1200}, "stage": 1},
             "This is not the final model but the encoder as it was at step 600 of 1,200, when stage 1 began. Its "

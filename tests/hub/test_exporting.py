@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForPreTraining
 
 from layerlock_hf import LayerLockVideoProcessor, LayerLockViTForDepthEstimation, LayerLockViTModel, export
-from layerlock_hf.hub.documents import portable, portable_command
+from layerlock_hf.hub.documents import documents_of_readout, portable, portable_command
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +67,10 @@ def test_nothing_names_the_machine(run, tmp_path):
         ("clips, tested on /home/ann/b.csv", "clips, tested on b.csv"),
         ("org/name", "org/name"),
         ("https://ann:secret@example.org/a/b.csv?key=1", "https://example.org/a/b.csv"),
+        ("https://ann:se,c're;t(x)@example.org/b.csv?key=a,b;c", "https://example.org/b.csv"),
+        ("--data=https://ann:se,cret@example.org/b.csv", "--data=https://example.org/b.csv"),
+        ("root=/home/ann/videos", "root=videos"),
+        ("file:///home/ann/videos", "videos"),
         ("1/2 of it", "1/2 of it"),
     ],
 )
@@ -74,11 +78,24 @@ def test_paths_do_not_travel(text, expected):
     assert portable({"one": [text]}) == {"one": [expected]}
 
 
+@pytest.mark.parametrize("model, said", [("org/mae", {"base_model": "org/mae"}), ("/home/ann/mae", {})])
+def test_whose_encoder_a_readout_reads(tmp_path, model, said):
+    """Also where the folder of the encoder is not there any more."""
+    (tmp_path / "results.json").write_text(json.dumps({"model": model, "command": "layerlock readout"}))
+    documents = documents_of_readout(tmp_path, reads_foreign_encoder=True)
+    del documents["settings.json"]["run_id"]
+    assert documents.get("settings.json") == said
+    assert documents["results.json"]["model"] == model.replace("/home/ann/", "")
+
+
 def test_commands_travel_without_paths_and_tokens():
     command = "layerlock pretrain --config /x/demo.yaml --train_data /x/a /x/b --output_dir /x/out --resume auto"
-    command += " --hub_token hf_secret --hub_token=hf_secret --max_steps 3"
+    command += " --hub_token hf_secret --hub_token=hf_secret --hub-token hf_secret --max_steps 3"
     assert portable_command(command) == (
         "layerlock pretrain --config demo.yaml --train_data a b --output_dir OUT --max_steps 3"
+    )
+    assert portable_command("layerlock pretrain --output-dir /x/out --bf16") == (
+        "layerlock pretrain --output-dir OUT --bf16"
     )
 
 
@@ -144,6 +161,8 @@ def test_only_what_depth_needs_travels_with_depth(tmp_path, tiny_config):
             r"checkpoint must be one of those in .* \(stage-0, stage-1, stage-2\), got stage-9",
         ),
         ({"checkpoint": 5}, "checkpoint must be one of those in .*, got 5: leave it out for the end"),
+        ({"checkpoint": "stage-2/"}, r"checkpoint must be one of those in .*, got stage-2/"),
+        ({"repo_id": "my model"}, "repo_id must be NAME or NAMESPACE/NAME, got my model"),
         ({"checkpoint": "best"}, "checkpoint=best needs checkpoints of steps at which the readout was measured"),
     ],
 )
@@ -151,6 +170,43 @@ def test_mistakes_are_named(run, tmp_path, settings, said):
     with pytest.raises(ValueError, match=said):
         export(run, tmp_path / "export", **settings)
     assert not (tmp_path / "export").exists()
+
+
+def test_broken_runs_are_named(run, tmp_path):
+    def said(path: str, content: bytes, folder: str = "") -> str:
+        copy = shutil.copytree(run, tmp_path / "copy")
+        (copy / path).write_bytes(content)
+        with pytest.raises(ValueError) as caught:
+            export(copy / folder, tmp_path / "export")
+        shutil.rmtree(copy)
+        assert not (tmp_path / "export").exists()
+        return str(caught.value)
+
+    assert "model.safetensors is damaged, or only half of it is there" in said("model.safetensors", b"")
+    half = (run / "model.safetensors").read_bytes()[:-100]
+    assert "model.safetensors is damaged, or only half of it is there" in said("model.safetensors", half)
+    assert "settings.json must hold an object" in said("settings.json", b"[1]")
+    assert "stage-2 is not of this run, which has 0 stages" in said("stages.json", b"[]", "stages/stage-2")
+    index = json.dumps({"weight_map": {"one": "model-1.safetensors"}}).encode()
+    assert "lacks model-1.safetensors, a part of the weights" in said("model.safetensors.index.json", index)
+    with pytest.raises(ValueError, match="config.json, which is a file: give the folder that it is in"):
+        export(run / "config.json", tmp_path / "export")
+    with pytest.raises(ValueError, match="output_dir must lie outside the folder of the run"):
+        export(run, run / "stages" / "stage-9", checkpoint="stage-1")
+
+
+def test_a_checkpoint_alone(tmp_path, tiny_sizes):
+    """Without its run, as of a Trainer that was built by hand, which writes no `stages.json`."""
+    run = pretrain(write_recipe(tmp_path, tiny_sizes), tmp_path / "out", save_strategy="steps", save_steps=4)
+    shutil.move(run / "checkpoint-4", tmp_path / "model")
+    export(tmp_path / "model", tmp_path / "export")
+    assert "| 1 | 2 | 1 | layer_1 |\n" in (tmp_path / "export" / "README.md").read_text()
+
+
+def test_from_within_the_folder_of_a_stage(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(run / "stages" / "stage-1")
+    export(".", tmp_path / "export")
+    assert "when stage 1 began" in (tmp_path / "export" / "README.md").read_text()
 
 
 def test_the_best_checkpoint_is_that_of_the_best_readout(run, tmp_path):

@@ -15,6 +15,7 @@ from transformers import AutoConfig
 from transformers.models.auto.video_processing_auto import AutoVideoProcessor
 
 from layerlock_hf import (
+    LayerLockVideoProcessor,
     LayerLockViTForDepthEstimation,
     LayerLockViTForPretraining,
     LayerLockViTForVideoClassification,
@@ -47,6 +48,7 @@ REPOSITORIES = {
     ),
 }
 TASKS = [(f"org/{name}", auto_class) for name, (_, served) in REPOSITORIES.items() for auto_class in served]
+TASKS += [("org/saved", auto_class) for auto_class in REPOSITORIES["pretrained"][1]]  # by `push_to_hub` of the model
 
 
 def answer_here(name: str, auto_class: str, video: Path):
@@ -88,6 +90,8 @@ def test_repositories_load_with_and_without_the_package_and_from_the_cache(hub, 
         save(tmp_path / "models" / name, kind, tiny_sizes)
         export(tmp_path / "models" / name, tmp_path / "exports" / name, repo_id=f"org/{name}")
         push_revisions([Revision(tmp_path / "exports" / name, "model")], f"org/{name}")
+    LayerLockViTForPretraining.from_pretrained(tmp_path / "models" / "pretrained").push_to_hub("org/saved")
+    LayerLockVideoProcessor.from_pretrained(tmp_path / "models" / "pretrained").push_to_hub("org/saved")
     expected = [answer_here(name, auto_class, video) for name, auto_class in TASKS]
     environment = os.environ | hub.environment(tmp_path / "home")
     for variables in (environment, environment | {"HF_HUB_OFFLINE": "1", "HF_ENDPOINT": "http://127.0.0.1:9"}):

@@ -2,13 +2,16 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import snapshot_download
 from readout_runs import run as read_out
 from readout_runs import write_inputs
 from runs import pretrain, write_recipe
@@ -18,6 +21,8 @@ from layerlock_hf import push
 from layerlock_hf.cli import push as program
 from layerlock_hf.evaluation.arguments import SharingArguments
 from layerlock_hf.hub.client import PushFailed
+from layerlock_hf.hub.repository import PushFolder
+from layerlock_hf.pretraining.pushing import note_of
 
 
 NAME = "tester/run"
@@ -51,6 +56,23 @@ def test_every_stage_is_a_revision(hub, run):
         assert all(torch.equal(frozen[0], later) for later in frozen[1:])
         assert not torch.equal(frozen[0], stages[number - 1].tap(video, [number])[0])
     assert not list(run.glob(".push-*"))
+
+
+def test_pushes_leave_each_others_folders_alone(hub, run):
+    left_over = run / ".push-killed"
+    (left_over / "x").mkdir(parents=True)
+    with PushFolder(run) as other:
+        push(run, NAME)
+        assert list(run.glob(".push-*")) == [Path(other)] and not left_over.exists()
+    assert not Path(other).exists()
+
+
+def test_what_the_hub_keeps_in_its_cache_is_pushed_on(hub, run, tmp_path):
+    """Which holds links."""
+    push(run, NAME)
+    push(snapshot_download(NAME), "tester/fork")
+    there, here = (hub.repositories[name].commit().files["model.safetensors"] for name in ("tester/fork", NAME))
+    assert there == here
 
 
 def test_pushing_again_sends_nothing(hub, run):
@@ -139,6 +161,10 @@ def test_a_collection_holds_the_model_and_its_readouts(hub, run, readout):
     results = json.loads((readout / "results.json").read_text())
     best = results["best"]["metrics"]["top1"]["value"]
     assert f"top-1 accuracy {best:.1%}" in collection["items"][1]["note"]["text"]
+    shutil.copytree(readout, run / "my readout")
+    with pytest.raises(ValueError, match="collection: rename .*/my readout, which names its repository. That must be"):
+        push(run, NAME, collection="A run")
+    shutil.rmtree(run / "my readout")
     model = AutoModelForVideoClassification.from_pretrained(f"{NAME}-motions")
     assert model.config.readout_depth == results["best"]["depth"]
 
@@ -157,9 +183,22 @@ def test_results_are_pushed_to_the_page_of_a_model(hub, run, tmp_path):
     assert name in hub.repositories[NAME].commit("main").files
 
 
-def test_results_need_their_benchmark(tmp_path):
+def test_results_need_their_benchmark(hub, tmp_path):
     with pytest.raises(ValueError, match="results_dataset must be set with push_results"):
         SharingArguments(push_results=NAME)
+    write_inputs(tmp_path)
+    settings = {"push_results": NAME, "results_dataset": "my benchmark", "results_task": "motion"}
+    with pytest.raises(SystemExit, match="results_dataset must be NAME or NAMESPACE/NAME, got my benchmark"):
+        read_out(tmp_path, tmp_path / "out", **settings)
+    assert not (tmp_path / "out").exists()  # before hours of work
+
+
+def test_what_a_collection_says_of_a_readout():
+    best = {"is_chosen_on": "test", "metrics": {"abs_rel": {"value": 0.25, "low": None, "high": None}}}
+    results = {"task": "depth", "dataset": "rooms", "members": [1, 2], "best": best}
+    assert note_of({"results.json": results}) == (
+        "rooms: mean relative error (AbsRel) 0.250 [–, –], best of 2 readouts, chosen on the test items"
+    )
 
 
 def test_a_push_that_fails_leaves_nothing_behind(hub, run, waits):

@@ -1,6 +1,8 @@
 """`push_to_hub` of a run: models go to the Hub while it trains, and nothing that fails there ends it."""
 
+import errno
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -14,6 +16,7 @@ from transformers import AutoModelForPreTraining
 import layerlock_hf
 from layerlock_hf import push
 from layerlock_hf.hub import client
+from layerlock_hf.training import publishing
 
 
 NAME = "tester/run"
@@ -76,12 +79,35 @@ def test_what_fails_is_told_and_pushed_later(hub, recipe, tmp_path, caplog, monk
     assert history(hub, "stages") == STAGES and history(hub) == ["step 6 of 6"]
 
 
+def test_a_run_that_is_resumed_pushes_the_stages_it_has_kept(hub, tiny_sizes, tmp_path):
+    """Which a process that was ended had no time to push."""
+    recipe = write_recipe(tmp_path, tiny_sizes, save_strategy="steps", save_steps=5)
+    run = pretrain(recipe, tmp_path / "out")
+    shutil.rmtree(run / "checkpoint-6")
+    pretrain(recipe, run, resume_from_checkpoint="auto", push_to_hub=True, hub_model_id=NAME)
+    assert history(hub, "stages") == STAGES and history(hub)[-1] == "step 6 of 6"
+    assert sorted(hub.repositories[NAME].tags) == ["stage-0", "stage-1", "stage-2"]
+
+
+def test_a_disk_that_is_full_ends_no_training(hub, recipe, tmp_path, caplog, monkeypatch):
+    def full(run):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(publishing, "PushFolder", full)
+    run = pretrain(recipe, tmp_path / "out")
+    assert (run / "model.safetensors").is_file() and "No space left on device. The training goes on" in caplog.text
+
+
 def test_the_trainers_own_method_pushes(hub, recipe, tmp_path):
     trainer = layerlock_hf.build_trainer(
         recipe, str(tmp_path / "data" / "videos"), tmp_path / "out", save_stages=False
     )
     trainer.train()
     assert history(hub) == []
+    trainer.save_model(_internal_call=True)
+    trainer.create_model_card()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "LayerLock" in card and "fine-tuned" not in card and NAME in card
     trainer.push_to_hub("As I say")
     assert history(hub) == ["As I say"]
     assert_same_weights(tmp_path / "out", NAME)
@@ -93,7 +119,7 @@ def test_the_trainers_own_method_pushes(hub, recipe, tmp_path):
         ("read", NAME, "the token may not write there"),
         ("wrong", NAME, "the token is not valid"),
         ("write", "somebody/run", "the token may not write there"),
-        ("write", "no such/name", "repo_id must be NAME or NAMESPACE/NAME, got no such/name"),
+        ("write", "no such/name", "hub_model_id must be NAME or NAMESPACE/NAME, got no such/name"),
     ],
 )
 def test_what_the_user_has_to_fix_is_told_before_the_first_step(hub, recipe, tmp_path, monkeypatch, token, name, said):
@@ -101,6 +127,16 @@ def test_what_the_user_has_to_fix_is_told_before_the_first_step(hub, recipe, tmp
     with pytest.raises(ValueError, match=said):
         pretrain(recipe, tmp_path / "out", hub_model_id=name)
     assert not (tmp_path / "out" / "metrics.jsonl").exists()
+
+
+def test_the_folder_names_the_repository(hub, tiny_sizes, tmp_path, monkeypatch):
+    """Also where that folder is seen from the current one, as with `--output_dir out`."""
+    recipe = write_recipe(tmp_path, tiny_sizes, push_to_hub=True, save_stages=False)
+    monkeypatch.chdir(tmp_path)
+    run = pretrain(recipe, Path("out"))
+    assert_same_weights(tmp_path / run, "tester/out")
+    with pytest.raises(ValueError, match="hub_model_id, by default the folder, must be NAME .* got my run: choose"):
+        pretrain(recipe, tmp_path / "my run")
 
 
 def test_a_run_goes_on_where_the_hub_does_not_answer(hub, recipe, tmp_path, monkeypatch, caplog):

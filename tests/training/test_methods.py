@@ -15,7 +15,7 @@ SOME_FAST = [
 ]
 
 
-VARYING = {"clips_per_second", "peak_memory_gib", "total_flos", "train_runtime"}
+VARYING = {"clips_per_second", "data_wait_fraction", "peak_memory_gib", "total_flos", "train_runtime"}
 
 
 class Recorder(TrainerCallback):

@@ -258,7 +258,7 @@ def test_logs(tiny_config, tmp_path):
         assert row[f"{name}/explained_variance"] == pytest.approx(
             1 - row[f"{name}/loss"] / row[f"{name}/target_variance"]
         )
-        assert row["clips_per_second"] > 0
+        assert row["clips_per_second"] > 0 and 0 < row["data_wait_fraction"] < 1
     # Uniform bytes have a variance of 1/12 once they are in [0, 1]
     assert logs[0]["pixels/target_variance"] == pytest.approx(1 / 12, rel=0.05)
     flops = [row["total_flops"] for row in logs]
