@@ -9,7 +9,8 @@ VERSION = re.search(r'^VERSION = "([^"]+)"', (ROOT / "layerlock_hf/utils/version
 README = ROOT / "README.md"
 
 TRAIN = ["tensorboard"]
-TEST = ["pytest", "pytest-timeout", "pytest-xdist", "scikit-learn", "torchmetrics"]
+ANALYSIS = ["scikit-learn"]
+TEST = [*ANALYSIS, "pytest", "pytest-timeout", "pytest-xdist", "torchmetrics"]
 DEV = [*TRAIN, *TEST, "ruff", "codespell", "pre-commit"]
 
 setup(
@@ -42,5 +43,5 @@ setup(
         "pyyaml",
         "tqdm",
     ],
-    extras_require={"train": TRAIN, "dev": DEV},
+    extras_require={"train": TRAIN, "analysis": ANALYSIS, "dev": DEV},
 )

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import layerlock_hf
-from layerlock_hf.cli import inspect
+from layerlock_hf.cli import analyze, inspect
 from layerlock_hf.cli.launching import config_file, launch_options
 from layerlock_hf.cli.main import PROGRAMS
 from layerlock_hf.evaluation.arguments import parse as parse_readout
@@ -69,6 +69,12 @@ def options_of(program: str) -> frozenset[str]:
     if program in parsers:
         known = {name for parser in parsers[program] for action in parser._actions for name in action.option_strings}
         return frozenset(known | set(launch_options() if program == "pretrain" else ()))
+    if program == "analyze":
+        modules = (importlib.import_module(f"layerlock_hf.cli.analyze_{name}") for name in analyze.ANALYSES)
+        known = {
+            name for module in modules for action in module.make_parser()._actions for name in action.option_strings
+        }
+        return frozenset(known)
     if program == "recipes":
         return frozenset({"--help"})
     main = parse_readout if program == "readout" else importlib.import_module(f"layerlock_hf.cli.{program}").main

@@ -24,6 +24,7 @@ PROGRAMS = {
     "prepare": "check every video in a folder, and pack the good ones into shards",
     "inspect": "inspect the data of a run before it starts, and time its loading",
     "probe": "probe frozen encoders on procedural clips",
+    "analyze": "look at what encoders represent at each depth",
     "convert": "convert released 4DS weights for the Auto classes",
     "export": "make a repository of a run: model, code, card",
     "push": "push a run to the Hub, every stage a revision",

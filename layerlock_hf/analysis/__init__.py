@@ -1,0 +1,1 @@
+"""What happened, seen afterwards: representations by depth."""
