@@ -31,22 +31,20 @@ class Work:
     again: int = 0
 
 
-def layer_flops(config: LayerLockViTConfig, num_tokens: int, num_outputs: int | None = None) -> int:
+def layer_flops(width: int, mlp_width: int, num_tokens: int, num_outputs: int | None = None) -> int:
     """Forward pass of one layer on `num_tokens` tokens, of which it computes the first `num_outputs`, per clip."""
     num_outputs = num_tokens if num_outputs is None else num_outputs
-    width = config.hidden_size
     keys_and_values = 2 * num_tokens * 2 * width * width
     queries_and_outputs = 2 * num_outputs * 2 * width * width
     attention = 2 * 2 * num_outputs * num_tokens * width
-    mlp = 2 * num_outputs * 2 * width * config.intermediate_size
+    mlp = 2 * num_outputs * 2 * width * mlp_width
     return keys_and_values + queries_and_outputs + attention + mlp
 
 
 def prefix_flops(config: LayerLockViTConfig, depth: int, num_tokens: int) -> int:
     """Forward pass of the embedding and the first `depth` layers, per clip."""
-    return num_tokens * linear_flops(config.values_per_token, config.hidden_size) + depth * layer_flops(
-        config, num_tokens
-    )
+    embedding = num_tokens * linear_flops(config.values_per_token, config.hidden_size)
+    return embedding + depth * layer_flops(*_widths(config), num_tokens)
 
 
 def linear_flops(width_in: int, width_out: int) -> int:
@@ -121,12 +119,14 @@ def _num_decoded(objective: Objective, num_targets: int) -> int:
     return max(1, round(objective.patch_fraction * num_targets))
 
 
-def _layer(config, num_passes, num_tokens, num_outputs=None) -> Work:
+def _widths(config) -> tuple[int, int]:
+    return config.hidden_size, config.intermediate_size
+
+
+def _layer(widths, num_passes, num_tokens, num_outputs=None) -> Work:
     """A layer; when it is computed again, that ends before its last product, of which nothing is kept."""
-    forward = layer_flops(config, num_tokens, num_outputs)
-    last = (num_tokens if num_outputs is None else num_outputs) * linear_flops(
-        config.intermediate_size, config.hidden_size
-    )
+    forward = layer_flops(*widths, num_tokens, num_outputs)
+    last = (num_tokens if num_outputs is None else num_outputs) * linear_flops(*widths)
     return Work(forward, num_passes, again=forward - last)
 
 
@@ -140,7 +140,7 @@ def _encoder(config, stage, num_context):
     for cut in stage.read_depths[:-1]:
         runs += range(max(1, cut - stage.overlap + 1), cut + 1)
     for depth in runs:
-        yield _layer(config, _num_passes(stage, depth), num_context)
+        yield _layer(_widths(config), _num_passes(stage, depth), num_context)
 
 
 def _num_passes(stage, depth):
@@ -151,7 +151,8 @@ def _trunk(config, stage, read_at, num_context, num_decoded, is_whole):
     first = read_at - config.num_decoder_layers + 1
     for depth in range(first, read_at + 1):
         num_passes = _num_passes(stage, depth)
-        layer = _layer(config, num_passes, num_context + num_decoded, num_decoded if depth == read_at else None)
+        num_outputs = num_decoded if depth == read_at else None
+        layer = _layer(_widths(config), num_passes, num_context + num_decoded, num_outputs)
         if depth == first and is_whole:
             # Queries, keys and values
             shared = 3 * num_decoded * linear_flops(config.hidden_size, config.hidden_size)
@@ -161,13 +162,14 @@ def _trunk(config, stage, read_at, num_context, num_decoded, is_whole):
 
 
 def _predictor(config, stage, read_at, num_context, num_decoded, is_whole):
-    sizes = config.for_predictor()
+    widths = config.predictor_hidden_size, config.predictor_intermediate_size
     # No gradient goes into an encoder that is frozen as a whole
-    yield Work(num_context * linear_flops(config.hidden_size, sizes.hidden_size), 2 + (stage.num_frozen < read_at))
+    projection = num_context * linear_flops(config.hidden_size, config.predictor_hidden_size)
+    yield Work(projection, 2 if stage.num_frozen >= read_at else 3)
     num_all = num_context + num_decoded
     for _ in range(config.num_decoder_layers - 1):
-        yield _layer(sizes, 3, num_all)
-    yield _layer(sizes, 3, num_all, num_decoded)
+        yield _layer(widths, 3, num_all)
+    yield _layer(widths, 3, num_all, num_decoded)
 
 
 _DECODERS = {"trunk": _trunk, "predictor": _predictor}
