@@ -97,8 +97,8 @@ def activations_of_stages(run: PlannedRun) -> list[tuple[int, int]]:
 
 def _kind(config: LayerLockViTConfig, stage: Stage) -> tuple:
     """What stages have in common whose activations lie on one line."""
-    decoding = config.num_decoder_layers if config.decoder == "trunk" else 1  # else the last has the final norm
-    num_alike = stage.read_depths[-1] - decoding
+    # The last of them differs: a decoder follows, or the final norm belongs to it
+    num_alike = stage.read_depths[-1] - 1 - (config.num_decoder_layers if config.decoder == "trunk" else 0)
     place = min(stage.num_frozen, 1) if stage.num_frozen <= num_alike else stage.num_frozen
     # A target's depth changes nothing: it keeps no activations
     objectives = tuple((one.read_at, one.target.head, one.target.loss, one.patch_fraction) for one in stage.objectives)
