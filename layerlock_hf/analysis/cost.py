@@ -120,19 +120,17 @@ def run_flops(run: PlannedRun) -> float:
 
 def _batches(run: PlannedRun, machine: Machine, memories: list[StageMemory]) -> tuple[int, int]:
     """Clips per GPU at a time, and of a step on all GPUs."""
-    per_gpu, rest = None, 0
-    if run.global_batch_size is not None:
-        per_gpu, rest = divmod(run.global_batch_size, machine.num_gpus)
-    batch_size = run.batch_size
-    if batch_size is None and per_gpu is None:
-        batch_size = DEFAULT_BATCH_SIZE
-    elif batch_size is None:
-        batch_size = max(1, min(memory.most_clips(machine.gpu.gigabytes) for memory in memories))
-        while per_gpu % batch_size:
-            batch_size //= 2
-    if rest or per_gpu is not None and per_gpu % batch_size:
+    if run.global_batch_size is None:
+        batch_size = run.batch_size or DEFAULT_BATCH_SIZE
+        return batch_size, batch_size * machine.num_gpus * run.accumulation
+    per_gpu, rest = divmod(run.global_batch_size, machine.num_gpus * (run.batch_size or 1))
+    if rest:
+        at_a_time = "" if run.batch_size is None else f" times {run.batch_size} clips at a time"
         raise ValueError(
-            f"global_batch_size must be a multiple of batch_size={batch_size} times {machine.num_gpus} GPUs, got "
-            f"{run.global_batch_size}: change one of the three"
+            f"global_batch_size must be a multiple of {machine.num_gpus} GPUs{at_a_time}, got "
+            f"{run.global_batch_size}: change one of them"
         )
-    return batch_size, run.global_batch_size or batch_size * machine.num_gpus * run.accumulation
+    batch_size = run.batch_size or max(1, min(memory.most_clips(machine.gpu.gigabytes) for memory in memories))
+    while run.batch_size is None and per_gpu % batch_size:
+        batch_size //= 2
+    return batch_size, run.global_batch_size

@@ -31,6 +31,7 @@ def given_settings(arguments: list[str], also: Iterable[str] = ()) -> dict:
         ValueError: naming the setting that is unknown.
     """
     parser = make_parser()
+    parser._defaults.clear()
     parser.usage = "%(prog)s --config RECIPE [--SETTING VALUE ...]"
     for action in parser._actions:
         action.required = action.dest == "config"

@@ -132,7 +132,9 @@ def test_checkpointing_costs_time_and_saves_memory(plan_run, two_freezes):
 
 
 def test_batches_must_divide(plan_run):
-    with pytest.raises(ValueError, match="global_batch_size must be a multiple of batch_size=4 times 3 GPUs, got 8"):
+    with pytest.raises(
+        ValueError, match="global_batch_size must be a multiple of 3 GPUs times 4 clips at a time, got 8"
+    ):
         plan_cost(plan_run(per_device_train_batch_size=4), Machine(find_gpu("a100"), 3))
     open_size = plan_cost(plan_run(global_batch_size=None, gradient_accumulation_steps=3), Machine(find_gpu("l4"), 2))
     assert (open_size["batch_size"], open_size["clips_per_step"]) == (8, 48)
