@@ -5,7 +5,7 @@ import pytest
 from layerlock_hf.analysis import Machine, compare_with_log, find_gpu, plan_cost
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def planned(plan_run, two_freezes):
     """A run of three stages on one GPU, and its plan."""
     run = plan_run(**two_freezes)

@@ -22,7 +22,8 @@ PREDICTOR = {"decoder": "predictor", "predictor_hidden_size": 24, "predictor_num
 
 @pytest.mark.parametrize("decoder", [{}, PREDICTOR | {"use_final_norm": True}])
 def test_stages_between_two_counts_lie_on_a_line(plan_run, schedule, decoder):
-    run = plan_run(**schedule, **decoder, bf16=True)
+    sizes = {"num_hidden_layers": 5, "num_decoder_layers": 1, "num_freezes": 5}
+    run = plan_run(**schedule | decoder | sizes, bf16=True)
     counted = [activation_bytes(run.config, stage, as_ids(run.largest_masks), True) for stage in run.stages]
     assert activations_of_stages(run) == counted
     assert len({per_clip for per_clip, _ in counted}) > 4

@@ -4,9 +4,10 @@ import json
 
 import pytest
 
+from layerlock_hf.analysis.cost import nothing_frozen, run_flops
 from layerlock_hf.models import LayerLockViTConfig
 from layerlock_hf.pretraining.planning import given_settings, planned_run, recorded_run
-from layerlock_hf.recipes import load_recipe
+from layerlock_hf.recipes import load_recipe, recipe_paths
 
 
 RECORD = {
@@ -52,6 +53,16 @@ def test_precision_and_batches_are_read():
     )
     assert [stage.num_frozen for stage in run.stages] == [0, 1, 2, 3, 4]
     assert [stage.num_frozen for stage in run.unfrozen] == [0]
+
+
+def test_every_recipe_can_be_planned():
+    """And freezing never costs anything: what it saves is what its stages would take if all layers learned."""
+    names = [name for name, path in recipe_paths().items() if path.parent.name != "readouts"]
+    assert len(names) > 50
+    for name in names:
+        run = planned_run(load_recipe(name), name)
+        cost, unfrozen = run_flops(run), run_flops(nothing_frozen(run))
+        assert (0 < cost < unfrozen) if run.stages[-1].num_frozen else (cost == unfrozen), name
 
 
 def test_a_run_needs_steps():
