@@ -4,7 +4,7 @@ python benchmarks/gpu_check.py --output_dir runs/gpu_check
 
 Parts, each within its own share of the time: the tests that need CUDA; the rate of matrix products; bf16 against fp32;
 attention by every implementation there is; every stage of 4ds-b and 4ds-l on 16 x 224 x 224, 95% masked (clips/s,
-FLOPs against the card's peak, peak memory beside the plan of memory_plan.py); layers compiled or not; videos decoded
+FLOPs against the card's peak, peak memory beside what `layerlock cost` counts); layers compiled or not; videos decoded
 on the CPU and by NVDEC. What is not on the machine is reported with the reason. Exit status: 1 if a part failed, 130
 after Ctrl-C, which leaves the results so far.
 

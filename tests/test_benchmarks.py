@@ -1,5 +1,5 @@
 """The benchmark of methods, without training: what it runs, keeps and reports. Those of savings and of sweeps of
-readouts, in small; the plan of memory against bytes."""
+readouts, in small."""
 
 import importlib.util
 import json
@@ -184,24 +184,6 @@ def test_attention_on_cpus_is_counted(readout_sweep):
     with FlopCounterMode(display=False, custom_mapping=readout_sweep.ATTENTION_ON_CPU) as counter:
         torch.nn.functional.scaled_dot_product_attention(states, states, states)
     assert counter.get_total_flops() == 2 * 2 * 4 * 100 * 100 * 32  # two products, 2 per multiply-accumulate
-
-
-@pytest.fixture(scope="module")
-def memory_plan():
-    """benchmarks/memory_plan.py."""
-    return load("memory_plan")
-
-
-def test_the_plan_of_a_recipe(memory_plan, tiny_sizes, tmp_path):
-    settings = {"preset": "tiny", **tiny_sizes, "mask_ratio": 0.75, "freeze_start": 2, "max_frozen": 6, "bf16": True}
-    (tmp_path / "tiny.json").write_text(json.dumps({**settings, "freeze_interval": 1, "layers_per_freeze": 6}))
-    first, last = memory_plan.plan(str(tmp_path / "tiny.json"), [80], [8])
-    assert [row["frozen layers"] for row in (first, last)] == ["0", "6"]
-    assert first["gradients"] > last["gradients"] and first["frozen"] < last["frozen"]
-    assert first["all but activations, FSDP2 on 8"] < first["all but activations, one GPU"]
-    plain, checkpointed = map(int, first["most clips, 80 GB, DDP"].split(" / "))
-    assert 0 < plain <= checkpointed
-    assert [memory_plan.most_clips(1, fixed, 10**8) for fixed in (0, 5 * 10**8, 10**9)] == [8, 2, 0]
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import layerlock_hf
-from layerlock_hf.cli import analyze, inspect
+from layerlock_hf.cli import analyze, cost, inspect
 from layerlock_hf.cli.launching import config_file, launch_options
 from layerlock_hf.cli.main import PROGRAMS
 from layerlock_hf.evaluation.arguments import parse as parse_readout
@@ -66,6 +66,7 @@ def anchors(page: Path) -> set[str]:
 def options_of(program: str) -> frozenset[str]:
     """The flags of a subcommand."""
     parsers = {"pretrain": [make_parser()], "inspect": [make_parser(), inspect.parser_of_this_program()]}
+    parsers["cost"] = [make_parser(), cost.parser_of_this_program()]
     if program in parsers:
         known = {name for parser in parsers[program] for action in parser._actions for name in action.option_strings}
         return frozenset(known | set(launch_options() if program == "pretrain" else ()))

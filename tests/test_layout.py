@@ -32,7 +32,8 @@ LAW = {
     "hub": ("layerlock_hf.models", "layerlock_hf.utils"),
     "recipes": ("layerlock_hf.utils",),
     "pretraining": tuple(
-        f"layerlock_hf.{part}" for part in ("models", "data", "training", "evaluation", "hub", "recipes", "utils")
+        f"layerlock_hf.{part}"
+        for part in ("models", "data", "training", "evaluation", "analysis", "hub", "recipes", "utils")
     ),
 }
 # What users enter by, which may import everything, and which no part imports
@@ -220,6 +221,8 @@ def test_file_length(path):
         ("analysis/new.py", "from ..training.trainer import x", True),
         ("analysis/new.py", "from ..evaluation import probes", True),
         ("analysis/new.py", "from ..data import x", False),
+        ("analysis/new.py", "from ..pretraining import x", False),
+        ("pretraining/new.py", "from ..analysis import x", True),
         ("hub/new.py", "from ..models import Pixels", True),
         ("hub/new.py", "from ..data import x", False),
         ("evaluation/new.py", "from ..cli import pretrain", False),

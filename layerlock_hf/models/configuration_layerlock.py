@@ -194,12 +194,17 @@ class LayerLockViTConfig(LayerLockReadoutConfig):
         own = {f"latents_{depth}": latent_width for depth in self.latent_head_depths}
         return {"pixels": self.values_per_token, "latents": latent_width, **own, **(self.extra_heads or {})}
 
+    @property
+    def predictor_intermediate_size(self) -> int:
+        """Width of the MLPs of a predictor's layers."""
+        return 4 * self.predictor_hidden_size
+
     def for_predictor(self) -> "LayerLockViTConfig":
         """The configuration of a predictor's layers."""
         sizes = _size(
             self.predictor_hidden_size,
             self.num_decoder_layers,
-            4 * self.predictor_hidden_size,
+            self.predictor_intermediate_size,
             self.predictor_num_attention_heads,
         )
         fields = {name: getattr(self, name) for name in architecture_fields()} | sizes

@@ -6,28 +6,25 @@ writes them anew; a test compares what is committed.
 """
 
 import sys
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from huggingface_hub import ModelCardData
 
-from ..data import MaskArguments
+from ..analysis.cost import run_flops
+from ..analysis.runs import PlannedRun
 from ..hub.architecture import clip_row, layerlock_rows, parameter_row
 from ..hub.citations import BLOCKWISE, LAYERLOCK, SALT, SCALING_4D, V_JEPA
 from ..hub.rendering import COST, LIBRARY, TAGS, CardFacts, render_card
 from ..hub.results_table import Table
 from ..hub.snippets import Snippet
 from ..hub.words import in_powers, keywords
-from ..models import LayerLockViTConfig, LayerLockViTForPretraining, Stage
+from ..models import LayerLockViTConfig
 from ..models.configuration_layerlock import architecture_fields
 from ..recipes import load_recipe, paragraphs_of
-from ..training import StageArguments, step_flops
-from .arguments import ModelArguments
-from .build import describe_stages, model_config
-
-
-NUM_GROUPS = 50  # of clips, over which the sizes of masks are averaged
+from ..training.memory_plan import empty_model
+from .build import describe_stages
+from .planning import planned_run
 
 
 @dataclass(frozen=True)
@@ -159,12 +156,9 @@ def facts_of_recipe(name: str) -> CardFacts:
     """What a card of `PAPER_CARDS` tells."""
     card = PAPER_CARDS[name]
     recipe = load_recipe(card.recipe)
-    config = model_config(_arguments(ModelArguments, recipe))
-    with torch.device("meta"):
-        model = LayerLockViTForPretraining(config)
+    run = planned_run(recipe, card.recipe)
+    config, model = run.config, empty_model(run.config)
     counts = {part: sum(tensor.numel() for tensor in module.parameters()) for part, module in model.named_children()}
-    stages = _arguments(StageArguments, recipe).build(config, max_steps=recipe["max_steps"])
-    masks = mask_sizes(config, _arguments(MaskArguments, recipe))
     return CardFacts(
         metadata=ModelCardData(
             license="apache-2.0", library_name=LIBRARY, pipeline_tag="feature-extraction", tags=TAGS
@@ -184,61 +178,32 @@ def facts_of_recipe(name: str) -> CardFacts:
         licence="The recipe and the code are under the Apache License 2.0. There are no weights to license.",
         citations=list(card.paper.citations),
         notice=f"No weights exist yet: this is a plan, the recipe {card.recipe}, which this project has not run.",
-        stages=describe_stages(model, stages),
+        stages=describe_stages(model, run.stages),
         data=f"{card.paper.data} With this recipe it is whatever videos you give it.",
-        training=_training(card, recipe, config, stages, masks),
+        training=_training(card, run),
         commands=_commands(card),
         evaluation=card.results,
         notes=paragraphs_of(card.recipe)[1:],  # the first holds results, which belong to the table
     )
 
 
-def _arguments(kind: type, recipe: dict):
-    known = {field.name for field in fields(kind)}
-    return kind(**{name: value for name, value in recipe.items() if name in known})
-
-
-def mask_sizes(config: LayerLockViTConfig, arguments: MaskArguments) -> list[list[tuple[int, int]]]:
-    """For each of some groups of clips, and each type of mask, how many tokens are seen and how many are predicted."""
-    masks = arguments.build()
-    group_size = arguments.mask_group_size or 1
-    drawn = (masks(config.grid_size, [group * group_size], 0) for group in range(NUM_GROUPS))
-    return [[(seen.shape[1], hidden.shape[1]) for seen, hidden in kinds] for kinds in drawn]
-
-
-def run_flops(
-    config: LayerLockViTConfig, stages: list[Stage], masks: list[list[tuple[int, int]]], recipe: dict
-) -> float:
-    """Floating-point operations of a whole run, its teacher of the model's own size included.
-
-    Args:
-        masks: as of `mask_sizes`.
-    """
-    ends = [*(stage.start for stage in stages[1:]), recipe["max_steps"]]
-    total = 0.0
-    for stage, end in zip(stages, ends, strict=True):
-        per_clip = sum(step_flops(config, stage, sizes) for sizes in masks) / len(masks)
-        total += per_clip * recipe["global_batch_size"] * (end - stage.start)
-    return total
-
-
-def _training(card: PaperCard, recipe: dict, config, stages, masks) -> list[tuple[str, str]]:
-    clips = recipe["max_steps"] * recipe["global_batch_size"]
-    means = [sum(sizes[kind][0] for sizes in masks) / len(masks) for kind in range(len(masks[0]))]
+def _training(card: PaperCard, run: PlannedRun) -> list[tuple[str, str]]:
+    clips = run.max_steps * run.global_batch_size
+    means = [run.mean(lambda sizes, kind=kind: sizes[kind][0]) for kind in range(len(run.masks[0]))]
     first, *others = (f"{number:,.0f}" for number in means)
-    seen = f"the encoder sees {first} of {config.num_tokens:,} tokens"
+    seen = f"the encoder sees {first} of {run.config.num_tokens:,} tokens"
     seen += "".join(f", in another pass {number}" for number in others)
-    seen += ", on average" if len({tuple(sizes) for sizes in masks}) > 1 else ""
+    seen += ", on average" if len({*run.masks}) > 1 else ""
     theirs = f"The paper used {card.hardware}; its hours" if card.hardware else "The paper's hardware and hours"
     return [
         ("recipe", f"{card.recipe}, a file of settings of `layerlock_hf`"),
         (
             "steps of the optimizer",
-            f"{recipe['max_steps']:,}, each with {recipe['global_batch_size']:,} clips: {clips:,} clips in all",
+            f"{run.max_steps:,}, each with {run.global_batch_size:,} clips: {clips:,} clips in all",
         ),
         ("masks", seen),
         ("hardware and hours", f"Not run by this project. {theirs} are not known here."),
-        ("cost", f"{in_powers(run_flops(config, stages, masks, recipe), digits=2)} {COST}"),
+        ("cost", f"{in_powers(run_flops(run) * run.global_batch_size, digits=2)} {COST}"),
     ]
 
 

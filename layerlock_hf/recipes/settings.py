@@ -48,25 +48,48 @@ def parse_with_recipe(parser: SettingsParser, arguments: list[str], also: Iterab
     Raises:
         ValueError: naming the setting that is unknown, or saying what is wrong with the recipe.
     """
+    flags = _with_recipe(parser, arguments)
+    *parsed, unknown = parser.parse_args_into_dataclasses(flags, return_remaining_strings=True)
+    _refuse(unknown, parser, also)
+    return tuple(parsed)
+
+
+def given_with_recipe(parser: SettingsParser, arguments: list[str], also: Iterable[str] = ()) -> dict:
+    """The same settings by name, before anything is made of them; defaults are what the parser has.
+
+    Raises:
+        ValueError: as `parse_with_recipe`.
+    """
+    given, unknown = parser.parse_known_args(_with_recipe(parser, arguments))
+    _refuse(unknown, parser, also)
+    return vars(given)
+
+
+def _known(parser: SettingsParser) -> set[str]:
+    return {name for kind in parser.dataclass_types for name in kind.__dataclass_fields__}
+
+
+def _with_recipe(parser: SettingsParser, arguments: list[str]) -> list[str]:
+    """The settings of the recipe as flags, and then the arguments."""
     config = SettingsParser(allow_abbrev=False, add_help=False)
     config.add_argument("--config")
     recipe = config.parse_known_args(arguments)[0].config
+    if recipe is None:
+        return arguments
     takes_several = {action.dest for action in parser._actions if action.nargs in ("+", "*")}
-    known = {name for kind in parser.dataclass_types for name in kind.__dataclass_fields__}
-    flags = []
-    if recipe is not None:
-        settings = load_recipe(recipe)
-        for name, value in settings.items():
-            if name not in known:
-                raise ValueError(f"{name} is not a known setting (in {recipe}){_hint(name, known)}")
-            if isinstance(value, list) and name not in takes_several:
-                raise ValueError(f"{name} in {recipe} must be one value, got {value}")
-        flags = flags_of(settings)
-    *parsed, unknown = parser.parse_args_into_dataclasses(flags + arguments, return_remaining_strings=True)
+    known, settings = _known(parser), load_recipe(recipe)
+    for name, value in settings.items():
+        if name not in known:
+            raise ValueError(f"{name} is not a known setting (in {recipe}){_hint(name, known)}")
+        if isinstance(value, list) and name not in takes_several:
+            raise ValueError(f"{name} in {recipe} must be one value, got {value}")
+    return flags_of(settings) + arguments
+
+
+def _refuse(unknown: list[str], parser: SettingsParser, also: Iterable[str]):
     if unknown:
-        hint = _hint(unknown[0].removeprefix("--").partition("=")[0], {*known, *also}, "--")
+        hint = _hint(unknown[0].removeprefix("--").partition("=")[0], {*_known(parser), *also}, "--")
         raise ValueError(f"{unknown[0]} is not a known setting, or one value too many for the setting before it{hint}")
-    return tuple(parsed)
 
 
 def _hint(name: str, known: Iterable[str], prefix: str = "") -> str:

@@ -1,6 +1,6 @@
 from ..models.objectives import Latents, Objective, Pixels, Stage
 from .arguments import LayerLockTrainingArguments
-from .flops import step_flops
+from .flops import executed_flops, forward_flops, step_flops
 from .methods import METHODS, StageArguments
 from .stages import (
     FreezeSchedule,
@@ -34,6 +34,8 @@ __all__ = [
     "Stage",
     "StageArguments",
     "check_stages",
+    "executed_flops",
+    "forward_flops",
     "locked",
     "mae",
     "stage_at",

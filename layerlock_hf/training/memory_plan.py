@@ -58,11 +58,11 @@ class Kept:
 
 def kept_bytes(model: nn.Module, inputs: dict, bf16: bool = False) -> tuple[int, int]:
     """Bytes that a forward pass leaves for the backward pass, parameters excepted: all, and the most of one layer."""
-    kept, running, handles = weakref.WeakSet(), [None], []
+    kept, running, handles = [], [None], []
 
     def pack(tensor):
         entry = Kept(tensor, running[0])
-        kept.add(entry)
+        kept.append(weakref.ref(entry))
         return entry
 
     for module in model.modules():
@@ -76,7 +76,9 @@ def kept_bytes(model: nn.Module, inputs: dict, bf16: bool = False) -> tuple[int,
         loss = model(**inputs).loss
     for handle in handles:
         handle.remove()
-    storages = {entry.tensor.untyped_storage()._cdata: entry for entry in kept}
+    alive = [entry for entry in (reference() for reference in kept) if entry is not None]
+    # What several layers keep belongs to the first of them
+    storages = {entry.tensor.untyped_storage()._cdata: entry for entry in reversed(alive)}
     for parameter in model.parameters():
         storages.pop(parameter.untyped_storage()._cdata, None)
     sizes = Counter()

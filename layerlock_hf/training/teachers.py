@@ -233,6 +233,20 @@ def sizes_of(config: PreTrainedConfig | None) -> LayerLockViTConfig | None:
         ) from error
 
 
+def teacher_sizes(path: str) -> LayerLockViTConfig:
+    """The sizes of a teacher in a folder or on the Hub, from its configuration alone.
+
+    Raises:
+        ValueError: if it has none that can be read, or one that does not tell its sizes.
+    """
+    try:
+        config = AutoConfig.from_pretrained(check_checkpoint(path), trust_remote_code=False)
+    except (OSError, KeyError, ValueError) as error:
+        raise ValueError(f"teacher: cannot read the sizes of {path}: {' '.join(str(error).split())}") from error
+    is_ours = isinstance(config, LayerLockViTConfig)
+    return config if is_ours else sizes_of(TransformersEncoderConfig(encoder_config=config, use_final_norm=True))
+
+
 def load_teacher(path: str) -> tuple[nn.Module, int, int]:
     """A teacher from a folder or the Hub, its number of layers and its width.
 

@@ -1,4 +1,4 @@
-"""Shared by the tests that look at whole encoders."""
+"""Shared by the tests of analyses: encoders to look at, and runs in small as they are planned."""
 
 import csv
 
@@ -7,6 +7,7 @@ import transformers
 
 from layerlock_hf import LayerLockViTConfig, LayerLockViTModel
 from layerlock_hf.data.procedural import write_procedural_dataset
+from layerlock_hf.pretraining.planning import planned_run
 
 
 CLASSES = ("left", "right", "up")
@@ -42,3 +43,27 @@ def checkpoints(tmp_path_factory, tiny_sizes):
     )
     transformers.VideoMAEModel(config).save_pretrained(folder / "videomae")
     return folder
+
+
+@pytest.fixture(scope="session")
+def plan_run(tiny_sizes):
+    """Plan a run of 100 steps on the model of `tiny_sizes`, of which the encoder sees a quarter of the tokens."""
+
+    def plan(**settings):
+        defaults = {"preset": "tiny", **tiny_sizes, "max_steps": 100, "global_batch_size": 8}
+        defaults |= {} if "mask" in settings else {"mask_ratio": 0.75}
+        return planned_run(defaults | settings, "tiny")
+
+    return plan
+
+
+@pytest.fixture(scope="session")
+def schedule():
+    """Settings that freeze all six layers, one by one."""
+    return {"freeze_start": 40, "freeze_interval": 10, "layers_per_freeze": 1, "num_freezes": 6}
+
+
+@pytest.fixture(scope="session")
+def two_freezes():
+    """Settings that freeze two layers, and two more."""
+    return {"freeze_start": 40, "freeze_interval": 10, "layers_per_freeze": 2, "num_freezes": 2}

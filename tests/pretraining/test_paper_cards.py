@@ -6,12 +6,9 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
-from layerlock_hf.data import MaskArguments
 from layerlock_hf.hub.rendering import TEMPLATE, render_card
-from layerlock_hf.models import LayerLockViTConfig
-from layerlock_hf.pretraining.paper_cards import PAPER_CARDS, facts_of_recipe, mask_sizes, run_flops, write_paper_cards
+from layerlock_hf.pretraining.paper_cards import PAPER_CARDS, facts_of_recipe, write_paper_cards
 from layerlock_hf.recipes import load_recipe
-from layerlock_hf.training import StageArguments
 
 
 FOLDER = Path(__file__).resolve().parents[2] / "model_cards"
@@ -102,28 +99,3 @@ def test_costs_are_those_counted_by_hand():
     assert flops_of("4ds-g-mae") == pytest.approx(2.55e12 * 1e9, rel=0.03)
     assert flops_of("layerlock-4ds-g") / flops_of("4ds-g-mae") == pytest.approx(1.55, rel=0.05)
     assert flops_of("salt-l-teacher") == pytest.approx(0.165e21, rel=0.05)
-
-
-def test_every_stage_costs_its_own_steps(tiny_sizes):
-    config = LayerLockViTConfig.from_preset("tiny", **tiny_sizes)
-    recipe = {"max_steps": 100, "global_batch_size": 2}
-    masks = mask_sizes(config, MaskArguments(mask_ratio=0.75))
-    assert {tuple(sizes) for sizes in masks} == {((8, 32),)}
-
-    def cost(**settings) -> float:
-        return run_flops(config, StageArguments(**settings).build(config), masks, recipe)
-
-    plain, frozen = cost(), cost(freeze_start=1, num_freezes=1, predict_latents=False)
-    half = cost(freeze_start=50, num_freezes=1, predict_latents=False)
-    assert frozen < half < plain
-    assert (plain - half) / (plain - frozen) == pytest.approx(50 / 99)
-
-
-def test_masks_of_several_kinds_are_averaged_over_groups():
-    config = LayerLockViTConfig.from_preset("vjepa-l")
-    recipe = load_recipe("salt-l")
-    given = {name: recipe[name] for name in ("mask", "mask_blocks", "mask_group_size")}
-    masks = mask_sizes(config, MaskArguments(**given))
-    means = [[sum(sizes[kind][side] for sizes in masks) / len(masks) for side in (0, 1)] for kind in (0, 1)]
-    # (366, 750) and (100, 1100) are V-JEPA's own means over many groups
-    assert means[0] == pytest.approx([366, 750], rel=0.1) and means[1] == pytest.approx([100, 1100], rel=0.1)

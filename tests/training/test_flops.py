@@ -15,6 +15,8 @@ from layerlock_hf.training import (
     as_teacher,
     blockwise,
     blockwise_in_sequence,
+    executed_flops,
+    forward_flops,
     locked,
     mae,
     mae_and_latents,
@@ -167,3 +169,58 @@ def test_several_targets_are_what_pytorch_counts(tiny_sizes, decoder):
     kept = locked(mae(6), FreezeSchedule(1, 1, 2, num_freezes=2), keep_targets=True)
     for stage in (*unfrozen, *kept):
         assert step_flops(config, stage, SIZES) == count(model, stage, SIZES), stage
+
+
+# ---- what a batch computes
+
+
+def flops_of_batch(model, stage, sizes, num_clips, teacher=None) -> tuple[int, int]:
+    """Of the forward passes, and of the whole step, of a batch with its own masks for every clip."""
+    orders = [torch.stack([torch.randperm(32) for _ in range(num_clips)]) for _ in sizes]
+    masks = {
+        "context_ids": [order[:, :seen] for order, (seen, _) in zip(orders, sizes, strict=True)],
+        "target_ids": [order[:, -wanted:] for order, (_, wanted) in zip(orders, sizes, strict=True)],
+    }
+    model.freeze_for(stage)
+    with FlopCounterMode(display=False) as counter:
+        loss = model(torch.rand(num_clips, 4, 3, 16, 16), **masks, stage=stage, teacher=teacher).loss
+        in_forward = counter.get_total_flops()
+        loss.backward()
+    return in_forward, counter.get_total_flops()
+
+
+EVERY_STAGE = locked(mae(6), FreezeSchedule(1, 1, num_freezes=6))
+# Nothing frozen, the first layer, all that see the context alone, and layers that decode
+SOME_STAGES = [EVERY_STAGE[num_frozen] for num_frozen in (0, 1, 4, 5, 6)]
+SOME, BOTH = [(8, 20)], [(8, 32), (5, 11)]
+
+
+@pytest.mark.parametrize("decoder", ["trunk", "predictor"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("sizes", [SOME, BOTH])
+def test_batches_are_what_pytorch_counts(tiny_sizes, decoder, checkpointing, sizes):
+    """Stages, and one of a fraction of the tokens; of the shared tokens a batch computes less than its clips."""
+    model, config = make_model(tiny_sizes, decoder=decoder)
+    model.train()
+    if checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    fraction = locked(mae(6), FreezeSchedule(1, 1, num_freezes=1), patch_fraction=0.25)[1:]
+    for stage in [*SOME_STAGES, *fraction]:
+        in_forward, in_step = flops_of_batch(model, stage, sizes, 3)
+        counted = executed_flops(config, stage, sizes, 3, checkpointing=checkpointing)
+        assert counted == in_step, stage
+        alone = 3 * step_flops(config, stage, sizes)
+        is_shared = decoder == "trunk" and sizes != SOME and stage not in fraction
+        if not checkpointing:
+            assert (counted < alone) if is_shared else (counted == alone)
+        assert (in_forward < 3 * forward_flops(config, stage, sizes)) == is_shared
+        assert in_forward <= 3 * forward_flops(config, stage, sizes)
+
+
+@pytest.mark.parametrize("decoder", ["trunk", "predictor"])
+def test_forward_passes_are_what_pytorch_counts(tiny_sizes, decoder):
+    model, config = make_model(tiny_sizes, decoder=decoder)
+    for stage in EVERY_STAGE:
+        in_forward, in_step = flops_of_batch(model, stage, BOTH, 1)
+        assert (forward_flops(config, stage, BOTH), step_flops(config, stage, BOTH)) == (in_forward, in_step)
+        assert executed_flops(config, stage, BOTH, 1) == in_step
