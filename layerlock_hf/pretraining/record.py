@@ -1,5 +1,6 @@
 """What a run was, for whoever meets its model later: settings, command, data, hardware."""
 
+import argparse
 import platform
 import shlex
 from collections.abc import Iterable
@@ -23,6 +24,13 @@ def names_in(arguments: Iterable[str]) -> list[str]:
     return [word[2:].partition("=")[0].replace("-", "_") for word in arguments if word.startswith("--")]
 
 
+def config_of(arguments: list[str]) -> str | None:
+    """The recipe that is named on a command line."""
+    parser = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
+    parser.add_argument("--config")
+    return parser.parse_known_args(arguments)[0].config
+
+
 def settings_record(arguments: list[str], groups: Iterable[object], num_videos: int, clips_per_step: int) -> dict:
     """What `settings.json` holds of a run.
 
@@ -33,7 +41,7 @@ def settings_record(arguments: list[str], groups: Iterable[object], num_videos: 
         clips_per_step: of an optimizer step over all processes.
     """
     values = {name: value for group in groups for name, value in vars(group).items()}
-    config = arguments[arguments.index("--config") + 1] if "--config" in arguments else None
+    config = config_of(arguments)
     named = [*(load_recipe(config) if config else ()), *names_in(arguments)]
     chosen = {name: values[name] for name in named if name in values and name not in LOCAL}
     cuda = torch.cuda.is_available() and not values["use_cpu"]

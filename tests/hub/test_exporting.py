@@ -14,6 +14,7 @@ from transformers import AutoModel, AutoModelForPreTraining
 from layerlock_hf import LayerLockVideoProcessor, LayerLockViTForDepthEstimation, LayerLockViTModel, export
 from layerlock_hf.hub import repository
 from layerlock_hf.hub.documents import documents_of_readout, portable, portable_command
+from layerlock_hf.pretraining.record import config_of
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +100,11 @@ def test_commands_travel_without_paths_and_tokens():
     assert portable_command("layerlock pretrain --output-dir /x/out --bf16") == (
         "layerlock pretrain --output-dir OUT --bf16"
     )
+
+
+@pytest.mark.parametrize("flags", [["--config", "demo"], ["--config=demo"]])
+def test_the_recipe_is_recorded(flags):
+    assert config_of([*flags, "--max_steps", "3"]) == "demo"
 
 
 def test_a_stage_is_the_model_as_it_was_when_the_stage_began(run, tmp_path):
