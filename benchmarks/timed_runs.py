@@ -266,7 +266,8 @@ class VideoMAE(Ours):
     def train(self, settings: dict, data: Data, stopwatch: Stopwatch) -> float | None:
         config = model_config(settings)
         with tempfile.TemporaryDirectory() as folder:
-            _, _, data_args, _, _, args = parse(self.arguments(settings, data, folder))
+            parsed = parse(self.arguments(settings, data, folder))
+            data_args, args = parsed.data, parsed.training
             num_samples = args.max_steps * args.per_device_train_batch_size
             clips = build_clips(data_args, args, config, num_samples, Path(folder) / "bad_videos.jsonl")
         collator = PretrainingCollator(config.grid_size, TubeMask(TUBE_RATIO), args.seed)
