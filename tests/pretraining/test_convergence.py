@@ -203,7 +203,7 @@ def test_another_array_is_not_mixed_with_this_one(measure, output):
 def test_in_earnest(settings, tmp_path, capsys):
     """The control ends with the weights of the baseline, bit for bit, and a branch leaves its frozen layers as the
     baseline had them when it was frozen."""
-    kept = {name: value for name, value in settings.items() if "freez" not in name and name != "train_data"}
+    kept = {name: value for name, value in settings.items() if "freeze" not in name and name != "train_data"}
     recipe, output = tmp_path / "recipe.json", tmp_path / "out"
     recipe.write_text(json.dumps(kept))
     command = ["convergence", "--config", str(recipe), "--train_data", settings["train_data"]]
@@ -218,5 +218,8 @@ def test_in_earnest(settings, tmp_path, capsys):
     prefix = ("encoder.embeddings.", "encoder.layers.0.", "encoder.layers.1.")
     for name in [name for name in baseline if name.startswith("encoder.")]:
         assert torch.equal(frozen[name], then[name]) == name.startswith(prefix), name
+    record = json.loads((output / "branches" / "layers_2_step_2" / "settings.json").read_text())
+    assert record["settings"]["freeze_start"] == 2  # what it would take to train this run from scratch
+    assert not any("branch" in name for name in [*record["settings"], *record["command"].split(" --")])
     points = {row["layers"]: row for row in json.loads((output / "convergence.json").read_text())["points"]}
     assert points[0]["deviation_percent"] == 0 != points[2]["deviation_percent"]
