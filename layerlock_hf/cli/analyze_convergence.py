@@ -79,8 +79,10 @@ def main(arguments: list[str]):
         value = "not defined" if results[name] is None else f"{results[name]:.2f}"
         print(f"rank correlation of depth and {what}: {value}")
     print(f"look at {own.output_dir / PICTURE}")
-    if results["failed"]:
-        raise SystemExit(f"error: {len(results['failed'])} branches failed, the first of them {results['failed'][0]}")
+    failed = results["failed"]
+    if failed:
+        told = f"{len(failed)} of {len(failed) + len(results['points'])} branches failed"
+        raise SystemExit(f"error: {told}, the first of them {failed[0]}")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,8 @@ root = next(path for path in folder.parents if path.name == "out")
 if (root / f"break_{folder.name}").exists():
     sys.exit("error: broken on purpose")
 with (root / "starts.jsonl").open("a") as file:
-    file.write(json.dumps([folder.name, os.environ.get("CUDA_VISIBLE_DEVICES"), settings]) + "\\n")
+    seen = [os.environ.get(name) for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")]
+    file.write(json.dumps([folder.name, seen, settings]) + "\\n")
 step = settings.get("freeze_start", 0)
 loss = 2 + (settings["layers_per_freeze"] / step if step else 0)
 with (folder / "metrics.jsonl").open("w") as file:
@@ -68,7 +69,7 @@ def output(tmp_path):
 
 
 def starts(output):
-    """(folder, GPU, settings) of what has been started so far."""
+    """(folder, [GPU, threads], settings) of what has been started so far."""
     path = output / "starts.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
@@ -153,7 +154,29 @@ def test_a_stopped_branch_goes_on_from_its_own_checkpoint(measure, output):
 def test_branches_are_spread_over_the_gpus(measure, output, monkeypatch):
     monkeypatch.setattr(convergence, "visible_gpus", lambda: ["4", "7"])
     measure(num_jobs=2)
-    assert {gpu for _, gpu, _ in starts(output)[1:]} == {"4", "7"}
+    assert {gpu for _, (gpu, _), _ in starts(output)[1:]} == {"4", "7"}
+
+
+def test_all_runs_sum_over_as_many_threads(measure, output, monkeypatch):
+    monkeypatch.setattr(convergence, "count_cores", lambda: 6)
+    measure(layers=[2], num_jobs=2)
+    measure(num_jobs=1)  # as some of the array has been trained with three
+    assert {threads for _, (_, threads), _ in starts(output)} == {"3"}
+
+
+def test_the_command_tells_of_a_failure_at_its_end(measure, recipe, output, capsys):
+    output.mkdir(parents=True)
+    (output / "break_layers_4_step_8").touch()
+    command = ["convergence", "--config", str(recipe), "--train_data", "some", "more", "--output_dir", str(output)]
+    command += ["--layers", "2", "4", "--steps", "4", "8", "--last_steps", "2", "--threshold", "20"]
+    with pytest.raises(SystemExit, match="^error: 1 of 4 branches failed, the first of them 4 layers from step 8: "):
+        analyze.main([*command, "--learning_rate", "1e-3"])
+    assert "layers 1 to 2 have converged: step 8\nlayers 1 to 4 have converged: not" in capsys.readouterr().out
+    assert {settings["learning_rate"] for *_, settings in starts(output)} == {1e-3}
+    with pytest.raises(SystemExit, match="error: .*other settings"):
+        analyze.main(command)
+    with pytest.raises(SystemExit, match="error: --layer is not a known setting.*did you mean --layers"):
+        analyze.main([*command, "--layer", "3"])
 
 
 def test_gpus_are_those_that_this_process_sees(monkeypatch):
