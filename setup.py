@@ -9,7 +9,7 @@ VERSION = re.search(r'^VERSION = "([^"]+)"', (ROOT / "layerlock_hf/utils/version
 README = ROOT / "README.md"
 
 TRAIN = ["tensorboard"]
-ANALYSIS = ["scikit-learn"]
+ANALYSIS = ["scikit-learn", "scipy"]
 TEST = [*ANALYSIS, "pytest", "pytest-timeout", "pytest-xdist", "torchmetrics"]
 DEV = [*TRAIN, *TEST, "ruff", "codespell", "pre-commit"]
 

@@ -1,14 +1,13 @@
 """What benchmarks of several runs share: recipes that compare, and records and videos, so that they can be stopped and
 continued."""
 
-import json
 from pathlib import Path
 
 from layerlock_hf import LayerLockViTConfig
 from layerlock_hf.models.configuration_layerlock import architecture_fields
 from layerlock_hf.pretraining.demo_data import write_data
 from layerlock_hf.recipes import find_recipe, load_recipe
-from layerlock_hf.utils.files import write_aside
+from layerlock_hf.utils.records import read_record, write_record
 
 
 REFERENCE = "demo"  # the recipe that gives steps and sizes
@@ -42,26 +41,6 @@ def load_checked(name: str) -> dict:
         if value != expected:
             raise ValueError(f"{setting} is {value} in {name}.yaml, but {expected} in {REFERENCE}.yaml")
     return recipe
-
-
-def read_record(path: Path, settings) -> dict | None:
-    """What an earlier call left, if it did the same.
-
-    Raises:
-        ValueError: if it did something else.
-    """
-    if not path.is_file():
-        return None
-    record = json.loads(path.read_text())
-    if record["settings"] != settings:
-        raise ValueError(f"{path} is of other settings: delete its folder, or choose another --output_dir")
-    return record
-
-
-def write_record(path: Path, record):
-    """Whole or not at all."""
-    with write_aside(path) as aside:
-        aside.write_text(json.dumps(record, indent=1) + "\n")
 
 
 def write_data_once(output: Path, num_videos: int) -> Path:

@@ -1,8 +1,10 @@
 """Look at what runs and checkpoints have become.
 
 layerlock analyze representations --models NAME=PATH ... --data VIDEOS --output_dir OUT
+layerlock analyze convergence --config RECIPE --train_data VIDEOS --output_dir OUT
 
   representations  what encoders represent at each depth: ranks, likeness, retrieval, decodability, attention
+  convergence      in which order layers converge: what freezing the first of them costs, by depth and step (Fig. 1)
 
 `layerlock analyze NAME --help` says more of each.
 """
@@ -15,7 +17,7 @@ from . import programs  # noqa: F401  (how programs end)
 
 
 # Each is the module analyze_NAME beside this one, and `main(arguments)` there
-ANALYSES = ("representations",)
+ANALYSES = ("representations", "convergence")
 HELP = ("-h", "--help", "help")
 
 

@@ -16,7 +16,7 @@ from .words import public_name, public_text
 STAGES, SETTINGS, RESULTS, METRICS = "stages.json", "settings.json", "results.json", "metrics.jsonl"
 RUN_FILE = "layerlock.json"  # of a checkpoint, see training.run_file
 PACE = {"max_steps", "clips_per_step"}  # of `settings.json`, by which progress is told
-NOT_OF_THE_COMMAND = {"hub_token", "resume_from_checkpoint", "resume"}
+NOT_OF_THE_COMMAND = {"hub_token", "resume_from_checkpoint", "resume", "branch"}
 
 
 def read_json(path: Path):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from ..recipes.settings import flags_of
 from .logs import progress_line, read_metrics
 
 
@@ -39,26 +40,28 @@ class Run:
 
     Args:
         recipe: its settings, by name or path.
-        videos: what it trains on.
+        videos: what it trains on, one source or several.
         folder: where it leaves everything.
         settings: what it is told beside the recipe.
         num_threads: threads of its computations; as many as PyTorch takes by itself if None.
         name: what its progress lines begin with.
         program: what accelerate launches, with the arguments of `layerlock pretrain`.
+        gpu: the GPU that it sees, as CUDA_VISIBLE_DEVICES names it; all that this process sees if None.
     """
 
     def __init__(
         self,
         recipe: str | Path,
-        videos: Path,
+        videos: Path | list[str],
         folder: Path,
         settings: dict,
         num_threads: int | None = None,
         name: str = "",
         program: tuple[str, ...] = PROGRAM,
+        gpu: str | None = None,
     ):
         self.recipe, self.videos, self.folder, self.settings = recipe, videos, folder, settings
-        self.num_threads, self.name, self.program = num_threads, name, program
+        self.num_threads, self.name, self.program, self.gpu = num_threads, name, program, gpu
         self._process, self._reported = None, -1
 
     @property
@@ -74,11 +77,8 @@ class Run:
         if not torch.cuda.is_available():
             command.append("--cpu")
             extra["dataloader_pin_memory"] = False
-        command += [*self.program, "--config", str(self.recipe)]
-        command += ["--train_data", str(self.videos), "--output_dir", str(self.folder)]
-        for name, value in extra.items():
-            command += [f"--{name}", str(value)]
-        return command
+        given = {"config": self.recipe, "train_data": self.videos, "output_dir": self.folder}
+        return [*command, *self.program, *flags_of(given | extra)]
 
     def start(self):
         print(" ".join(self.command()), flush=True)
@@ -88,6 +88,8 @@ class Run:
         variables = environment()
         if self.num_threads is not None:
             variables["OMP_NUM_THREADS"] = str(self.num_threads)
+        if self.gpu is not None:
+            variables["CUDA_VISIBLE_DEVICES"] = self.gpu
         with self._log_path.open("w") as log:
             # In a session of its own, because accelerate does not pass a signal on to the process that it starts
             self._process = subprocess.Popen(

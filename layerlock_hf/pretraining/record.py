@@ -16,7 +16,10 @@ from ..utils.version import VERSION
 
 
 # What is not of the run but of the place and the way it was started
-LOCAL = ("output_dir", "logging_dir", "resume_from_checkpoint", "hub_token", "hub_model_id", "push_to_hub", "rehearse")
+LOCAL = (
+    *("output_dir", "logging_dir", "resume_from_checkpoint", "branch", "rehearse"),
+    *("hub_token", "hub_model_id", "push_to_hub"),
+)
 
 
 def names_in(arguments: Iterable[str]) -> list[str]:

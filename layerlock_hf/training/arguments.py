@@ -127,6 +127,13 @@ class LayerLockTrainingArguments(TrainingArguments):
             "help": "Checkpoint to resume from, or auto: the newest complete one in output_dir, if any.",
         },
     )
+    branch: bool = field(
+        default=False,
+        metadata={
+            "help": "resume_from_checkpoint may be of a run whose stages differ from the checkpoint's step on: go on "
+            "from it with the stages of this run."
+        },
+    )
     report_to: list[str] = field(
         default_factory=lambda: ["none"],
         metadata={"help": "Experiment trackers, such as tensorboard wandb, or none."},
@@ -196,6 +203,13 @@ class LayerLockTrainingArguments(TrainingArguments):
             )
         if self.save_on_each_node:
             raise ValueError("save_on_each_node is not supported: output_dir must be a folder that all nodes share")
+        if self.branch and self.resume_from_checkpoint is None:
+            raise ValueError("branch is set but resume_from_checkpoint is not: name the checkpoint to go on from")
+        if self.branch and self.schedule_restarts:
+            raise ValueError(
+                "schedule_restarts must be left out of a branch: with it, the learning rate depends on when the next "
+                "stage begins, and the checkpoint's run had another"
+            )
         if self.save_only_model:
             raise ValueError("save_only_model is not supported: a run could not resume from such checkpoints")
         if self.enable_jit_checkpoint:

@@ -66,11 +66,28 @@ def read_run_file(checkpoint: str) -> dict:
         raise CheckpointRefused(f"{path} cannot be read: {error!r}") from error
 
 
-def check_run_file(checkpoint: str, stages: list[Stage], config: LayerLockViTConfig, identity: dict):
+def check_run_file(
+    checkpoint: str,
+    stages: list[Stage],
+    config: LayerLockViTConfig,
+    identity: dict,
+    may_branch: bool = False,
+):
     """Raise `CheckpointRefused` unless the checkpoint was written by a run of these stages and this identity on such a
-    model."""
+    model.
+
+    Args:
+        may_branch: whether stages may differ that begin at or after the step of the checkpoint: it was written before
+            the switch at its step, so that until then both runs are the same.
+    """
     record = read_run_file(checkpoint)
-    for number, (then, now) in enumerate(zip_longest(record["stages"], _as_json(stages))):
+    before, after = record["stages"], _as_json(stages)
+    if may_branch:
+        border = record.get("step", 0)  # of an earlier version, which does not tell it, all stages must agree
+        if border:
+            _check_teacher(checkpoint, before, after)
+            before, after = ([row for row in rows if row["start"] < border] for rows in (before, after))
+    for number, (then, now) in enumerate(zip_longest(before, after)):
         if then != now:
             raise CheckpointRefused(
                 f"{checkpoint} was written by a run with other stages: stage {number} was '{_describe(then, now)}', "
@@ -89,6 +106,16 @@ def check_run_file(checkpoint: str, stages: list[Stage], config: LayerLockViTCon
     ]
     if differing:
         raise CheckpointRefused(f"{checkpoint} holds another model: {'; '.join(differing)}")
+
+
+def _check_teacher(checkpoint: str, before: list[dict], after: list[dict]):
+    """Raise `CheckpointRefused` if only the branch has a teacher, which would have had to follow from step 0 on."""
+    has_teacher, needs_teacher = (
+        any(one["target"].get("of") == "teacher" for row in rows for one in row["objectives"])
+        for rows in (before, after)
+    )
+    if needs_teacher and not has_teacher:
+        raise CheckpointRefused(f"{checkpoint} holds no teacher, which a stage of this branch predicts")
 
 
 def _describe(stage: dict | None, other: dict | None) -> str:

@@ -400,7 +400,8 @@ class LayerLockTrainer(FaultTolerantTrainer):
         }
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        check_run_file(resume_from_checkpoint, self.stages, self._core(model).config, self._identity())
+        config, identity = self._core(model).config, self._identity()
+        check_run_file(resume_from_checkpoint, self.stages, config, identity, may_branch=self.args.branch)
         self._own_id = read_run_file(resume_from_checkpoint).get("run_id", self._own_id)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         self.teacher.load(resume_from_checkpoint)

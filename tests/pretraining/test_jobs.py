@@ -34,6 +34,13 @@ def creating(path) -> str:
     return f"import pathlib\npathlib.Path({str(path)!r}).touch()\n"
 
 
+def test_settings_and_sources_may_have_several_values(tmp_path):
+    command = Run("mine.yaml", ["some", "more"], tmp_path, {"layers": [2, 4], "seed": 3, "unset": None}).command()
+    told = " ".join(command).partition("layerlock_hf.cli.pretrain ")[2]
+    assert told.startswith(f"--config mine.yaml --train_data some more --output_dir {tmp_path} --")
+    assert "--layers 2 4 --seed 3" in told and "unset" not in told
+
+
 def test_so_many_run_at_the_same_time(tmp_path):
     a, b, c = (tmp_path / name for name in "abc")
     # The first two wait for each other; the third would not find both there before they have met

@@ -122,6 +122,7 @@ STAGES = {
     "table3-latents-const": collapsing(0),
     "table3-latents-cosine": collapsing(12_352),
     "sec31-mae-rope-attention": [Stage(0, 0, (Objective(48, Pixels()),))],
+    "fig1": [Stage(0, 0, (Objective(16, Pixels()),))],
 }
 OTHERS = {"vjepa-l-layerlock", "table5-all-targets"}
 
@@ -136,6 +137,7 @@ RUNS = {
     "table3-latents-const": ("4ds-h", 32, 12_352, 8096, 1e-3, 1_000, 0.0),
     "table3-latents-cosine": ("4ds-h", 32, 12_352, 8096, 1e-3, 1_000, 0.0),
     "table5-all-targets": ("4ds-g", 48, 437_500, 128, 1e-4, 5_000, 0.0),
+    "fig1": ("4ds-s", 16, 14_000, 2048, 1e-4, 10_000, 0.05),
     "sec31-mae-rope-attention": ("4ds-g", 48, 122_070, 2048, 1e-4, 5_000, 0.0),
     "sec41-freezing-only-table10": ("4ds-g", 48, 122_070, 2048, 1e-4, 5_000, 0.0),
     "sec41-freezing-only-44-layers": ("4ds-g", 48, 122_070, 2048, 1e-4, 5_000, 0.0),
@@ -368,6 +370,7 @@ def test_pixels_and_heads_start_as_in_the_code_of_the_paper(path):
 def test_demonstrations_take_as_many_steps():
     steps = {path.stem: load_recipe(path)["max_steps"] for path in PATHS if path.stem.startswith("demo")}
     assert steps.pop("demo-salt-teacher") + steps.pop("demo-salt") == 1200
+    assert steps.pop("demo-fig1") == 420  # for a baseline and 24 branches
     assert set(steps.values()) == {1200} and len(steps) == 11
 
 
