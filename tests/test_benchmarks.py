@@ -193,6 +193,7 @@ def test_reading_clips_leaves_no_files_open(monkeypatch, capsys):
     loader_memory.main(num_clips=480, num_workers=1, batch_size=20, clips_per_video=4, augment_on_device=False)
     _, *rows, summary = capsys.readouterr().out.splitlines()
     files = [[int(count) for cell in row.split(" | ")[5:] for count in cell.split(" + ")] for row in rows]
-    # Some are open for a moment; one that stayed so for every clip would be 80 more in each row
-    assert len(files) == 6 and all(max(counts) <= min(counts) + 20 for counts in zip(*files, strict=True))
+    # Some are open for a moment; one that stayed so for every clip would be 80 more in each row. Processes that other
+    # tests have left may end meanwhile
+    assert len(files) == 6 and all(max(counts) <= counts[0] + 20 for counts in zip(*files, strict=True))
     assert "empty" in summary
