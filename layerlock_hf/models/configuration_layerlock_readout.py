@@ -70,10 +70,11 @@ class LayerLockReadoutConfig(PreTrainedConfig):
         """As in Transformers, and beside it the code that loads the model where the package is not installed."""
         saved = copy.copy(self)
         saved.auto_map = dict(self.auto_classes)
+        classes = [*self.auto_classes.values()]
         if any(name.endswith("ForDepthEstimation") for name in self.architectures or ()):
             saved.custom_pipelines = DEPTH_PIPELINE
-            write_code(save_directory, {"pipeline": DEPTH_PIPELINE["video-depth-estimation"]["impl"]}, self)
-        write_code(save_directory, self.auto_classes, self)
+            classes += [pipeline["impl"] for pipeline in DEPTH_PIPELINE.values()]
+        write_code(save_directory, classes, self)
         super(LayerLockReadoutConfig, saved).save_pretrained(save_directory, **kwargs)
 
     @property

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from transformers import PreTrainedConfig
@@ -13,15 +14,15 @@ HERE = Path(__file__).resolve().parent
 IS_REMOTE = __name__.startswith("transformers_modules.")  # run from a copy that came with a model
 
 
-def modules_of(auto_map: dict[str, str], origin: PreTrainedConfig | None = None) -> list[Path]:
-    """The files that hold the classes of an `auto_map`, and what they import of ours.
+def modules_of(classes: Iterable[str], origin: PreTrainedConfig | None = None) -> list[Path]:
+    """The files that hold classes, and what they import of ours.
 
     Args:
-        auto_map: from Auto class to "module.Class".
+        classes: as "module.Class".
         origin: the configuration of a model that was loaded with its code, of which Transformers has copied the parts
             that it needed; the others lie where the configuration came from.
     """
-    waiting, found = [reference.split(".")[0] for reference in auto_map.values()], {}
+    waiting, found = [reference.split(".")[0] for reference in classes], {}
     while waiting:
         name = waiting.pop()
         if name not in found:
@@ -37,10 +38,10 @@ def _module(name: str, origin: PreTrainedConfig | None) -> Path:
     return Path(cached_file(origin.name_or_path, path.name, revision=getattr(origin, "_commit_hash", None)))
 
 
-def write_code(folder: str | os.PathLike, auto_map: dict[str, str], origin: PreTrainedConfig | None = None):
+def write_code(folder: str | os.PathLike, classes: Iterable[str], origin: PreTrainedConfig | None = None):
     """Copy the files of `modules_of` into a folder, flat as Transformers needs them."""
     os.makedirs(folder, exist_ok=True)
-    for path in modules_of(auto_map, origin):
+    for path in modules_of(classes, origin):
         target = Path(folder) / path.name
         if not (target.exists() and target.samefile(path)):
             shutil.copyfile(path, target)

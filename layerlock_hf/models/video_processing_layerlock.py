@@ -157,7 +157,7 @@ class LayerLockVideoProcessor(VideoProcessorMixin):
 
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> list[str]:
         """As in Transformers, and beside it the code that loads the processor where the package is not installed."""
-        write_code(save_directory, AUTO_MAP)
+        write_code(save_directory, AUTO_MAP.values())
         return super().save_pretrained(save_directory, push_to_hub, **kwargs)
 
     def sample_frames(self, num_frames: int) -> list[int]:

@@ -154,8 +154,6 @@ class _Shielded:
     """A process that starts with SIGTERM and SIGINT blocked, which what it starts inherits."""
 
     def start(self):
-        if dist.is_initialized():
-            time.sleep(SETTLING_S)
         before = signal.pthread_sigmask(signal.SIG_BLOCK, SHIELDED_FROM)
         try:
             super().start()
@@ -165,7 +163,10 @@ class _Shielded:
 
 # By name and in a module, because a process that is spawned is pickled
 class _Forked(_Shielded, multiprocessing.get_context("fork").Process):
-    pass
+    def start(self):
+        if dist.is_initialized():
+            time.sleep(SETTLING_S)
+        super().start()
 
 
 class _Spawned(_Shielded, multiprocessing.get_context("spawn").Process):
