@@ -5,7 +5,7 @@ import torch
 from ..data import DECODE_TIMEOUT, ClipTransform, load_videos
 from ..data.addresses import check_classes
 from .adapters import LabelledVideos, read_labelled
-from .adapters.tables import identity_of
+from .adapters.tables import shared_paths
 from .labelled_clips import TestClips
 
 
@@ -43,8 +43,7 @@ def read_any_videos(
 
 def check_disjoint(train: LabelledVideos, test: LabelledVideos):
     """Raise a `ValueError` if videos are in both."""
-    trained = set(map(identity_of, train.videos))
-    shared = [row["video"]["path"] for row in test.videos if identity_of(row) in trained]
+    shared = shared_paths(train.videos, test.videos)
     if shared:
         raise ValueError(
             f"train_data must share no videos with data, got {len(shared)}, such as {shared[0]}: leave it out to "

@@ -271,8 +271,7 @@ def _in_order(labels: list[str]) -> list[str]:
 
 
 def _warn_of_shared(train: _Rows, test: _Rows):
-    trained = set(map(identity_of, train.videos))
-    shared = [row["video"]["path"] for row in test.videos if identity_of(row) in trained]
+    shared = shared_paths(train.videos, test.videos)
     if shared:
         logger.warning(
             f"{str(test.path)!r}: {len(shared)} of {len(test.videos)} test videos are also training videos, such as "
@@ -286,7 +285,13 @@ def _warn_of_shared(train: _Rows, test: _Rows):
         )
 
 
-def identity_of(row: dict) -> tuple:
+def shared_paths(train, test) -> list[str]:
+    """The paths of the videos of `test` that are in `train`, too."""
+    trained = set(map(_identity, train))
+    return [row["video"]["path"] for row in test if _identity(row) in trained]
+
+
+def _identity(row: dict) -> tuple:
     """Of a video, however its path is written, and of one of those in a shard."""
     path = row["video"]["path"]
     return (path if files.is_url(path) else os.path.normpath(path), row["offset"], row["row_group"], row["row"])
