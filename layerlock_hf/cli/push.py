@@ -20,19 +20,15 @@ from . import programs
 from .export import add_source
 
 
+def chosen(args: argparse.Namespace) -> dict:
+    """What is to be pushed, and where to."""
+    names = ("run", "repo_id", "what", "checkpoint", "dtype", "license", "stages")
+    return {name: getattr(args, name) for name in names}
+
+
 def print_plan(args: argparse.Namespace):
     with ExitStack() as stack, programs.errors_told():
-        plans = plan(
-            stack,
-            args.run,
-            args.repo_id,
-            args.what,
-            args.checkpoint,
-            args.dtype,
-            args.license,
-            args.stages,
-            args.collection is not None,
-        )
+        plans = plan(stack, readouts=args.collection is not None, **chosen(args))
         rows = [
             {
                 "repository": name,
@@ -66,18 +62,7 @@ def main(arguments: list[str]):
     if args.dry_run:
         return print_plan(args)
     with programs.errors_told():
-        pushed = push(
-            args.run,
-            args.repo_id,
-            args.what,
-            args.checkpoint,
-            args.dtype,
-            args.license,
-            args.private,
-            args.stages,
-            args.collection,
-            args.replace,
-        )
+        pushed = push(private=args.private, collection=args.collection, replaces=args.replace, **chosen(args))
     for name, revisions in pushed.items():
         for one in revisions:
             done = "was there" if one.was_there else "pushed"

@@ -33,7 +33,7 @@ def read_json(path: Path):
         raise ValueError(f"{path} cannot be read: {error}") from error
 
 
-def read_record(path: Path) -> dict:
+def read_object(path: Path) -> dict:
     """The content of a file such as `settings.json`, empty where there is none.
 
     Raises:
@@ -67,7 +67,7 @@ def documents_of(run: Path, folder: Path, which: int | str | None = None) -> dic
     Raises:
         ValueError: if the model is of another run.
     """
-    record, stages, origin = read_record(run / SETTINGS), stages_of(run, folder), read_record(folder / RUN_FILE)
+    record, stages, origin = read_object(run / SETTINGS), stages_of(run, folder), read_object(folder / RUN_FILE)
     if origin.get("run_id"):
         record.setdefault("run_id", origin["run_id"])
     if not is_of_run(run, folder):
@@ -89,7 +89,7 @@ def documents_of(run: Path, folder: Path, which: int | str | None = None) -> dic
 def is_of_run(run: Path, folder: Path) -> bool:
     """Whether a model is of the run that its folder tells of, as far as they say: a fresh run leaves in place what an
     earlier one has written there."""
-    ids = [read_record(path).get("run_id") for path in (run / SETTINGS, folder / RUN_FILE)]
+    ids = [read_object(path).get("run_id") for path in (run / SETTINGS, folder / RUN_FILE)]
     return None in ids or ids[0] == ids[1]
 
 
@@ -105,7 +105,7 @@ def documents_of_readout(run: Path, reads_foreign_encoder: bool) -> dict[str, di
     encoder = Path(results["model"]).expanduser()
     stages, record = None, {}
     if encoder.is_dir():
-        stages, record = stages_of(encoder, encoder), read_record(encoder / SETTINGS)
+        stages, record = stages_of(encoder, encoder), read_object(encoder / SETTINGS)
     elif reads_foreign_encoder:
         with suppress(HFValidationError):  # else a folder that is elsewhere now, which is nobody's business
             validate_repo_id(results["model"])
@@ -118,13 +118,12 @@ def documents_of_readout(run: Path, reads_foreign_encoder: bool) -> dict[str, di
 def title_of(documents: dict[str, dict | list]) -> str:
     """What a model is in the history of its run, in a line."""
     record = documents.get(SETTINGS, {})
-    reached = record.get("progress")
     if "stage" in record:
-        start = documents[STAGES][record["stage"]]["start"]
-        num_frozen = documents[STAGES][record["stage"]]["num_frozen"]
+        start, num_frozen = (documents[STAGES][record["stage"]][name] for name in ("start", "num_frozen"))
         layers = "layer 1" if num_frozen == 1 else f"layers 1 to {num_frozen}"
         frozen = f"{layers} frozen" if num_frozen else "nothing frozen"
         return f"stage {record['stage']}: step {start}, {frozen}"
+    reached = record.get("progress")
     if reached is None:
         return "readout" if RESULTS in documents else "model"
     return f"step {reached['step']} of {reached['max_steps']}"

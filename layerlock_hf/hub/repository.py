@@ -11,13 +11,12 @@ from pathlib import Path
 from huggingface_hub.errors import StrictDataclassError
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, VIDEO_PROCESSOR_NAME
 
-from ..models import LayerLockReadoutConfig, LayerLockVideoProcessor, LayerLockViTConfig, TransformersEncoderConfig
+from ..models import LayerLockReadoutConfig, LayerLockVideoProcessor, LayerLockViTConfig
 from .architecture import WEIGHTS_FILES, count_parameters
-from .cards import card_of
-from .documents import SETTINGS, documents_of, read_record
+from .cards import CONFIGS, card_of
+from .documents import SETTINGS, documents_of, read_object
 
 
-CONFIGS = {kind.model_type: kind for kind in (LayerLockViTConfig, TransformersEncoderConfig)}
 RENAMED = ("AnyEncoder", "TransformersEncoder")  # classes, since files of earlier versions
 WEIGHTS = "model*.safetensors*"  # with the index, where there are several
 LICENSE = "LICENSE"
@@ -49,7 +48,7 @@ def copy_model(source: Path, folder: Path, place: Callable[[Path, Path], object]
 def check_weights(source: Path):
     """Raise a `ValueError` if a file of the weights of a model is missing or damaged."""
     index = source / SAFE_WEIGHTS_INDEX_NAME
-    for name in sorted(set(read_record(index).get("weight_map", {}).values())):
+    for name in sorted(set(read_object(index).get("weight_map", {}).values())):
         if not (source / name).is_file():
             raise ValueError(f"{source} lacks {name}, a part of the weights that {index.name} names: take another")
     count_parameters(source.glob(WEIGHTS_FILES))

@@ -26,7 +26,7 @@ from ..hub.documents import (
     documents_of_readout,
     is_of_run,
     read_json,
-    read_record,
+    read_object,
 )
 from ..hub.repository import check_weights, complete, copy_model, copy_processor, has_large_files, read_config
 from ..models import TransformersEncoderConfig
@@ -223,7 +223,7 @@ def holds_its_end(run: Path) -> bool:
     if not any((run / name).is_file() for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)):
         return False
     newest = max((number_of(path)[1] for path in run.glob("checkpoint-*")), default=0)
-    return is_of_run(run, run) and read_record(run / RUN_FILE).get("step", newest) >= newest
+    return is_of_run(run, run) and read_object(run / RUN_FILE).get("step", newest) >= newest
 
 
 def number_of(folder: Path) -> tuple[str, int]:

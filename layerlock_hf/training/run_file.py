@@ -7,11 +7,9 @@ from pathlib import Path
 
 from transformers import AutoConfig
 
+from ..hub.documents import RUN_FILE
 from ..models.configuration_layerlock import LayerLockViTConfig, architecture_fields
 from ..models.objectives import Stage
-
-
-RUN_FILE = "layerlock.json"
 
 
 class CheckpointRefused(ValueError):
@@ -58,9 +56,8 @@ def read_run_file(checkpoint: str) -> dict:
         raise CheckpointRefused(f"{checkpoint} is not a checkpoint of LayerLockTrainer: it has no {RUN_FILE}")
     try:
         record = json.loads(path.read_text())
-        known = {
-            name: record[name] for name in ("run_id", "step") if name in record
-        }  # not in files of earlier versions
+        # Files of earlier versions tell neither run nor step
+        known = {name: record[name] for name in ("run_id", "step") if name in record}
         return known | {name: record[name] for name in ("stages", "learning", "identity")}
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointRefused(f"{path} cannot be read: {error!r}") from error

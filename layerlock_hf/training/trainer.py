@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import BaseVideoProcessor, TrainerCallback
 from transformers.utils import logging
 
-from ..hub.documents import SETTINGS, read_record
+from ..hub.documents import SETTINGS, read_object
 from ..models.modeling_layerlock_pretraining import LayerLockViTForPretraining, pair_masks
 from ..models.objectives import Stage
 from ..utils.memory import peak_memory_gib
@@ -367,7 +367,7 @@ class LayerLockTrainer(FaultTolerantTrainer):
                 model.config.save_pretrained(folder)  # which sharded checkpoints lack otherwise, and the processor
                 if self.processing_class is not None:
                     self.processing_class.save_pretrained(folder)
-                run_id = read_record(Path(self.args.output_dir) / SETTINGS).get("run_id", self._own_id)
+                run_id = read_object(Path(self.args.output_dir) / SETTINGS).get("run_id", self._own_id)
                 write_run_file(folder, self.stages, learning, self._identity(), run_id, self.state.global_step)
 
     def save_stage(self, number: int):
