@@ -12,13 +12,13 @@ from transformers import PreTrainedModel
 from ..evaluation import TestClips
 from ..evaluation.adapters import LabelledVideos
 from ..evaluation.any_videos import DECODE_TIMEOUT, clips_for
+from ..utils.similarity import MIN_CLIPS, alignment, similarities
 from .attention import attention_distances, attention_modules
 from .decodability import check_room, cross_validated_accuracy, majority_share, occlusion_drop, probe_accuracy
 from .gathering import Gathered, gather, gather_gratings
 from .gratings import DOUBLE_DRIFTING, DRIFTING, Gratings
 from .measures import MEASURES
 from .retrieval import retrieval, retrieval_by_chance
-from .similarity import MIN_CLIPS, alignment, similarities
 from .subjects import Subject
 
 

@@ -39,6 +39,8 @@ def print_run(trainer: LayerLockTrainer, settings: RunSettings):
     print(f"{len(trainer.train_dataset.videos)} videos, decoded by {workers}")
     print(f"{clips_per_step(settings.training)} clips a step")
     print_table(describe_stages(model, trainer.stages))
+    if trainer.freezing is not None:
+        print(trainer.freezing.describe())
 
 
 def print_rehearsal(settings: RunSettings):

@@ -203,6 +203,10 @@ class LayerLockViTForPretraining(LayerLockViTPreTrainedModel):
             means.append(torch.stack([targets.at(objective, kept).mean(dim=(0, 1)) for kept in ids]).mean(dim=0))
         return means
 
+    def tap(self, video: torch.Tensor, depths: list[int]) -> list[torch.Tensor]:
+        """The encoder's tokens at several depths: (B, T, C, H, W) -> one (B, N, D) per depth."""
+        return self.encoder.tap(video, depths)
+
     def _targets(self, video: torch.Tensor, stage: Stage, teacher: nn.Module | None) -> Targets:
         self.check_stage(stage)
         if stage.needs_teacher and teacher is None:

@@ -59,11 +59,9 @@ def build(settings: RunSettings) -> LayerLockTrainer:
     output, clips = Path(settings.training.output_dir), parts["train_dataset"]
     num_clips = clips_per_step(settings.training)
     record = settings_record(settings.arguments, settings[:-1], len(clips.videos), num_clips)
-    trainer = LayerLockTrainer(
-        **parts,
-        callbacks=[Reports(output, describe_stages(parts["model"], parts["stages"]), record, clips.bad_videos)],
-        processing_class=processor_of(parts["model"].config, clips),
-    )
+    trainer = LayerLockTrainer(**parts, processing_class=processor_of(parts["model"].config, clips))
+    rows = describe_stages(parts["model"], trainer.possible_stages)
+    trainer.add_callback(Reports(output, trainer.stages, rows, record, clips.bad_videos))
     if readout is not None:
         settings.readout.add_to(trainer, *readout)
     return trainer
@@ -97,6 +95,7 @@ def build_parts(settings: RunSettings) -> dict:
         "model": LayerLockViTForPretraining(config),
         "args": training_args,
         "stages": stages,
+        "freezing": settings.stages.freezing(config, training_args.max_steps, training_args.switch_warmup_steps),
         "train_dataset": clips,
         "data_collator": collator,
         "teacher": teacher,
@@ -146,7 +145,7 @@ def processor_of(config: LayerLockViTConfig, clips: PretrainingClips) -> LayerLo
 
 
 def describe_stages(model: LayerLockViTForPretraining, stages) -> list[dict]:
-    """One row per stage, for `stages.json`."""
+    """One row per stage, for `stages.json`: `start`, `num_frozen`, `target`, `trainable_parameters`."""
     rows = []
     for stage in stages:
         model.freeze_for(stage)

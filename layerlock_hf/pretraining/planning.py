@@ -1,23 +1,25 @@
 """From the settings of a run, or from what a run has left, to what its cost depends on."""
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 
 from ..analysis.cost import DEFAULT_BATCH_SIZE
 from ..analysis.runs import PlannedRun, Sizes
 from ..data import MaskArguments
-from ..hub.documents import SETTINGS, read_json
+from ..hub.documents import SETTINGS, STAGES, read_json
 from ..models import LayerLockViTConfig
 from ..recipes.settings import given_with_recipe
-from ..training import StageArguments
+from ..training import LayerLockTrainingArguments, StageArguments
 from ..training.methods import LOCKING_SETTINGS
+from ..training.schedules import whole_steps
 from ..training.teachers import teacher_sizes
 from .arguments import ModelArguments, make_parser
 from .build import model_config
 
 
+SWITCH_WARMUP_STEPS = LayerLockTrainingArguments.__dataclass_fields__["switch_warmup_steps"].default
 NUM_GROUPS = 50  # of clips, over which the sizes of masks are averaged
 
 
@@ -39,11 +41,13 @@ def given_settings(arguments: list[str], also: Iterable[str] = ()) -> dict:
     return given_with_recipe(parser, arguments, also)
 
 
-def planned_run(settings: dict, name: str) -> PlannedRun:
+def planned_run(settings: dict, name: str, recorded: Sequence[dict] | None = None) -> PlannedRun:
     """A run of these settings, of which those that are left out have their defaults.
 
     Args:
         name: of the recipe.
+        recorded: the stages so far of a run that decides itself when to freeze, `start` and `num_frozen` each. By
+            default they begin as early as its limits allow.
 
     Raises:
         ValueError: naming the setting that is wrong.
@@ -60,6 +64,11 @@ def planned_run(settings: dict, name: str) -> PlannedRun:
         _given(StageArguments, chosen).build(config, teacher and teacher.num_hidden_layers, max_steps)
         for chosen in (settings, given)
     )
+    warmup = whole_steps("switch_warmup_steps", settings.get("switch_warmup_steps", SWITCH_WARMUP_STEPS), max_steps)
+    freezing = _given(StageArguments, settings).freezing(config, max_steps, warmup)
+    if freezing is not None:
+        later = [(row["start"], row["num_frozen"]) for row in (recorded or [])[len(stages) :]]
+        stages = freezing.earliest(stages) if recorded is None else freezing.stages(stages, later)
     checkpointing = settings.get("activation_checkpointing") or settings.get("gradient_checkpointing")
     return PlannedRun(
         name=name,
@@ -111,4 +120,4 @@ def recorded_run(folder: Path) -> tuple[PlannedRun, dict]:
         hardware = {name: record["hardware"][name] for name in ("device", "num_processes")}
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{folder / SETTINGS} is no record of a run: {error!r}") from error
-    return planned_run(settings, record.get("recipe") or folder.name), hardware
+    return planned_run(settings, record.get("recipe") or folder.name, read_json(folder / STAGES)), hardware

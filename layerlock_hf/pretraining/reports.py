@@ -10,6 +10,8 @@ from transformers.utils import logging
 
 from ..data import BadVideos
 from ..hub.documents import METRICS, SETTINGS, STAGES, read_json
+from ..models import Stage
+from ..training.run_file import target_label
 from ..utils.files import write_aside
 from ..utils.outputs import read_lines
 
@@ -28,18 +30,26 @@ class Reports(TrainerCallback):
 
     Args:
         folder: OUT.
-        stages: rows of `stages.json`.
+        stages: of the run so far, which may append to them.
+        rows: of `stages.json`, of all stages that there may be; their starts do not count.
         record: of the run, to which `settings.json` adds an id, by which a repository knows whose it is.
         bad_videos: that training met.
     """
 
-    def __init__(self, folder: Path, stages: list[dict], record: dict, bad_videos: BadVideos):
+    def __init__(self, folder: Path, stages: list[Stage], rows: list[dict], record: dict, bad_videos: BadVideos):
         self.folder, self.stages, self.record, self.bad_videos = folder, stages, record, bad_videos
-        self.num_told = 0
+        self.rows = {(row["num_frozen"], row["target"]): row for row in rows}
+        self.num_told = self.num_stages_written = 0
+
+    def _write_stages(self):
+        rows = [self.rows[one.num_frozen, target_label(one)] | {"start": one.start} for one in self.stages]
+        with write_aside(self.folder / STAGES) as aside:
+            aside.write_text(json.dumps(rows, indent=1) + "\n")
+        self.num_stages_written = len(rows)
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
-            (self.folder / STAGES).write_text(json.dumps(self.stages, indent=1) + "\n")
+            self._write_stages()
             before = read_json(self.folder / SETTINGS) if state.global_step else None
             record = {"run_id": (before or {}).get("run_id", uuid.uuid4().hex), **self.record}
             with write_aside(self.folder / SETTINGS) as aside:
@@ -54,6 +64,10 @@ class Reports(TrainerCallback):
                     aside.write_text("".join(json.dumps(line) + "\n" for line in kept))
         # The others read videos from here on: what they report must not be emptied
         PartialState().wait_for_everyone()
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.is_world_process_zero and len(self.stages) != self.num_stages_written:
+            self._write_stages()
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if state.is_world_process_zero:

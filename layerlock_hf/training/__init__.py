@@ -1,6 +1,7 @@
 from ..models.objectives import Latents, Objective, Pixels, Stage
 from .arguments import LayerLockTrainingArguments
 from .flops import executed_flops, forward_flops, step_flops
+from .freezing import AutoFreezing
 from .methods import METHODS, StageArguments
 from .stages import (
     FreezeSchedule,
@@ -18,6 +19,7 @@ from .trainer import LayerLockTrainer
 
 
 __all__ = [
+    "AutoFreezing",
     "METHODS",
     "as_teacher",
     "blockwise",

@@ -4,7 +4,9 @@ from dataclasses import dataclass, field, fields
 
 from ..models.configuration_layerlock import LayerLockViTConfig
 from ..models.objectives import Stage
+from .freezing import AutoFreezing
 from .schedules import whole_steps
+from .settling import MAX_DRIFT, MAX_GROWTH, SettlingRule
 from .stages import (
     FreezeSchedule,
     blockwise,
@@ -30,13 +32,22 @@ LOCKED_SETTINGS = {
     "patch_fraction": "latent_patch_fraction",
     "keep_targets": "keep_targets",
 }
-LOCKING_SETTINGS = {*SCHEDULE_SETTINGS.values(), *LOCKED_SETTINGS.values()}
+RULE_SETTINGS = {"max_drift": "settled_drift", "max_growth": "settled_growth"}
+LOCKING_SETTINGS = {"schedule", *SCHEDULE_SETTINGS.values(), *LOCKED_SETTINGS.values(), *RULE_SETTINGS.values()}
+FIXED, AUTO = "fixed", "auto"
+# Arguments of `AutoFreezing.of_run`
+LIMIT_SETTINGS = {
+    "first_step": "freeze_start",
+    "min_interval": "freeze_interval",
+    **{name: name for name in ("layers_per_freeze", "num_freezes", "max_frozen")},
+}
 STEP_SETTINGS = {"freeze_start", "freeze_interval", "steps_per_block", "latent_weight_ramp_steps"}
 
 
 @dataclass
 class StageArguments:
-    """What is predicted, and which layers freeze when. Without `freeze_start`, nothing is ever frozen.
+    """What is predicted, and which layers freeze when. With neither `freeze_start` nor `schedule="auto"`, nothing is
+    ever frozen.
 
     Settings measured in steps may also be a share of the run: a number below 1.
     """
@@ -63,6 +74,28 @@ class StageArguments:
     )
     overlap: int | None = field(
         default=None, metadata={"help": "Layers before each block boundary that learn from both blocks."}
+    )
+    schedule: str = field(
+        default=FIXED,
+        metadata={
+            "help": "fixed: freeze at freeze_start and every freeze_interval steps from then on. auto: freeze layers "
+            "when they have settled; not before freeze_start, at least freeze_interval steps apart, and no more than "
+            "num_freezes or max_frozen allow (default: three quarters of the layers)."
+        },
+    )
+    settled_drift: float | None = field(
+        default=None,
+        metadata={
+            "help": "Change of what a layer represents (1 - CKA) until the end of the run, projected, below which it "
+            f"has settled, of schedule=auto (default {MAX_DRIFT})."
+        },
+    )
+    settled_growth: float | None = field(
+        default=None,
+        metadata={
+            "help": "Growth of the norm of a layer's weights until then, as a share, below which it has settled "
+            f"(default {MAX_GROWTH})."
+        },
     )
     freeze_start: float | None = field(default=None, metadata={"help": "Step of the first freezing."})
     freeze_interval: float | None = field(default=None, metadata={"help": "Steps between freezings."})
@@ -100,15 +133,40 @@ class StageArguments:
             fraction = getattr(self, name)
             if fraction is not None and not 0 < fraction <= 1:
                 raise ValueError(f"{name} must be above 0 and at most 1, got {fraction}")
+        if self.schedule not in (FIXED, AUTO):
+            raise ValueError(f"schedule must be {FIXED} or {AUTO}, got {self.schedule!r}")
         settings = Settings(self, max_steps)
         stages = METHODS[self.method](config, settings, teacher_depth or config.num_hidden_layers)
-        if self.freeze_start is not None:
+        if self.schedule == AUTO:
+            settings.given(**LIMIT_SETTINGS, **LOCKED_SETTINGS, **RULE_SETTINGS)  # `freezing` uses them
+        elif self.freeze_start is not None:
             stages = self._lock(stages, settings, config)
         for name in settings.unread():
+            if self.schedule == AUTO:
+                raise ValueError(f"{name} is set but schedule=auto does not read it: leave it out")
+            if name in RULE_SETTINGS.values():
+                raise ValueError(f"{name} is set but schedule is not auto: set it, or leave {name} out")
             if self.freeze_start is None and name in LOCKING_SETTINGS:
                 raise ValueError(f"{name} is set but freeze_start is not: without it nothing is ever frozen")
             raise ValueError(f"{name} is set but the method {self.method} does not read it")
         return stages
+
+    def freezing(self, config: LayerLockViTConfig, max_steps: int, switch_warmup_steps: int) -> AutoFreezing | None:
+        """The limits within which a run with `schedule="auto"` decides when to freeze; None for other runs.
+
+        Raises:
+            ValueError: naming the field that does not fit the model or the run.
+        """
+        if self.schedule != AUTO:
+            return None
+        settings = Settings(self, max_steps)
+        return AutoFreezing.of_run(
+            config.num_hidden_layers,
+            max_steps,
+            switch_warmup_steps,
+            rule=SettlingRule(**settings.given(**RULE_SETTINGS)),
+            **settings.given(**LIMIT_SETTINGS, **LOCKED_SETTINGS),
+        )
 
     def _lock(self, base: list[Stage], settings: "Settings", config: LayerLockViTConfig) -> list[Stage]:
         if self.freeze_interval is None and self.num_freezes != 1:
@@ -133,7 +191,7 @@ class Settings:
     read."""
 
     def __init__(self, arguments: StageArguments, max_steps: int | None = None):
-        names = (field.name for field in fields(StageArguments) if field.name != "method")
+        names = (field.name for field in fields(StageArguments) if field.name not in ("method", "schedule"))
         self._set = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
         for name in [name for name in self._set if name in STEP_SETTINGS]:
             self._set[name] = whole_steps(name, self._set[name], max_steps, least=1)

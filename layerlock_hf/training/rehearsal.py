@@ -10,6 +10,7 @@ from ..models.modeling_layerlock_pretraining import LayerLockViTForPretraining
 from ..models.objectives import Stage
 from .arguments import LayerLockTrainingArguments
 from .callbacks import StageCallback, StopwatchCallback
+from .freezing import AutoFreezing, possible_stages
 from .run_file import target_label
 from .schedules import check_schedule
 from .trainer import LayerLockTrainer
@@ -26,6 +27,7 @@ def rehearse(
     data_collator,
     teacher: nn.Module | None = None,
     batch_transform=None,
+    freezing: AutoFreezing | None = None,
 ) -> list[dict]:
     """One optimizer step of every stage, measured: seconds, trainable parameters, peak memory in GiB, and the hours of
     the whole stage at this pace.
@@ -36,6 +38,7 @@ def rehearse(
     Raises:
         ValueError: as of `LayerLockTrainer`.
     """
+    stages = possible_stages(stages, freezing)
     doubts = check_schedule(stages, args)
     # How many batches each stage of the run itself has
     ends = [*(stage.start for stage in stages[1:]), args.max_steps]

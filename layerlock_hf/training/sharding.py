@@ -87,9 +87,10 @@ def save_whole_optimizer(optimizer, model: nn.Module, accelerator: Accelerator, 
     save_fsdp_optimizer(accelerator.state.fsdp_plugin, accelerator, optimizer, model, folder)
 
 
-def let_means_be_taken(model: nn.Module):
-    """Let `target_means` gather what is sharded, as `forward` does."""
-    register_fsdp_forward_method(model, "target_means")
+def let_methods_gather(model: nn.Module):
+    """Let `target_means` and `tap` gather what is sharded, as `forward` does."""
+    for name in ("target_means", "tap"):
+        register_fsdp_forward_method(model, name)
 
 
 def shard_teacher(teacher: nn.Module, accelerator: Accelerator) -> nn.Module:

@@ -3,6 +3,7 @@
 import dataclasses
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import ClassVar
 
 from ..models.objectives import Latents, Objective, Pixels, Stage
 
@@ -87,6 +88,22 @@ class FreezeSchedule:
         return [(self.start + n * self.interval, count) for n, count in enumerate(counts)]
 
 
+@dataclass(frozen=True)
+class Freezings:
+    """Freezings at any steps, each of which predicts the last frozen layer from then on.
+
+    Args:
+        rows: (step, number of frozen layers) of each.
+    """
+
+    rows: tuple[tuple[int, int], ...]
+    target_layers: ClassVar[None] = None
+
+    def freezings(self) -> list[tuple[int, int]]:
+        """(step, number of frozen layers) of each freezing."""
+        return list(self.rows)
+
+
 def mae(depth: int, normalize: bool = False, patch_fraction: float = 1.0, loss: str = "l2") -> list[Stage]:
     """Plain masked autoencoding: predict the pixels from what is read after `depth` layers."""
     return [Stage(0, 0, (Objective(depth, Pixels(normalize, loss), patch_fraction=patch_fraction),))]
@@ -127,7 +144,7 @@ def blockwise_in_sequence(depths: list[int], steps_per_block: int, normalize: bo
 
 def locked(
     base: list[Stage],
-    schedule: FreezeSchedule,
+    schedule: FreezeSchedule | Freezings,
     predict_latents: bool = True,
     patch_fraction: float = 1.0,
     keep_targets: bool = False,

@@ -27,11 +27,13 @@ from .compilation import compile_layers
 from .diagnostics import feature_statistics
 from .fault_tolerance import FaultTolerantTrainer
 from .flops import step_flops
+from .freezing import AutoFreezing, Freezer, possible_stages
 from .memory_check import DoesNotFit, check_fits
 from .run_file import CheckpointRefused, check_run_file, describe, read_run_file, write_run_file
 from .running_means import RunningMeans
 from .schedules import check_schedule, cosine, linear, scheduled_factor
-from .sharding import let_means_be_taken, set_up_sharding
+from .settling import Observation, observe
+from .sharding import let_methods_gather, set_up_sharding
 from .stage_switch import discard_a_backward, freeze, rebuild_optimizer, rewrap
 from .stages import check_stages, stage_at
 from .teachers import teacher_of_run
@@ -61,6 +63,7 @@ class LayerLockTrainer(FaultTolerantTrainer):
             predict those of an exponential moving average of the encoder.
         batch_transform: makes what a batch holds from what the collator returned, once that is on the device.
         processing_class: the video processor of the model, which is saved with it.
+        freezing: the limits within which the run itself decides when layers freeze, and appends to its stages.
 
     Raises:
         ValueError: if the model cannot do what a stage asks.
@@ -81,9 +84,11 @@ class LayerLockTrainer(FaultTolerantTrainer):
         teacher: nn.Module | None = None,
         batch_transform: Callable[[dict], dict] | None = None,
         processing_class: BaseVideoProcessor | None = None,
+        freezing: AutoFreezing | None = None,
     ):
-        self.stages = check_stages(stages or [model.pixel_stage])
-        for stage in self.stages:
+        self.stages = list(check_stages(stages or [model.pixel_stage]))
+        self.freezing, self.possible_stages = freezing, possible_stages(self.stages, freezing)
+        for stage in self.possible_stages:
             model.check_stage(stage)
         check_masks(data_collator, model.config, args)
         self._doubts = check_schedule(self.stages, args)
@@ -115,6 +120,9 @@ class LayerLockTrainer(FaultTolerantTrainer):
         self._batches = []
         self._means = RunningMeans()
         self.add_callback(StageCallback(self))
+        self._freezer = freezing and Freezer(self, freezing)
+        if self._freezer is not None:
+            self.add_callback(self._freezer)
         self.add_callback(ScheduleCallback(self.stages, self._doubts))
 
     def _build_accelerator_args(self, **kwargs):
@@ -130,7 +138,7 @@ class LayerLockTrainer(FaultTolerantTrainer):
         self._batches_are_checked = False
         self._check_memory()
         if self.is_fsdp_enabled:
-            let_means_be_taken(self._core())
+            let_methods_gather(self._core())
         if self._publisher is not None:
             self._send_earlier_stages()
 
@@ -147,8 +155,8 @@ class LayerLockTrainer(FaultTolerantTrainer):
         masks = getattr(self.data_collator, "masks", None)
         with raised_together(DoesNotFit):
             if masks is not None and self.data_collator.grid_size == config.grid_size:
-                pairs = masks(config.grid_size, [0], self.args.seed)
-                check_fits(config, self.stages, pairs, self.args, self.accelerator, bool(self.optimizer.state))
+                pairs, is_resumed = masks(config.grid_size, [0], self.args.seed), bool(self.optimizer.state)
+                check_fits(config, self.possible_stages, pairs, self.args, self.accelerator, is_resumed)
 
     def begin_step(self, step: int):
         """Bring everything to the state of this optimizer step, a function of the step and of its clips alone."""
@@ -157,6 +165,8 @@ class LayerLockTrainer(FaultTolerantTrainer):
             self._batches_are_checked = True
         if step == 0:
             self._start_at_mean({(objective.read_at, objective.target.head) for objective in self.stage.objectives})
+            if self._freezer is not None:
+                self._freezer.take_clips(self._batches)
         self.enter_stage(stage_at(self.stages, step))
         if self.args.save_stages and self.is_border(step):
             self.save_stage(self.stages.index(self.stage))
@@ -167,6 +177,17 @@ class LayerLockTrainer(FaultTolerantTrainer):
     def is_border(self, step: int) -> bool:
         """Whether a stage starts at this step."""
         return any(stage.start == step for stage in self.stages)
+
+    def observe_layers(self, clips: torch.Tensor) -> Observation:
+        """All layers as they are now, of these clips, the same on all processes: (n, T, C, H, W)."""
+        at_once = self.args.per_device_train_batch_size
+        observed = observe(self._core(), clips, self.accelerator, at_once, self._prepare_video)
+        if self.is_fsdp_enabled:
+            self._core().reshard()  # else the next forward would use what is gathered now
+        return observed
+
+    def _prepare_video(self, video: torch.Tensor) -> torch.Tensor:
+        return self._prepare_inputs({"pixel_values_videos": video})["pixel_values_videos"]
 
     def update_teacher(self, step: int):
         """After the optimizer's step."""
@@ -257,9 +278,8 @@ class LayerLockTrainer(FaultTolerantTrainer):
 
     def _prepare_inputs(self, inputs):
         inputs = super()._prepare_inputs(inputs)
-        video = inputs["pixel_values_videos"]
-        if video.dtype == torch.uint8:  # clips travel as bytes and become floats on the device
-            inputs["pixel_values_videos"] = video.float() / 255
+        if inputs["pixel_values_videos"].dtype == torch.uint8:  # clips travel as bytes, floats are made on the device
+            inputs["pixel_values_videos"] = inputs["pixel_values_videos"].float() / 255
         return inputs
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -287,7 +307,7 @@ class LayerLockTrainer(FaultTolerantTrainer):
         # Under FSDP the encoder's layers run within the model's own forward only
         every = 0 if self.is_fsdp_enabled else self.args.diagnostics_steps
         if every and self.state.global_step % every == 0 and self._diagnosed_step != self.state.global_step:
-            self._diagnose(self._prepare_inputs(dict(inputs))["pixel_values_videos"])
+            self._diagnose(self._prepare_video(inputs["pixel_values_videos"]))
         if self._wrapper_is_new and isinstance(model, DistributedDataParallel):
             first = self._prepare_inputs(dict(inputs))
             first.pop("num_padded", None)
@@ -357,6 +377,9 @@ class LayerLockTrainer(FaultTolerantTrainer):
             self.teacher.save(folder, self.args.should_save)
         super().write_model(folder, is_final)
         self._write_record(folder)
+        if self._freezer is not None and self.args.should_save and not is_final:
+            with self._failure_noted():
+                self._freezer.save(folder)
 
     def _write_record(self, folder: str):
         """What belongs to a model beside its weights."""
@@ -397,7 +420,14 @@ class LayerLockTrainer(FaultTolerantTrainer):
             "order": repr(getattr(self.train_dataset, "order", None)),
             "masks": repr(getattr(self.data_collator, "masks", None)),
             "teacher": self.teacher.weight_hash,
+            "freezing": None if self.freezing is None else repr(self.freezing),
         }
+
+    def _checkpoint_to_resume(self, wanted: str | bool | None) -> str | None:
+        checkpoint = super()._checkpoint_to_resume(wanted)
+        if checkpoint is not None and self._freezer is not None:
+            self._freezer.load(checkpoint)
+        return checkpoint
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         config, identity = self._core(model).config, self._identity()

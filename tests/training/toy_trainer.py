@@ -25,10 +25,12 @@ def arguments(output_dir, **kwargs):
     return LayerLockTrainingArguments(output_dir=str(output_dir), **{**SETTINGS, **kwargs})
 
 
-def make_trainer(config, output_dir, stages=STAGES, dataset=None, **kwargs):
+def make_trainer(config, output_dir, stages=STAGES, dataset=None, freezing=None, **kwargs):
     set_seed(0)
     model = LayerLockViTForPretraining(copy.deepcopy(config))
-    return LayerLockTrainer(model, arguments(output_dir, **kwargs), stages, dataset or MaskedClips())
+    return LayerLockTrainer(
+        model, arguments(output_dir, **kwargs), stages, dataset or MaskedClips(), freezing=freezing
+    )
 
 
 def weights(model):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from layerlock_hf.analysis.similarity import KERNELS, alignment, cka, linear_kernel, rbf_kernel, similarities
+from layerlock_hf.utils.similarity import KERNELS, alignment, cka, linear_kernel, rbf_kernel, similarities
 
 
 def rotation(width: int) -> torch.Tensor:
