@@ -2,9 +2,11 @@
 
 layerlock analyze representations --models NAME=PATH ... --data VIDEOS --output_dir OUT
 layerlock analyze convergence --config RECIPE --train_data VIDEOS --output_dir OUT
+layerlock analyze plateau RUN --data VIDEOS
 
   representations  what encoders represent at each depth: ranks, likeness, retrieval, decodability, attention
   convergence      in which order layers converge: what freezing the first of them costs, by depth and step (Fig. 1)
+  plateau          when the layers of a run have settled, and the freeze schedule that follows
 
 `layerlock analyze NAME --help` says more of each.
 """
@@ -17,7 +19,7 @@ from . import programs  # noqa: F401  (how programs end)
 
 
 # Each is the module analyze_NAME beside this one, and `main(arguments)` there
-ANALYSES = ("representations", "convergence")
+ANALYSES = ("representations", "convergence", "plateau")
 HELP = ("-h", "--help", "help")
 
 

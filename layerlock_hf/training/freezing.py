@@ -233,7 +233,7 @@ class Freezer(TrainerCallback):
         history = [[[one.drift, one.growth] for one in interval] for interval in self._history]
         state = {"clips": self._clips, "history": torch.tensor(history, dtype=torch.float64)}
         if self._last is not None:
-            state |= {"norms": self._last.norms, "alignments": self._last.alignments}
+            state |= {"norms": self._last.norms, "tokens": self._last.tokens, "changes": self._last.changes}
         save_file(state, Path(folder) / FILE)
 
     def load(self, checkpoint: str):
@@ -252,6 +252,6 @@ class Freezer(TrainerCallback):
         self._clips = state["clips"]
         self._history = [[Movement(*values) for values in interval] for interval in state["history"].tolist()]
         if "norms" in state:
-            self._last = Observation(state["norms"], state["alignments"])
+            self._last = Observation(state["norms"], state["tokens"], state["changes"])
         later = record["stages"][len(self.base) :]
         self.set_freezings([(row["start"], row["num_frozen"]) for row in later])

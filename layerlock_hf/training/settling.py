@@ -5,10 +5,10 @@ The paper starts to freeze "when the norms of the first few layers seem to plate
 representation is compared with itself an interval ago, too, by CKA. Both changes are projected to the end of the run:
 how far a layer gets is about proportional to the sum of the learning rates.
 
-n rows (tokens of clips), L layers, D width.
+B clips, N tokens of the grid (t, h, w), P positions in it, n rows = clips times positions, L layers, D width.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +21,7 @@ from ..utils.similarity import alignment, similarities
 
 
 NUM_CLIPS = 32
-NUM_ROWS = 512
+NUM_ROWS = 256
 # Projected changes below which a layer counts as settled. Of a plain MAE under future masks, which learns motion late,
 # the first layer came below this drift at 75% of the run; where nothing enters late, at 45% (docs/when_to_freeze.md)
 MAX_DRIFT = 0.02
@@ -35,22 +35,26 @@ class Observation:
 
     Attributes:
         norms: of the weights of every layer, (L,).
-        alignments: of what every layer represents, see `alignment`: (L, n, n).
+        tokens: alignments (see `alignment`) of every layer's tokens, (L, n, n).
+        changes: of the changes of its tokens from one time step to the next, where motion shows, (L, n, n).
     """
 
     norms: torch.Tensor
-    alignments: torch.Tensor
+    tokens: torch.Tensor
+    changes: torch.Tensor
 
     @classmethod
-    def of(cls, norms: torch.Tensor, rows: Sequence[torch.Tensor]) -> "Observation":
-        """From the `token_rows` of every layer, (clips, positions, D) each.
+    def of(cls, norms: torch.Tensor, views: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> "Observation":
+        """From the `views` of every layer."""
+        tokens, changes = (torch.stack([_align(values) for values in kind]) for kind in zip(*views, strict=True))
+        return cls(norms.float().cpu(), tokens.cpu(), changes.cpu())
 
-        The mean over the clips is subtracted at every position, so that only content remains.
-        """
-        contents = (values.float() - values.float().mean(dim=0, keepdim=True) for values in rows)
-        # Biased: an estimate's noise between clips does not matter where the clips are the same
-        alignments = [alignment(values.flatten(0, 1), is_biased=True) for values in contents]
-        return cls(norms.float().cpu(), torch.stack(alignments).cpu())
+
+def _align(values: torch.Tensor) -> torch.Tensor:
+    """(B, P, D) -> (n, n), of what differs between clips: the mean over them is subtracted at every position."""
+    content = values.float() - values.float().mean(dim=0, keepdim=True)
+    # Biased: both sides of a comparison are of the same clips
+    return alignment(content.flatten(0, 1), is_biased=True)
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ class Movement:
     """How a layer will have changed by the end of the run, at the pace of an interval.
 
     Attributes:
-        drift: 1 - CKA of what it represents.
+        drift: 1 - CKA of its tokens, or of their changes over time, whichever is more.
         growth: of the norm of its weights, as a share; negative where they shrink.
     """
 
@@ -72,10 +76,16 @@ def movements(before: Observation, after: Observation, factor: float) -> list[Mo
     Args:
         factor: sum of the learning rates from the second observation to the end, over that between the two.
     """
-    pairs = zip(before.alignments, after.alignments, strict=True)
-    drifts = [1 - similarities([one], [other]).item() for one, other in pairs]
+    drifts = [
+        1 - min(similarities([one], [other]).item() for one, other in zip(before_layer, after_layer, strict=True))
+        for before_layer, after_layer in zip(_pairs(before), _pairs(after), strict=True)
+    ]
     growths = (after.norms / before.norms - 1).tolist()
-    return [Movement(max(0.0, drift) * factor, growth * factor) for drift, growth in zip(drifts, growths, strict=True)]
+    return [Movement(drift * factor, growth * factor) for drift, growth in zip(drifts, growths, strict=True)]
+
+
+def _pairs(observation: Observation) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
+    return zip(observation.tokens, observation.changes, strict=True)
 
 
 @dataclass(frozen=True)
@@ -96,7 +106,8 @@ class SettlingRule:
     def __post_init__(self):
         for name in ("max_drift", "max_growth"):
             if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}: no layer would ever settle")
+                setting = name.replace("max", "settled")
+                raise ValueError(f"{setting} must be above 0, got {getattr(self, name):g}: nothing would ever settle")
 
     def reason_to_wait(self, layer: int, history: Sequence[Movement]) -> str | None:
         """Why a layer has not settled, in words; None if it has.
@@ -109,7 +120,7 @@ class SettlingRule:
             return f"layer {layer} was observed over {len(history)} of {NUM_INTERVALS} intervals"
         drift = max(movement.drift for movement in history[-NUM_INTERVALS:])
         growth = max(movement.growth for movement in history[-NUM_INTERVALS:])
-        if drift > self.max_drift:
+        if not drift <= self.max_drift:  # nor NaN, of tokens that are all the same
             return (
                 f"what layer {layer} represents still moves: at this pace it ends {drift:.2g} away (1 - CKA, limit "
                 f"{self.max_drift:g})"
@@ -138,12 +149,21 @@ def weight_norms(layers: nn.ModuleList) -> torch.Tensor:
     return torch.stack(squares).sqrt()
 
 
-def token_rows(tokens: torch.Tensor, num_clips: int) -> torch.Tensor:
-    """Tokens at some positions, evenly spread over the grid, so that all clips together give about `NUM_ROWS`:
-    (clips of a batch, N, D) -> (clips of a batch, positions, D)."""
-    num_positions = min(tokens.shape[1], -(-NUM_ROWS // num_clips))
-    positions = torch.linspace(0, tokens.shape[1] - 1, num_positions).round().long()
-    return tokens[:, positions.to(tokens.device)].float()
+def views(tokens: torch.Tensor, grid_size: tuple[int, int, int], num_clips: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens, and their changes over time, at positions evenly spread over the grid, so that all clips together give
+    about `NUM_ROWS` of each: (B, N, D) -> 2 x (B, P, D).
+
+    Args:
+        grid_size: of the tokens; with one time step, the tokens stand for the changes, too.
+        num_clips: of all batches.
+    """
+    changes = tokens.unflatten(1, grid_size).diff(dim=1).flatten(1, 3) if grid_size[0] > 1 else tokens
+    return tuple(_spread(values, -(-NUM_ROWS // num_clips)) for values in (tokens, changes))
+
+
+def _spread(values: torch.Tensor, num_positions: int) -> torch.Tensor:
+    positions = torch.linspace(0, values.shape[1] - 1, min(values.shape[1], num_positions)).round().long()
+    return values[:, positions.to(values.device)].float()
 
 
 @torch.no_grad()
@@ -168,11 +188,14 @@ def observe(
     own = torch.arange(accelerator.process_index, end, num_processes) % len(clips)
     parts = []
     for numbers in own.split(batch_size):
+        video = prepare(clips[numbers])
         with accelerator.autocast():
-            taps = model.tap(prepare(clips[numbers]), list(depths))
-        parts.append([token_rows(tokens, len(clips)) for tokens in taps])
-    rows = []
-    for values in zip(*parts, strict=True):
-        gathered = accelerator.gather(torch.cat(values)).unflatten(0, (num_processes, len(own)))
-        rows.append(gathered.transpose(0, 1).flatten(0, 1)[: len(clips)])
-    return Observation.of(weight_norms(model.encoder.layers), rows)
+            taps = model.tap(video, list(depths))
+        parts.append([views(tokens, model.encoder.grid_size(video), len(clips)) for tokens in taps])
+
+    def gathered(pieces: Iterable[torch.Tensor]) -> torch.Tensor:
+        values = accelerator.gather(torch.cat(list(pieces))).unflatten(0, (num_processes, len(own)))
+        return values.transpose(0, 1).flatten(0, 1)[: len(clips)]
+
+    layers = [tuple(map(gathered, zip(*batches, strict=True))) for batches in zip(*parts, strict=True)]
+    return Observation.of(weight_norms(model.encoder.layers), layers)

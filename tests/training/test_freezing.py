@@ -1,76 +1,129 @@
 """A run that decides itself when to freeze: the same on any number of processes, and after a kill."""
 
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import forked
 import pytest
 import torch
+from auto_run import PLAN, RULE, auto_trainer, freezings, run
 from toy_methods import weights
-from toy_trainer import make_trainer
 
 from layerlock_hf.models import LayerLockViTConfig
-from layerlock_hf.training import AutoFreezing, mae
-from layerlock_hf.training.settling import Movement, SettlingRule
-
-
-STEPS = 60
-# Weights of so small a model hardly move: layers settle at different times by these limits
-RULE = SettlingRule(max_drift=0.05, max_growth=0.5)
-
-
-def plan_of(**changes) -> AutoFreezing:
-    given = {"counts": (1, 2, 3), "first_step": 6, "last_step": 50, "min_interval": 3, "every": 3, "rule": RULE}
-    return AutoFreezing(**given | changes)
-
-
-def auto_trainer(tiny_sizes, output_dir, plan=None, **settings):
-    torch.manual_seed(0)
-    config = LayerLockViTConfig.from_preset("tiny", **tiny_sizes)
-    settings = {"max_steps": STEPS, "learning_rate": 3e-3, "weight_decay": 0.0} | settings
-    plan = plan_of() if plan is None else plan
-    return make_trainer(config, output_dir, stages=mae(6), freezing=plan, **settings)
+from layerlock_hf.training import AutoFreezing, StageArguments, mae
+from layerlock_hf.training.freezing import FILE
+from layerlock_hf.training.run_file import CheckpointRefused
+from layerlock_hf.training.settling import Movement
 
 
 @pytest.fixture(scope="module")
-def finished(tiny_sizes, tmp_path_factory):
+def finished(tmp_path_factory):
     """A run to the end, with a checkpoint at every tenth step."""
-    trainer = auto_trainer(tiny_sizes, tmp_path_factory.mktemp("auto"), save_strategy="steps", save_steps=10)
+    trainer = auto_trainer(tmp_path_factory.mktemp("auto"), save_strategy="steps", save_steps=10)
     trainer.train()
     return trainer
 
 
-def freezings(trainer) -> list[tuple[int, int]]:
-    return [(stage.start, stage.num_frozen) for stage in trainer.stages[1:]]
-
-
+@pytest.mark.slow
 def test_layers_freeze_in_order_of_depth_within_the_limits(finished):
     steps, counts = zip(*freezings(finished), strict=True)
-    assert counts == (1, 2, 3)[: len(counts)]
-    assert all(6 <= step <= 50 and step % 3 == 0 for step in steps)
-    assert all(after - before >= 3 for before, after in zip(steps, steps[1:], strict=False))
+    assert counts == PLAN.counts
+    assert all(PLAN.first_step <= step <= PLAN.last_step and step % PLAN.every == 0 for step in steps)
+    assert all(after - before >= PLAN.min_interval for before, after in pairwise(steps))
+    rows = [row for row in finished.state.log_history if "learning_rate" in row]
+    assert [row["num_frozen"] for row in rows] == [
+        sum(start < row["step"] for start in steps) for row in rows
+    ]  # row N is of the step before step N
 
 
-def test_a_layer_that_froze_had_settled_and_before_it_had_not(finished):
+@pytest.mark.slow
+def test_what_froze_had_settled_and_an_interval_before_it_had_not(finished):
     rows = {row["step"]: row for row in finished.state.log_history if "projected_drift/layer_1" in row}
 
-    def history(layer, step):
-        earlier = [rows[one] for one in sorted(rows) if one <= step]
-        return [
-            Movement(row[f"projected_drift/layer_{layer}"], row[f"projected_growth/layer_{layer}"]) for row in earlier
-        ]
+    def reason(layer, step):
+        names = [f"projected_{measure}/layer_{layer}" for measure in ("drift", "growth")]
+        history = [Movement(*(rows[one][name] for name in names)) for one in sorted(rows) if one <= step]
+        return RULE.reason_to_wait(layer, history)
 
-    allowed = 6
+    earliest = PLAN.first_step
     for step, count in freezings(finished):
-        assert RULE.reason_to_wait(count, history(count, step)) is None
-        for earlier in range(allowed, step, 3):
-            assert RULE.reason_to_wait(count, history(count, earlier)) is not None
-        allowed = step + 3
+        assert reason(count, step) is None
+        assert all(reason(count, earlier) is not None for earlier in range(earliest, step, PLAN.every))
+        earliest = step + PLAN.min_interval
 
 
-def test_a_resumed_run_decides_as_if_it_had_never_ended(finished, tiny_sizes, tmp_path):
+@pytest.mark.slow
+def test_a_resumed_run_decides_as_if_it_had_never_ended(finished, tmp_path):
     (first, _), *_ = freezings(finished)
-    for step in (10 * (first // 10), 10 * (first // 10 + 1)):  # before and after the first layer froze
-        if not step:
-            continue
-        resumed = auto_trainer(tiny_sizes, tmp_path / str(step))
+    for step in (first // 10 * 10, first // 10 * 10 + 10):  # before and after the first layer froze
+        resumed = auto_trainer(tmp_path / str(step))
         resumed.train(resume_from_checkpoint=f"{finished.args.output_dir}/checkpoint-{step}")
         assert freezings(resumed) == freezings(finished)
         ours, theirs = weights(resumed.model), weights(finished.model)
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+FSDP = {"fsdp": True, "fsdp_config": {"version": 2, "state_dict_type": "SHARDED_STATE_DICT"}}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wrapping", [{}, FSDP], ids=["ddp", "fsdp2"])
+def test_two_processes_decide_as_one_does_and_resume_bit_identically(finished, tmp_path, wrapping):
+    saving = {"per_device_train_batch_size": 2, "save_strategy": "steps", "save_steps": 20, **wrapping}
+    whole, resumed = str(tmp_path / "whole"), str(tmp_path / "resumed")
+    jobs = [(whole, None, saving), (resumed, f"{whole}/checkpoint-20", saving)]
+    for job in jobs:
+        assert forked.finish(forked.start(2, run, *job)) == [0, 0]
+    reports = [json.loads(Path(folder, f"rank-{rank}.json").read_text()) for folder, *_ in jobs for rank in (0, 1)]
+    assert all(report == reports[0] for report in reports)
+    assert list(map(tuple, reports[0]["freezings"])) == freezings(finished)
+
+
+def test_checkpoints_of_another_kind_of_run_are_refused(tmp_path):
+    short = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    plan = AutoFreezing((1,), 1, 3, 1, 1)
+    for name, freezing in (("auto", plan), ("fixed", None)):
+        auto_trainer(tmp_path / name, freezing, **short).train()
+    assert not (tmp_path / "fixed" / "checkpoint-2" / FILE).exists()
+    with pytest.raises(CheckpointRefused, match="without schedule=auto"):
+        auto_trainer(tmp_path / "a", plan, **short).train(str(tmp_path / "fixed" / "checkpoint-2"))
+    with pytest.raises(CheckpointRefused, match="freezing AutoFreezing"):
+        auto_trainer(tmp_path / "b", None, **short).train(str(tmp_path / "auto" / "checkpoint-2"))
+
+
+def test_settings_become_limits(tiny_sizes):
+    config = LayerLockViTConfig.from_preset("tiny", **tiny_sizes)
+    arguments = StageArguments(schedule="auto", freeze_start=0.25, freeze_interval=20, latent_patch_fraction=0.5)
+    assert arguments.build(config, max_steps=400) == mae(6)
+    plan = arguments.freezing(config, 400, switch_warmup_steps=10)
+    assert (plan.counts, plan.first_step, plan.min_interval, plan.every) == ((1, 2, 3, 4), 100, 20, 20)
+    assert plan.last_step == 350  # a head takes 50 steps to learn
+    stages = plan.earliest(mae(6))
+    assert [(stage.start, stage.num_frozen) for stage in stages[1:]] == [(100, 1), (120, 2), (140, 3), (160, 4)]
+    assert all(stage.objectives[0].patch_fraction == 0.5 for stage in stages[1:])
+    assert StageArguments().freezing(config, 400, 10) is None
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"schedule": "automatic"}, "schedule must be fixed or auto, got 'automatic'"),
+        ({"schedule": "auto", "target_layers": [1]}, "schedule=auto does not read it"),
+        ({"settled_drift": 0.1}, "settled_drift is set but schedule is not auto"),
+        ({"schedule": "auto", "settled_drift": 0.0}, "settled_drift must be above 0"),
+        ({"schedule": "auto", "freeze_start": 390}, "freeze_start must be at most 350"),
+        ({"schedule": "auto", "max_frozen": 7}, "max_frozen must be at most 6"),
+    ],
+)
+def test_settings_that_cannot_work(tiny_sizes, changes, message):
+    config = LayerLockViTConfig.from_preset("tiny", **tiny_sizes)
+    arguments = StageArguments(**changes)
+    with pytest.raises(ValueError, match=message):
+        arguments.build(config, max_steps=400)
+        arguments.freezing(config, 400, switch_warmup_steps=10)
+
+
+def test_a_learning_rate_that_depends_on_stages_to_come(tmp_path):
+    with pytest.raises(ValueError, match="schedule_restarts must be left out"):
+        auto_trainer(tmp_path, schedule_restarts=True)

@@ -1,0 +1,136 @@
+"""When the layers of a run have settled, by its checkpoints."""
+
+import json
+import sys
+from dataclasses import MISSING, fields
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from ..analysis.plateau import MIN_CHECKPOINTS, spaced, summarise_plateau
+from ..analysis.plateau_plot import plot_plateau
+from ..evaluation import load_encoder
+from ..evaluation.any_videos import clips_for, read_any_videos
+from ..hub.documents import SETTINGS, read_object
+from ..training import LayerLockTrainingArguments, mae
+from ..training.checkpoints import FOLDER
+from ..training.schedules import scheduled_factor, whole_steps
+from ..training.settling import NUM_CLIPS, Observation, SettlingRule, views, weight_norms
+from ..utils.files import write_aside
+from ..utils.outputs import check_output
+from ..utils.similarity import MIN_CLIPS
+
+
+RESULTS, PICTURE = "plateau.json", "plateau.png"
+
+
+def find_plateau(
+    run: str | Path,
+    data: str,
+    output_dir: str | Path | None = None,
+    rule: SettlingRule | None = None,
+    max_frozen: int | None = None,
+) -> dict:
+    """When each layer of a run has settled, and the freeze schedule that follows.
+
+    >>> find_plateau("runs/mae", "videos")["schedule"]  # doctest: +SKIP
+    {'freeze_start': 840, 'freeze_interval': 60, 'num_freezes': 4}
+
+    Args:
+        run: folder of a run with checkpoints, best one that freezes nothing: frozen layers have settled by force.
+        data: videos, as of `read_any_videos`; the first `NUM_CLIPS` are looked at.
+        output_dir: folder for plateau.json and plateau.png; nothing is written by default.
+        rule, max_frozen: see `summarise_plateau`.
+
+    Raises:
+        ValueError: naming what is wrong.
+    """
+    run = Path(run).expanduser()
+    if output_dir is not None:
+        check_output(Path(output_dir), [RESULTS, PICTURE])
+    record = read_record(run)
+    args = recorded_arguments(record)
+    checkpoints = {step_of(path): path for path in run.glob("checkpoint-*") if (path / "config.json").is_file()}
+    steps = spaced([step for step in checkpoints if step <= args.max_steps], args.max_steps)
+    observations = {}
+    if len(steps) >= MIN_CHECKPOINTS:
+        observations = observe_checkpoints({step: checkpoints[step] for step in steps}, data, record["settings"])
+    # Without switches, whose small warm-ups are gaps
+    rates = [scheduled_factor(step, args.max_steps, mae(1), args) for step in range(args.max_steps)]
+    summary = summarise_plateau(observations, rates, rule, max_frozen)
+    if output_dir is not None:
+        folder = Path(output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        with write_aside(folder / RESULTS) as aside:
+            aside.write_text(json.dumps(summary, indent=1) + "\n")
+        plot_plateau(summary, f"{run.resolve().name}: when have its layers settled?", folder / PICTURE)
+    return summary
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step of a checkpoint-N, or one that no run has."""
+    name = FOLDER.fullmatch(checkpoint.name)
+    return int(name[1]) if name else sys.maxsize
+
+
+def read_record(run: Path) -> dict:
+    """What a run recorded of itself.
+
+    Raises:
+        ValueError: if the folder holds no such record.
+    """
+    record = read_object(run / SETTINGS)
+    if not isinstance(record.get("settings"), dict) or not isinstance(record.get("max_steps"), int):
+        raise ValueError(f"RUN must be a folder of `layerlock pretrain`, got {run}: it has no {SETTINGS} of a run")
+    return record
+
+
+def recorded_arguments(record: dict) -> LayerLockTrainingArguments:
+    """The training arguments of a run, for what can be computed from them: they are not checked, as this machine need
+    not be able to train."""
+    args = object.__new__(LayerLockTrainingArguments)
+    for field in fields(LayerLockTrainingArguments):
+        default = field.default if field.default_factory is MISSING else field.default_factory()
+        setattr(args, field.name, record["settings"].get(field.name, default))
+    args.max_steps = record["max_steps"]
+    args.switch_warmup_steps = whole_steps("switch_warmup_steps", args.switch_warmup_steps, args.max_steps)
+    return args
+
+
+@torch.no_grad()
+def observe_checkpoints(checkpoints: dict[int, Path], data: str, settings: dict) -> dict[int, Observation]:
+    """All layers at each of these steps, of a run of these settings.
+
+    Raises:
+        ValueError: if no video can be read.
+    """
+    found, clips = {}, None
+    for step, path in tqdm(checkpoints.items(), desc="checkpoints"):
+        encoder = load_encoder(str(path))
+        if clips is None:
+            clips = first_clips(encoder, data, settings)
+        depths, parts = list(range(1, encoder.config.num_hidden_layers + 1)), []
+        for video in clips.split(8):
+            video = video.to(encoder.device).float() / 255
+            taps, grid_size = encoder.tap(video, depths), encoder.grid_size(video)
+            parts.append([views(tokens, grid_size, len(clips)) for tokens in taps])
+        layers = [tuple(map(torch.cat, zip(*batches, strict=True))) for batches in zip(*parts, strict=True)]
+        found[step] = Observation.of(weight_norms(encoder.layers), layers)
+    return found
+
+
+def first_clips(encoder, data: str, settings: dict) -> torch.Tensor:
+    """The middle clips of some videos, at the pace and scale of the run, as bytes: (n, T, C, H, W).
+
+    Raises:
+        ValueError: if too few can be read.
+    """
+    pace = {name: settings[name] for name in ("frame_stride", "resize_factor") if name in settings}
+    clips = clips_for(encoder, read_any_videos(data, max_videos=NUM_CLIPS), **pace)
+    samples = [clips[index] for index in range(len(clips))]
+    good = [sample["pixel_values_videos"][0] for sample in samples if "error" not in sample]
+    if len(good) < MIN_CLIPS:
+        first = next((f", the first because of: {one['error']}" for one in samples if "error" in one), "")
+        raise ValueError(f"data must hold at least {MIN_CLIPS} readable videos, got {len(good)}{first}")
+    return torch.stack(good)
