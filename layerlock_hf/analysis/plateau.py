@@ -89,17 +89,17 @@ def propose_schedule(settled: Sequence[int | None], max_steps: int) -> dict | No
     Args:
         settled: the step by which each layer has settled, the first layer first; None: not yet.
     """
-    interval, steps = max(MIN_HEAD_STEPS, round(INTERVAL_SHARE * max_steps)), []
+    least, steps = max(MIN_HEAD_STEPS, round(INTERVAL_SHARE * max_steps)), []
     for step in settled:
         step = None if step is None else max([step, *steps])
-        if step is None or step > max_steps - interval:
+        if step is None or step > max_steps - least:
             break
         steps.append(step)
     while steps:
         start, *later = steps
-        interval = max([interval, *(math.ceil((step - start) / number) for number, step in enumerate(later, start=1))])
-        if start + len(later) * interval <= max_steps - interval:
+        needed = (math.ceil((step - start) / number) for number, step in enumerate(later, start=1))
+        interval = max([least, *needed])
+        if start + len(later) * interval <= max_steps - least:
             return {"freeze_start": start, "freeze_interval": interval, "num_freezes": len(steps)}
         steps.pop()
-        interval = max(MIN_HEAD_STEPS, round(INTERVAL_SHARE * max_steps))
     return None

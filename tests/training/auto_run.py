@@ -30,7 +30,7 @@ def freezings(trainer) -> list[tuple[int, int]]:
 
 
 def run(folder: str, resume: str | None, settings: dict):
-    """Train, from a checkpoint if one is given, and write freezings and a digest of the weights to `FOLDER/rank-N.json`."""
+    """Train, from a checkpoint if one is given; freezings and a digest of the weights go to `FOLDER/rank-N.json`."""
     allow_fsdp_on_cpu()
     trainer = auto_trainer(folder, **settings)
     trainer.train(resume_from_checkpoint=resume)
