@@ -10,7 +10,9 @@ README = ROOT / "README.md"
 
 TRAIN = ["tensorboard"]
 ANALYSIS = ["scikit-learn", "scipy"]
-TEST = [*ANALYSIS, "pytest", "pytest-timeout", "pytest-xdist", "torchmetrics"]
+ONNX = ["onnx", "onnxruntime", "onnxscript"]
+MTEB = ["mteb[video]>=2.26"]
+TEST = [*ANALYSIS, *ONNX, "pytest", "pytest-timeout", "pytest-xdist", "torchmetrics"]
 DEV = [*TRAIN, *TEST, "ruff", "codespell", "pre-commit"]
 
 setup(
@@ -21,7 +23,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["layerlock_hf", "layerlock_hf.*"]),
-    package_data={"layerlock_hf": ["recipes/**/*.yaml", "cli/launch/*.yaml", "hub/card_template.md", "hub/LICENSE"]},
+    package_data={"layerlock_hf": ["recipes/**/*.yaml", "cli/launch/*.yaml", "hub/*_template.md", "hub/LICENSE"]},
     # Not an entry point: that would import the package, which takes seconds, before it could answer
     scripts=["scripts/layerlock"],
     python_requires=">=3.10",
@@ -43,5 +45,5 @@ setup(
         "pyyaml",
         "tqdm",
     ],
-    extras_require={"train": TRAIN, "analysis": ANALYSIS, "dev": DEV},
+    extras_require={"train": TRAIN, "analysis": ANALYSIS, "onnx": ONNX, "mteb": MTEB, "dev": DEV},
 )

@@ -22,6 +22,8 @@ from . import programs  # noqa: F401  (how programs end)
 OPTIONAL = {
     "tensorboard": "curves in TensorBoard (report_to)",
     "scikit-learn": "the tests",
+    "onnxruntime": "layerlock export --to onnx",
+    "mteb": "MVEB, a benchmark of video embeddings",
     "triton": "torch.compile on GPUs",
 }
 GIB = 2**30

@@ -60,8 +60,13 @@ class CardFacts:
 
 def render_card(facts: CardFacts) -> str:
     """The text of a card: metadata in YAML, then Markdown."""
+    return render(TEMPLATE, card=facts)
+
+
+def render(template: Path, **facts) -> str:
+    """The text of a template with these facts, all of which it may name."""
     # Not `ModelCard.from_template`, which prints nothing for a name that is misspelt in the template
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(card=facts)
+    return environment.from_string(template.read_text(encoding="utf-8")).render(facts)

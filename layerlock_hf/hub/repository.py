@@ -73,14 +73,16 @@ def read_config(source: Path) -> LayerLockReadoutConfig:
 
 
 def copy_processor(source: Path, folder: Path):
-    """The video processor of a model, which belongs to what pipelines need: its own, that of its run, or where none
-    was saved the one of its configuration."""
+    """The video processor of a model, which belongs to what pipelines need."""
+    find_processor(source).save_pretrained(folder)
+
+
+def find_processor(source: Path) -> LayerLockVideoProcessor:
+    """That of a model: its own, that of its run, or where none was saved the one of its configuration."""
     saved = [place for place in (source, source.parent) if (place / VIDEO_PROCESSOR_NAME).is_file()]
     if saved:
-        processor = LayerLockVideoProcessor.from_pretrained(saved[0])
-    else:
-        processor = LayerLockVideoProcessor.from_config(read_config(source))
-    processor.save_pretrained(folder)
+        return LayerLockVideoProcessor.from_pretrained(saved[0])
+    return LayerLockVideoProcessor.from_config(read_config(source))
 
 
 def complete(folder: Path, documents: dict[str, dict | list]):

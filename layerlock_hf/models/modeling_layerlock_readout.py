@@ -116,7 +116,7 @@ class AttentionReadout(nn.Module):
             return states.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
 
         key, value = split(self.key(tokens)), split(self.value(tokens))
-        queries = split(self.queries.to(key.dtype).expand(len(key), -1, -1))
+        queries = split(self.queries.to(key.dtype).expand(key.shape[0], -1, -1))
         return F.scaled_dot_product_attention(queries, key, value).transpose(1, 2).flatten(2)
 
     def _attend_folded(self, normalized: torch.Tensor) -> torch.Tensor:

@@ -215,7 +215,8 @@ class TransformersEncoder(PreTrainedModel):
 
         def keep(depth, values):
             taps[depth] = select(depth, next(value for value in values if isinstance(value, torch.Tensor)))
-            if depth == deepest:
+            # torch.export keeps count of the modules that are entered and left, and drops what nobody reads
+            if depth == deepest and not torch.compiler.is_exporting():
                 raise DeepestLayerPassed
 
         def keep_input(_, args, kwargs):
@@ -237,11 +238,13 @@ class TransformersEncoder(PreTrainedModel):
                     handles.append(self.layers[depth - 1].register_forward_hook(keep_output(depth)))
             self.model(**inputs)
         except DeepestLayerPassed:
-            return taps
+            pass
         finally:
             for handle in handles:
                 handle.remove()
-        raise ValueError(f"its forward pass did not run layer {max(deepest, 1)}")
+        if deepest not in taps:
+            raise ValueError(f"its forward pass did not run layer {max(deepest, 1)}")
+        return taps
 
     # Which token sees which pixels
 

@@ -13,6 +13,7 @@ from transformers import (
     AutoModelForDepthEstimation,
     AutoModelForPreTraining,
     AutoModelForVideoClassification,
+    PreTrainedModel,
 )
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
@@ -100,17 +101,22 @@ def export(
         check_repo_id(repo_id)
     source, output = find_source(Path(run), checkpoint), Path(output_dir)
     check_choice(source, what, dtype)
-    if any(output.resolve().is_relative_to(folder.resolve()) for folder in (Path(run), source.folder)):
-        raise ValueError(f"output_dir must lie outside the folder of the run, got {output}: choose another folder")
-    check_output(output, ())
-    if any(output.iterdir()):
-        raise ValueError(f"output_dir must be an empty folder or none, got {output}: choose another")
+    check_empty(output, Path(run), source)
     try:
         return write_repository(source, output, what, dtype, repo_id, license)
     except BaseException:  # also Ctrl-C: half of it is of no use, and would be in the way of the next try
         for path in output.iterdir():
             path.unlink()
         raise
+
+
+def check_empty(output: Path, run: Path, source: Source):
+    """Raise a `ValueError` unless an export of a source may fill this folder, which is made where there is none."""
+    if any(output.resolve().is_relative_to(folder.resolve()) for folder in (run, source.folder)):
+        raise ValueError(f"output_dir must lie outside the folder of the run, got {output}: choose another folder")
+    check_output(output, ())
+    if any(output.iterdir()):
+        raise ValueError(f"output_dir must be an empty folder or none, got {output}: choose another")
 
 
 def check_choice(source: Source, what: str | None, dtype: str | None):
@@ -140,13 +146,10 @@ def write_repository(
         place: how files of weights that stay as they are get there.
     """
     what = what or source.kind
-    is_sharded = (source.folder / SHARDED_MODEL).is_dir()
-    if what == source.kind and dtype is None and not is_sharded and not has_large_files(source.folder):
+    if what == source.kind and dtype is None and not is_sharded(source) and not has_large_files(source.folder):
         copy_model(source.folder, output, place)
     else:
-        model = load_sharded(source.folder) if is_sharded else load(source)
-        if what == "encoder" and source.kind != "encoder":
-            model = model.encoder
+        model = load_part(source, what)
         model.to(getattr(torch, dtype) if dtype else model.dtype)
         model.save_pretrained(output)
         copy_processor(source.folder, output)
@@ -160,8 +163,19 @@ def write_repository(
     return output
 
 
-def load(source: Source):
-    """The model of a source, in the dtype of its weights."""
+def is_sharded(source: Source) -> bool:
+    """Whether its weights lie in one part per process."""
+    return (source.folder / SHARDED_MODEL).is_dir()
+
+
+def load_part(source: Source, what: str) -> PreTrainedModel:
+    """The model of a source, or its encoder alone, in the dtype of its weights."""
+    model = load_sharded(source.folder) if is_sharded(source) else load(source)
+    return model.encoder if what == "encoder" and source.kind != "encoder" else model
+
+
+def load(source: Source) -> PreTrainedModel:
+    """The whole model of a source that is not sharded."""
     model, loading = AUTO_CLASSES[source.kind].from_pretrained(
         source.folder, dtype="auto", output_loading_info=True, trust_remote_code=False
     )
@@ -270,6 +284,8 @@ def of_readout(run: Path) -> Source:
 
 
 def kind_of(folder: Path) -> str:
-    """What a folder holds, by the class that its configuration names."""
+    """What a folder holds, by the class that its configuration names. Only pretraining leaves weights in parts."""
     names = read_config(folder).architectures or [""]
+    if (folder / SHARDED_MODEL).is_dir():
+        return "pretraining"
     return next((kind for ending, kind in ENDINGS.items() if names[0].endswith(ending)), "encoder")

@@ -3,6 +3,7 @@
 import errno
 import glob
 import os
+import shutil
 import stat
 import uuid
 from collections.abc import Iterator
@@ -29,6 +30,21 @@ def write_aside(path: str | os.PathLike) -> Iterator[Path]:
         aside.unlink(missing_ok=True)
 
 
+@contextmanager
+def write_folder_aside(path: str | os.PathLike) -> Iterator[Path]:
+    """A folder to fill, which becomes `path` when the block ends: an empty folder, or none. An error leaves what was
+    there before."""
+    path = Path(os.path.abspath(path))  # which has a name, as "." has not
+    aside = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.new")
+    try:
+        aside.mkdir(parents=True)
+        yield aside
+        flush_all(aside)
+        put_in_place(aside, path)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
 def remove_left_over(path: str | os.PathLike):
     """Delete what processes left that were killed in `write_aside(path)`. None may be writing it now."""
     path = Path(path)
@@ -37,7 +53,7 @@ def remove_left_over(path: str | os.PathLike):
 
 
 def put_in_place(part: str | os.PathLike, path: str | os.PathLike):
-    """Give a finished file its name, on the same file system, and wait until that is on the disk."""
+    """Give a finished file or folder its name, on the same file system, and wait until that is on the disk."""
     flush(part)
     os.replace(part, path)
     flush(Path(path).parent)

@@ -51,6 +51,11 @@ def test_the_model_of_a_checkpoint(export, checkpoint, tmp_path):
     assert (tmp_path / "model" / VIDEO_PROCESSOR_NAME).is_file()
 
 
+def test_the_encoder_of_a_checkpoint(export, checkpoint, tmp_path):
+    export(checkpoint, tmp_path / "model", "--what", "encoder")
+    assert json.loads((tmp_path / "model" / "config.json").read_text())["architectures"] == ["LayerLockViTModel"]
+
+
 def test_places_that_cannot_be_written_are_named(export, checkpoint, tmp_path, capsys):
     (tmp_path / "file").touch()
     before = sorted(checkpoint.rglob("*"))
@@ -83,3 +88,23 @@ def test_checkpoints_that_cannot_be_loaded_are_named(export, checkpoint, tmp_pat
     said = refused(export, checkpoint, out)
     assert f"{checkpoint} cannot be loaded: " in said and ".distcp" in said and "Traceback" not in said
     assert not any(out.iterdir())
+
+
+def test_a_graph_is_told_with_how_far_it_is_off(export, checkpoint, tmp_path, capsys):
+    export(checkpoint, tmp_path / "graph", "--to", "torch", "--num_frames", 2)
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"{tmp_path / 'graph' / 'model.pt2'}: differs from PyTorch by at most ")
+    assert second == f"{tmp_path / 'graph' / 'README.md'} shows how to run it"
+
+
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        (["--variants", "int8"], "--variants must be left out for --to hub, got ['int8']"),
+        (["--to", "torch", "--dtype", "float16"], "--dtype must be left out for --to torch, got float16"),
+        (["--to", "torch", "--variants", "int8"], "variants of torch must be among none, got int8"),
+    ],
+)
+def test_flags_of_another_form_are_refused(export, checkpoint, tmp_path, flags, said):
+    assert said in refused(export, checkpoint, tmp_path / "graph", *flags)
+    assert not (tmp_path / "graph").exists()

@@ -307,6 +307,16 @@ def test_an_exported_classifier_takes_clips_of_any_length(config):
             torch.testing.assert_close(program(clip).logits, model(clip).logits, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("task", TASKS)
+def test_exported_readouts_take_batches_of_any_size(config, task):
+    model = TASKS[task][1](config).eval()
+    with torch.no_grad():
+        sizes = ({0: torch.export.Dim("batch", min=1)},)
+        program = torch.export.export(model, (torch.rand(2, 4, 3, 16, 16),), dynamic_shapes=sizes).module()
+        for clips in (torch.rand(1, 4, 3, 16, 16), torch.rand(3, 4, 3, 16, 16)):
+            torch.testing.assert_close(prediction(program(clips)), prediction(model(clips)))
+
+
 class Quantized(nn.Module):
     """A linear layer of 8-bit weights, which it tells by a method, as those of torch.ao do."""
 

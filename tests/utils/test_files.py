@@ -6,7 +6,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from layerlock_hf.utils.files import flush, flush_all, put_in_place, remove_left_over, write_aside
+from layerlock_hf.utils.files import (
+    flush,
+    flush_all,
+    put_in_place,
+    remove_left_over,
+    write_aside,
+    write_folder_aside,
+)
 
 
 @pytest.fixture
@@ -109,3 +116,26 @@ def test_a_file_system_may_have_no_flush_of_folders(tmp_path, monkeypatch):
     flush(tmp_path)
     with pytest.raises(OSError, match="Invalid argument"):
         flush(tmp_path / "file")
+
+
+def test_a_folder_is_there_as_a_whole(tmp_path, flushed):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    with write_folder_aside(folder) as aside:
+        (aside / "file").write_text("content")
+        inode = (aside / "file").stat().st_ino
+        assert not any(folder.iterdir())
+    assert inode in flushed
+    assert [path.name for path in tmp_path.rglob("*")] == ["folder", "file"]
+
+
+def test_a_folder_that_fails_leaves_what_was_there(tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(KeyError), write_folder_aside(tmp_path / "new") as aside:
+        (aside / "half").touch()
+        raise KeyError
+    with pytest.raises(OSError, match="not empty"), write_folder_aside(tmp_path / "full") as aside:
+        (aside / "other").touch()
+    assert sorted(tmp_path.rglob("*")) == before
