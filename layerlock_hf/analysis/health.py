@@ -1,6 +1,7 @@
 """Whether a run is healthy, judged by its log: what is wrong, in which stage, by which numbers, and what to do."""
 
 import statistics
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import accumulate, groupby
 
@@ -42,6 +43,7 @@ class Verdict:
         advice: what to do about it.
         stage: that it is about; None for the whole run.
         first_step, last_step: of the log's lines that show it; None if no single lines do.
+        holds: whether the last of what was measured still shows it.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Verdict:
     stage: int | None = None
     first_step: int | None = None
     last_step: int | None = None
+    holds: bool = False
 
     @property
     def is_trouble(self) -> bool:
@@ -87,6 +90,11 @@ class Health:
         return {"is_healthy": self.is_healthy, **asdict(self)}
 
 
+def loss_rows(rows: list[dict]) -> list[dict]:
+    """The lines of a log that hold losses."""
+    return [row for row in rows if {"stage", "learning_rate"} <= row.keys()]
+
+
 def judge(rows: list[dict], stages: list[dict], max_steps: int) -> Health:
     """Judge a run, finished or not, by the lines of its log so far.
 
@@ -98,7 +106,7 @@ def judge(rows: list[dict], stages: list[dict], max_steps: int) -> Health:
     Raises:
         ValueError: if the log has no losses yet, or is of other stages.
     """
-    losses = [row for row in rows if {"stage", "learning_rate"} <= row.keys()]
+    losses = loss_rows(rows)
     if not losses:
         raise ValueError("metrics.jsonl must hold losses, got no line with any: let the run log some steps first")
     logs = stage_logs(losses, stages, max_steps)
@@ -139,56 +147,64 @@ def find_divergence(stage: StageLog) -> Verdict | None:
         explained = [stage.series(f"{label}/{EXPLAINED_VARIANCE}") for label in labels]
         steps = sorted(set.intersection(*map(set, explained)))
         relative = [1 - max(values[step] for values in explained) for step in steps]
-        lowest = accumulate(relative, min)
         troubled = [
             (value, step)
-            for step, value, least in zip(steps, relative, lowest, strict=True)
-            if value > max(MAX_RELATIVE_LOSS, MAX_RISE * least)
+            for step, value, lowest in zip(steps, relative, accumulate(relative, min), strict=True)
+            if value > max(MAX_RELATIVE_LOSS, MAX_RISE * lowest)
         ]
         if len(troubled) >= MIN_TROUBLED_ROWS:
             held += [step for _, step in troubled]
             worst = max(worst, *troubled)
     if not held:
         return None
-    norms = stage.series("grad_norm")
-    norm = f", with a gradient norm of up to {max(norms.values()):.3g}" if norms else ""
+    norms = stage.series("grad_norm").values()
+    norm = f", with a gradient norm of up to {max(norms):.3g}" if norms else ""
     return _verdict(
         DIVERGING,
         stage,
         held,
+        max(held) == stage.rows[-1]["step"],
         f"the loss rose to {worst[0]:.3g} times the variance of its target in step {worst[1]:,}{norm}",
         "Lower learning_rate, lengthen warmup_steps or set max_grad_norm, and start anew or resume from a checkpoint "
-        f"before step {min(held):,}.",
+        f"before step {min(held):,}",
     )
 
 
 def find_collapse(stage: StageLog) -> Verdict | None:
     """Features no longer tell clips apart, or the encoder predicts itself instead of the video."""
-    signs = {}
-    for name in stage.names(CONTENT):
-        low = {step: value for step, value in stage.series(name).items() if value < MIN_CONTENT}
-        signs[f"clips make {{:.1%}} of the variance of features ({name})"] = low
-    for name in stage.names(EFFECTIVE_RANK):
-        low = {step: value for step, value in stage.series(name).items() if value < MIN_RANK}
-        signs[f"the {name} of features is {{:.2f}}"] = low
-    moving = [label for label in stage.labels if moves(label, stage.num_frozen)]
-    for name in [*stage.names(FEATURE_STD), *(f"{label}/target_variance" for label in moving)]:
-        signs[f"{name} has fallen to {{:.1%}} of its highest"] = _fallen(stage.series(name))
-    signs["the encoder explains {:.0%} of its own moving latents, and less than nothing of what is fixed"] = (
-        _self_explained(stage, moving)
-    )
-    shown = {text: found for text, found in signs.items() if len(found) >= MIN_TROUBLED_ROWS}
-    if not shown:
+    told, held, holds = [], [], False
+    for text, series, is_trouble in _signs_of_collapse(stage):
+        troubled = [step for step, value in series.items() if is_trouble(value)]
+        if len(troubled) >= MIN_TROUBLED_ROWS:
+            told.append(f"{text.format(series[troubled[-1]])} in step {troubled[-1]:,}")
+            held += troubled
+            holds = holds or troubled[-1] == max(series)
+    if not told:
         return None
-    told = [f"{text.format(list(found.values())[-1])} (step {max(found):,})" for text, found in shown.items()]
     return _verdict(
         COLLAPSING,
         stage,
-        sorted(step for found in shown.values() for step in found),
+        held,
+        holds,
         "; ".join(told),
-        "Predict only layers that are frozen, or a teacher that moves more slowly (teacher_momentum nearer 1); lower "
-        "learning_rate. Its features are of little use from there on.",
+        "Predict only layers that are frozen, or a teacher that moves more slowly (teacher_momentum nearer 1), or "
+        "lower learning_rate. What has been learnt since is of little use",
     )
+
+
+def _signs_of_collapse(stage: StageLog) -> Iterator[tuple[str, dict[int, float], Callable[[float], bool]]]:
+    """What is said of each, with its last value; step -> value; which values are trouble."""
+    for name in stage.names(CONTENT):
+        text = f"clips make {{:.1%}} of the variance of features ({name})"
+        yield text, stage.series(name), lambda share: share < MIN_CONTENT
+    for name in stage.names(EFFECTIVE_RANK):
+        yield f"the {name} of features is {{:.2f}}", stage.series(name), lambda rank: rank < MIN_RANK
+    moving = [label for label in stage.labels if moves(label, stage.num_frozen)]
+    for name in [*stage.names(FEATURE_STD), *(f"{label}/target_variance" for label in moving)]:
+        text = f"{name} is {{:.1%}} of what it was"
+        yield text, _shares_of_highest(stage.series(name)), lambda share: share < MIN_SPREAD
+    text = "the encoder explains {:.0%} of its own moving latents, and of what is fixed less than nothing,"
+    yield text, _self_explained(stage, moving), lambda share: share > MIN_SELF_EXPLAINED
 
 
 def moves(label: str, num_frozen: int) -> bool:
@@ -197,23 +213,21 @@ def moves(label: str, num_frozen: int) -> bool:
     return depth.isdigit() and (bool(kind) or int(depth) > num_frozen)
 
 
-def _fallen(series: dict[int, float]) -> dict[int, float]:
-    """The shares of the highest value so far that are too small."""
+def _shares_of_highest(series: dict[int, float]) -> dict[int, float]:
+    """Values as shares of the highest so far."""
     highest = accumulate(series.values(), max)
-    shares = {step: value / most for (step, value), most in zip(series.items(), highest, strict=True) if most > 0}
-    return {step: share for step, share in shares.items() if share < MIN_SPREAD}
+    return {step: value / most for (step, value), most in zip(series.items(), highest, strict=True) if most > 0}
 
 
 def _self_explained(stage: StageLog, moving: list[str]) -> dict[int, float]:
-    """What is explained of moving targets, in the lines in which all fixed ones are worse than unknown."""
+    """What is explained of the moving targets, at best; 0 where something is of the fixed ones, too."""
     fixed = [label for label in stage.labels if label not in moving]
     if not fixed or not moving:
         return {}
     found = {}
     for row in stage.rows:
         own, others = (max(row[f"{label}/{EXPLAINED_VARIANCE}"] for label in labels) for labels in (moving, fixed))
-        if own > MIN_SELF_EXPLAINED and others < 0:
-            found[row["step"]] = own
+        found[row["step"]] = own if others < 0 else 0.0
     return found
 
 
@@ -225,7 +239,7 @@ def find_short_stage(stage: StageLog) -> Verdict | None:
     num_steps = stage.end - stage.start
     advice = (
         f"Give every stage more steps (freeze_interval), {MIN_HEAD_STEPS} or more, or freeze more layers at a time "
-        "(layers_per_freeze)."
+        "(layers_per_freeze)"
     )
     if len(stage.rows) < MIN_STAGE_ROWS:
         if num_steps >= MIN_HEAD_STEPS:
@@ -256,16 +270,18 @@ def find_starvation(stage: StageLog) -> Verdict | None:
         STARVED,
         stage,
         [step for step, value in waits.items() if value > MAX_WAIT],
+        later[-1] > MAX_WAIT,
         f"{wait:.0%} of the time was spent waiting for data",
         "More dataloader_num_workers, or smaller videos (`layerlock prepare`). `layerlock inspect` times each step of "
-        "loading.",
+        "loading",
     )
 
 
-def _verdict(name: str, stage: StageLog, steps: list[int], text: str, advice: str) -> Verdict:
-    last = stage.rows[-1]["step"]
-    end = "and still is so" if max(steps) == last else f"until step {max(steps):,}"
-    return Verdict(name, f"{text}; from step {min(steps):,} {end}", advice, stage.index, min(steps), max(steps))
+def _verdict(name: str, stage: StageLog, held: list[int], holds: bool, text: str, advice: str) -> Verdict:
+    """Of trouble that lines of the log show, with the steps from and until which they do."""
+    end = "on" if holds else f"until step {max(held):,}"
+    text = f"{text}; from step {min(held):,} {end}"
+    return Verdict(name, text, advice, stage.index, min(held), max(held), holds)
 
 
 RULES = (find_divergence, find_collapse, find_short_stage, find_starvation)
