@@ -6,7 +6,16 @@ from dataclasses import asdict, dataclass
 from itertools import accumulate, groupby
 
 from ..training.schedules import MIN_HEAD_STEPS
-from .stage_logs import CONTENT, EFFECTIVE_RANK, EXPLAINED_VARIANCE, FEATURE_STD, StageLog, stage_logs, summarise_stage
+from .stage_logs import (
+    CONTENT,
+    EFFECTIVE_RANK,
+    EXPLAINED_VARIANCE,
+    FEATURE_STD,
+    StageLog,
+    loss_rows,
+    stage_logs,
+    summarise_stage,
+)
 
 
 HEALTHY, TOO_EARLY = "healthy", "too early to tell"
@@ -84,11 +93,6 @@ class Health:
 
     def to_json(self) -> dict:
         return {"is_healthy": self.is_healthy, **asdict(self)}
-
-
-def loss_rows(rows: list[dict]) -> list[dict]:
-    """The lines of a log that hold losses."""
-    return [row for row in rows if {"stage", "learning_rate"} <= row.keys()]
 
 
 def judge(rows: list[dict], stages: list[dict], max_steps: int) -> Health:
