@@ -35,7 +35,7 @@ MIN_SELF_EXPLAINED = 0.3  # of targets that move with the encoder, while nothing
 # Healthy: 0.13 at most. What rises in a straight line has some 0.4. Below MIN_GAIN, lines only scatter
 MAX_LATE_GAIN, MIN_GAIN = 0.25, 0.05
 MIN_STAGE_ROWS = 6  # below which three thirds say nothing
-MAX_WAIT = 0.3  # share of the time that is spent waiting for data, as the median of a stage; healthy: 0.024 at most
+MAX_WAIT = 0.3  # share of the time that is spent waiting for data, as the median of a stage; healthy: 0.03 at most
 
 
 @dataclass(frozen=True)
