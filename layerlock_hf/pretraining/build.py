@@ -62,6 +62,8 @@ def build(settings: RunSettings) -> LayerLockTrainer:
     trainer = LayerLockTrainer(**parts, processing_class=processor_of(parts["model"].config, clips))
     rows = describe_stages(parts["model"], trainer.possible_stages)
     trainer.add_callback(Reports(output, trainer.stages, rows, record, clips.bad_videos))
+    for callback in settings.health.callbacks(output):
+        trainer.add_callback(callback)
     if readout is not None:
         settings.readout.add_to(trainer, *readout)
     return trainer

@@ -15,8 +15,9 @@ from ..evaluation.any_videos import clips_for, read_any_videos
 from ..hub.documents import SETTINGS, read_object
 from ..training import LayerLockTrainingArguments, mae
 from ..training.checkpoints import FOLDER
+from ..training.diagnostics import weight_norms
 from ..training.schedules import scheduled_factor, whole_steps
-from ..training.settling import NUM_CLIPS, Observation, SettlingRule, views, weight_norms
+from ..training.settling import NUM_CLIPS, Observation, SettlingRule, views
 from ..utils.files import write_aside
 from ..utils.outputs import check_output
 from ..utils.similarity import MIN_CLIPS

@@ -13,11 +13,10 @@ from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
-from torch import nn
-from torch.distributed.tensor import DTensor
 
 from ..models.modeling_layerlock_pretraining import LayerLockViTForPretraining
 from ..utils.similarity import alignment, similarities
+from .diagnostics import weight_norms
 
 
 NUM_CLIPS = 32
@@ -138,15 +137,6 @@ class SettlingRule:
             if self.reason_to_wait(layer, history[: index + 1]) is None:
                 return index
         return None
-
-
-def weight_norms(layers: nn.ModuleList) -> torch.Tensor:
-    """Norm of the matrices of every layer, which may be sharded: (L,). All processes must call it."""
-    squares = []
-    for layer in layers:
-        parts = [parameter.float().square().sum() for parameter in layer.parameters() if parameter.ndim == 2]
-        squares.append(sum(part.full_tensor() if isinstance(part, DTensor) else part for part in parts))
-    return torch.stack(squares).sqrt()
 
 
 def views(tokens: torch.Tensor, grid_size: tuple[int, int, int], num_clips: int) -> tuple[torch.Tensor, torch.Tensor]:
