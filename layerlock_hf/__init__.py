@@ -46,6 +46,7 @@ from .utils.version import VERSION
 _FUNCTIONS = {
     "build_trainer": "pretraining.build",
     "export": "pretraining.exporting",
+    "health": "pretraining.health",
     "load_recipe": "recipes",
     "pretrain": "pretraining.run",
     "push": "pretraining.pushing",
@@ -103,6 +104,7 @@ __all__ = [
     "VideoDepthEstimationPipeline",
     "build_trainer",
     "export",
+    "health",
     "load_recipe",
     "post_process_depth_estimation",
     "pretrain",
