@@ -85,6 +85,14 @@ KINDS = (
         floor=0.0,
     ),
     Kind(
+        "Share of content in the features",
+        "content_fraction",
+        "How much of what tokens differ by is the clip, not the position in it. A fall towards 0 is collapse.",
+        floor=0.0,
+        ceiling=1.0,
+    ),
+    Kind("Norm of the weights of each layer", r"weight_norm_layer_\d+", "Flat once a layer is frozen."),
+    Kind(
         "Variance of each target",
         "target_variance",
         "If it falls within a stage, the target becomes trivial to predict.",
@@ -211,11 +219,12 @@ def _draw(kind: Kind, found: dict, stages: list[dict], max_steps: int) -> Chart 
 
 
 def _spoken(name: str, kind: Kind) -> str:
-    """What a line is called: the target, the depth, or what the chart shows."""
-    if name.startswith("readout/"):
-        return name.removeprefix("readout/").replace("_accuracy", "").replace("_", " ")
-    prefix = name.rpartition("/")[0]
-    return prefix.replace("_", " ") or kind.title
+    """What a line is called: the target, the layer, or what the chart shows."""
+    prefix, _, own = name.rpartition("/")
+    layer = re.search(r"layer_\d+$", own)
+    if prefix == "readout" and layer:
+        return f"{own.partition('_')[0]}, {layer[0]}".replace("_", " ")
+    return (prefix or (layer[0] if layer else kind.title)).replace("_", " ")
 
 
 def _last(values: dict[int, float | None]) -> str:

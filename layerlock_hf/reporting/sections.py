@@ -3,12 +3,14 @@
 What a section lacks it says by a `ValueError`, whose text the page shows in its place.
 """
 
+import re
 import statistics
 from collections import Counter
 
 from ..analysis.cost import ACCOUNTING
 from ..analysis.cost_check import TOLERANCE, deviations
 from ..analysis.gpus import GPUS
+from ..analysis.health import Verdict
 from ..analysis.stage_logs import (
     EXPLAINED_VARIANCE,
     FIRST_STEPS,
@@ -21,6 +23,7 @@ from ..analysis.stage_logs import (
 from ..hub.documents import RESULTS, read_json
 from ..hub.results_table import results_table
 from ..hub.words import counted, duration, in_powers, listed, public_name, public_text
+from ..pretraining.health import judge_run
 from ..pretraining.planning import plan_beside_log
 from ..pretraining.reports import BAD_VIDEOS
 from ..utils.outputs import read_lines
@@ -85,9 +88,36 @@ def _tiles(run: Run) -> list[tuple[str, str, str]]:
     return tiles
 
 
-def _words(target: str) -> str:
-    """A target as people read it: layer_3 -> layer 3."""
-    return target.replace("_", " ")
+def _words(text: str) -> str:
+    """Targets as people read them: layer_3 -> layer 3."""
+    return re.sub(r"\b(layer|depth)_(\d+)", r"\1 \2", text)
+
+
+def health(run: Run) -> dict:
+    """Whether anything is wrong, by the log."""
+    if not run.rows:
+        raise ValueError(NO_STEPS)
+    found = judge_run(run.folder)
+    groups: dict[str, list[Verdict]] = {}
+    for verdict in found.verdicts:
+        groups.setdefault(verdict.name, []).append(verdict)
+    return {
+        "is_healthy": found.is_healthy,
+        "verdicts": [_verdict(*group) for group in groups.values()],
+        "checkpoint": public_text(found.checkpoint_text),
+    }
+
+
+def _verdict(first: Verdict, *others: Verdict) -> dict:
+    """Verdicts of one kind, of several stages."""
+    return {
+        "name": first.name,
+        "stage": first.stage,
+        "text": _words(first.text),
+        "also": listed([f"stage {other.stage}" for other in others]),
+        "advice": first.advice,
+        "is_trouble": first.is_trouble,
+    }
 
 
 def curves(run: Run) -> dict:

@@ -42,6 +42,7 @@ class Section:
 # In the order of the page
 SECTIONS: dict[str, tuple[str, Callable[[Run], dict]]] = {
     "overview": ("Overview", sections.overview),
+    "health": ("Health", sections.health),
     "curves": ("Curves", sections.curves),
     "stages": ("Stages", sections.stages),
     "features": ("What the encoder sees", feature_pictures),

@@ -63,7 +63,7 @@ def test_ticks_are_round_and_within_the_frame():
 def test_readouts_during_pretraining_have_a_chart():
     chart = draw([{"step": 0, "readout/knn_accuracy_layer_2": 0.25, "readout/seconds": 1.0}])
     assert list(chart) == ["Readouts during pretraining: accuracy"]
-    assert chart["Readouts during pretraining: accuracy"].points["names"] == ["knn layer 2"]
+    assert chart["Readouts during pretraining: accuracy"].points["names"] == ["knn, layer 2"]
 
 
 def test_an_empty_log_has_no_charts():

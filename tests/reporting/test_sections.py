@@ -4,6 +4,7 @@ import json
 
 from hub_folders import CLASSES
 
+from layerlock_hf.analysis.health import Health, Verdict
 from layerlock_hf.reporting import sections
 from layerlock_hf.reporting.recorded import Run
 
@@ -56,3 +57,13 @@ def test_stages_have_a_row_per_objective(copied):
         (2, "layer 2"),
     ]
     assert found[2]["log"]["last_explained_variance"] == 0.25
+
+
+def test_verdicts_of_several_stages_are_one(monkeypatch, copied):
+    short = [Verdict("stage too short", f"stage {stage} of layer_{stage}", "freeze later", stage) for stage in (1, 2)]
+    health = Health(short, [], [], 6, 6, checkpoint_text="/home/ann/run/checkpoint-4 was read best")
+    monkeypatch.setattr(sections, "judge_run", lambda folder: health)
+    found = sections.health(Run(copied))
+    (verdict,) = found["verdicts"]
+    assert (verdict["stage"], verdict["text"], verdict["also"]) == (1, "stage 1 of layer 1", "stage 2")
+    assert found["checkpoint"] == "checkpoint-4 was read best"
