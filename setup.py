@@ -13,7 +13,7 @@ ANALYSIS = ["scikit-learn", "scipy"]
 ONNX = ["onnx", "onnxruntime", "onnxscript"]
 MTEB = ["mteb[video]>=2.26"]
 TEST = [*ANALYSIS, *ONNX, "pytest", "pytest-timeout", "pytest-xdist", "torchmetrics"]
-DEV = [*TRAIN, *TEST, "ruff", "codespell", "pre-commit"]
+DEV = [*TRAIN, *TEST, "selenium", "ruff", "codespell", "pre-commit"]
 
 setup(
     name="layerlock_hf",
@@ -23,7 +23,12 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["layerlock_hf", "layerlock_hf.*"]),
-    package_data={"layerlock_hf": ["recipes/**/*.yaml", "cli/launch/*.yaml", "hub/*_template.md", "hub/LICENSE"]},
+    package_data={
+        "layerlock_hf": [
+            *("recipes/**/*.yaml", "cli/launch/*.yaml", "hub/*_template.md", "hub/LICENSE"),
+            *("reporting/page.html", "reporting/page.css", "reporting/page.js"),
+        ]
+    },
     # Not an entry point: that would import the package, which takes seconds, before it could answer
     scripts=["scripts/layerlock"],
     python_requires=">=3.10",

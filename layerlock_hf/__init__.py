@@ -51,6 +51,7 @@ _FUNCTIONS = {
     "load_recipe": "recipes",
     "pretrain": "pretraining.run",
     "push": "pretraining.pushing",
+    "report": "reporting.writing",
     "train_readouts": "evaluation.run",
 }
 __version__ = VERSION
@@ -111,5 +112,6 @@ __all__ = [
     "pretrain",
     "push",
     "readout_depth_from_fraction",
+    "report",
     "train_readouts",
 ]

@@ -170,12 +170,19 @@ def is_sharded(source: Source) -> bool:
 
 def load_part(source: Source, what: str) -> PreTrainedModel:
     """The model of a source, or its encoder alone, in the dtype of its weights."""
-    model = load_sharded(source.folder) if is_sharded(source) else load(source)
+    model = load(source)
     return model.encoder if what == "encoder" and source.kind != "encoder" else model
 
 
 def load(source: Source) -> PreTrainedModel:
-    """The whole model of a source that is not sharded."""
+    """The whole model of a source.
+
+    Raises:
+        ValueError: if arrays are missing; `CheckpointRefused` for a sharded checkpoint that is not complete, or could
+            run code.
+    """
+    if is_sharded(source):
+        return load_sharded(source.folder)
     model, loading = AUTO_CLASSES[source.kind].from_pretrained(
         source.folder, dtype="auto", output_loading_info=True, trust_remote_code=False
     )
