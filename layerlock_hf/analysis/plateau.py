@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
-from ..training.freezing import INTERVAL_SHARE, MAX_FROZEN_SHARE
+from ..training.freezing import INTERVAL_SHARE, MAX_FROZEN_SHARE, least_last_stage
 from ..training.schedules import MIN_HEAD_STEPS
 from ..training.settling import Observation, SettlingRule, movements
 
@@ -90,16 +90,17 @@ def propose_schedule(settled: Sequence[int | None], max_steps: int) -> dict | No
         settled: the step by which each layer has settled, the first layer first; None: not yet.
     """
     least, steps = max(MIN_HEAD_STEPS, round(INTERVAL_SHARE * max_steps)), []
+    last_step = max_steps - least_last_stage(max_steps)
     for step in settled:
         step = None if step is None else max([step, *steps])
-        if step is None or step > max_steps - least:
+        if step is None or step > last_step:
             break
         steps.append(step)
     while steps:
         start, *later = steps
         needed = (math.ceil((step - start) / number) for number, step in enumerate(later, start=1))
         interval = max([least, *needed])
-        if start + len(later) * interval <= max_steps - least:
+        if start + len(later) * interval <= last_step:
             return {"freeze_start": start, "freeze_interval": interval, "num_freezes": len(steps)}
         steps.pop()
     return None

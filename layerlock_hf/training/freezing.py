@@ -26,6 +26,7 @@ from .stages import FreezeSchedule, Freezings, locked
 logger = logging.get_logger(__name__)
 
 INTERVAL_SHARE = 0.05  # of the run, between two observations
+LAST_SHARE = 0.1  # of the run, of the last stage at least: while the learning rate ends, a fresh head learns slowly
 MAX_FROZEN_SHARE = 0.75  # of the layers (LayerLock, sec. 3.4)
 FILE = "freezing.safetensors"  # of a checkpoint
 
@@ -98,7 +99,7 @@ class AutoFreezing:
                 "freezing: lower num_freezes or layers_per_freeze, or set max_frozen"
             )
         every = max(1, round(INTERVAL_SHARE * max_steps))
-        last_step = max_steps - max(min_interval, MIN_HEAD_STEPS, 2 * switch_warmup_steps)
+        last_step = max_steps - max(least_last_stage(max_steps), min_interval, 2 * switch_warmup_steps)
         return cls(counts, first_step, last_step, min_interval, every, rule or SettlingRule(), locking)
 
     def stages(self, base: Sequence[Stage], freezings: Sequence[tuple[int, int]]) -> list[Stage]:
@@ -124,6 +125,11 @@ class AutoFreezing:
         if not self.first_step <= step <= self.last_step or since < self.min_interval:
             return None
         return self.counts[len(freezings)] if len(freezings) < len(self.counts) else None
+
+
+def least_last_stage(max_steps: int) -> int:
+    """Steps that the last stage of a run must have for its head to learn."""
+    return max(MIN_HEAD_STEPS, round(LAST_SHARE * max_steps))
 
 
 def possible_stages(stages: list[Stage], freezing: AutoFreezing | None) -> list[Stage]:

@@ -58,7 +58,7 @@ def test_a_learning_rate_that_falls_lets_layers_settle_earlier():
         ([500, 500, 760], (500, 130, 3)),
         ([500, 480, 600], (500, 50, 3)),  # no layer before those below it
         ([500, None, 600], (500, 50, 1)),
-        ([500, 940, 945], (500, 440, 2)),
+        ([500, 880, 895], (500, 380, 2)),
         ([500, 990], (500, 50, 1)),
         ([None, 500], None),
         ([960], None),  # a stage could not learn any more
