@@ -11,7 +11,8 @@ README = ROOT / "README.md"
 TRAIN = ["tensorboard"]
 ANALYSIS = ["scikit-learn", "scipy"]
 TEST = [*ANALYSIS, "pytest", "pytest-timeout", "pytest-xdist", "torchmetrics"]
-DEV = [*TRAIN, *TEST, "ruff", "codespell", "pre-commit"]
+DOCS = ["mkdocs<2", "mkdocs-material", "mkdocstrings[python]"]
+DEV = [*TRAIN, *TEST, *DOCS, "ruff", "codespell", "pre-commit"]
 
 setup(
     name="layerlock_hf",
@@ -43,5 +44,5 @@ setup(
         "pyyaml",
         "tqdm",
     ],
-    extras_require={"train": TRAIN, "analysis": ANALYSIS, "dev": DEV},
+    extras_require={"train": TRAIN, "analysis": ANALYSIS, "docs": DOCS, "dev": DEV},
 )
