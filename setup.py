@@ -12,7 +12,7 @@ TRAIN = ["tensorboard"]
 ANALYSIS = ["scikit-learn", "scipy"]
 TEST = [*ANALYSIS, "pytest", "pytest-timeout", "pytest-xdist", "torchmetrics"]
 DOCS = ["mkdocs<2", "mkdocs-material", "mkdocstrings[python]"]
-DEV = [*TRAIN, *TEST, *DOCS, "ruff", "codespell", "pre-commit"]
+DEV = [*TRAIN, *TEST, *DOCS, "selenium", "ruff", "codespell", "pre-commit"]
 
 setup(
     name="layerlock_hf",
@@ -22,7 +22,12 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["layerlock_hf", "layerlock_hf.*"]),
-    package_data={"layerlock_hf": ["recipes/**/*.yaml", "cli/launch/*.yaml", "hub/card_template.md", "hub/LICENSE"]},
+    package_data={
+        "layerlock_hf": [
+            *("recipes/**/*.yaml", "cli/launch/*.yaml", "hub/card_template.md", "hub/LICENSE"),
+            *("reporting/page.html", "reporting/page.css", "reporting/page.js"),
+        ]
+    },
     # Not an entry point: that would import the package, which takes seconds, before it could answer
     scripts=["scripts/layerlock"],
     python_requires=">=3.10",

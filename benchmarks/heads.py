@@ -12,7 +12,8 @@ import json
 import statistics
 from pathlib import Path
 
-from layerlock_hf.pretraining.logs import RECOVERED, read_metrics, summarise_stages
+from layerlock_hf.analysis.stage_logs import RECOVERED
+from layerlock_hf.pretraining.logs import read_metrics, summarise_stages
 
 
 COLUMNS = ("first_explained_variance", "last_explained_variance", "steps_to_recover", "largest_grad_norm")

@@ -46,9 +46,11 @@ from .utils.version import VERSION
 _FUNCTIONS = {
     "build_trainer": "pretraining.build",
     "export": "pretraining.exporting",
+    "health": "pretraining.health",
     "load_recipe": "recipes",
     "pretrain": "pretraining.run",
     "push": "pretraining.pushing",
+    "report": "reporting.writing",
     "train_readouts": "evaluation.run",
 }
 __version__ = VERSION
@@ -102,10 +104,12 @@ __all__ = [
     "VideoDepthEstimationPipeline",
     "build_trainer",
     "export",
+    "health",
     "load_recipe",
     "post_process_depth_estimation",
     "pretrain",
     "push",
     "readout_depth_from_fraction",
+    "report",
     "train_readouts",
 ]

@@ -35,6 +35,10 @@ LAW = {
         f"layerlock_hf.{part}"
         for part in ("models", "data", "training", "evaluation", "analysis", "hub", "recipes", "utils")
     ),
+    "reporting": tuple(
+        f"layerlock_hf.{part}"
+        for part in ("models", "data", "training", "evaluation", "analysis", "hub", "recipes", "pretraining", "utils")
+    ),
 }
 # What users enter by, which may import everything, and which no part imports
 ENTRIES = {"__init__", "__main__", "cli"}

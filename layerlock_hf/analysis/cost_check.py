@@ -57,6 +57,21 @@ def compare_with_log(run: PlannedRun, plan: dict, rows: list[dict], knows_memory
     return {"stages": found, "flops": _flops(run, plan, timed[-1]), "memory": _memory(plan, timed, knows_memory)}
 
 
+def deviations(found: dict) -> list[str]:
+    """The stages that are off, of what `compare_with_log` found, a line each; or one that says that none is."""
+    lines = []
+    for stage in found["stages"]:
+        if stage["is_off"]:
+            slower = "slower" if stage["time_ratio"] > stage["planned_time_ratio"] else "faster"
+            factor = stage["time_ratio"] / stage["planned_time_ratio"]
+            lines.append(
+                f"stage {stage['stage']} ({stage['num_frozen']} frozen, predicts {stage['target']}) is {slower} than "
+                f"planned: its steps take {factor:.2f} times as long as they should beside those of stage "
+                f"{found['stages'][0]['stage']}"
+            )
+    return lines or [f"no stage is off by more than {TOLERANCE:.0%}"]
+
+
 def _flops(run: PlannedRun, plan: dict, last: dict) -> dict:
     """Of the steps up to the last that was logged."""
     done = zip(run.stages, run.lengths(run.stages), strict=True)

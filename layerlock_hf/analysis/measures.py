@@ -35,6 +35,7 @@ class Measure:
 LOST = "share of the accuracy that is lost"
 MEASURES = {
     "feature_std": Measure("Deviation of features", "mean std over clips", "tokens"),
+    "content_fraction": Measure("Content of tokens", "share of variance between clips", "tokens"),
     "effective_rank": Measure("Effective rank of tokens", "directions", "tokens"),
     "participation_ratio": Measure("Participation ratio of tokens", "directions", "tokens"),
     "alpha_req": Measure("alpha-ReQ of tokens", "exponent of the spectrum", "tokens"),

@@ -16,14 +16,13 @@ import textwrap
 from pathlib import Path
 
 from ..analysis.cost import plan_cost
-from ..analysis.cost_check import TOLERANCE, compare_with_log
+from ..analysis.cost_check import deviations
 from ..analysis.cost_plot import plot_cost
 from ..analysis.gpus import GPUS, find_gpu
 from ..analysis.memory import GIGA, what_fits
 from ..analysis.runs import Machine, PlannedRun
 from ..hub.words import counted
-from ..pretraining.logs import read_metrics
-from ..pretraining.planning import given_settings, planned_run, recorded_run
+from ..pretraining.planning import given_settings, plan_beside_log, planned_run
 from ..utils.outputs import check_output, print_table
 from . import programs
 from .run_errors import settings_errors_told
@@ -141,12 +140,10 @@ def check_run(folder: Path, own: argparse.Namespace, rest: list[str]):
     given = {name: value for name, value in vars(own).items() if value != parser.get_default(name)}
     for name in [*rest, *(f"--{name}" for name in given if name not in HEEDED_BESIDE_RUN)]:
         raise ValueError(f"{name} has no effect beside RUN, whose settings are on record: leave it out")
-    run, hardware = recorded_run(folder)
-    plan = plan_cost(run, Machine(find_gpu(own.gpu), hardware["num_processes"], own.fsdp2))
-    found = compare_with_log(run, plan, read_metrics(folder), knows_memory=hardware["device"] != "CPU")
+    _, found, device = plan_beside_log(folder, find_gpu(own.gpu), own.fsdp2)
     if own.json:
         return print(json.dumps(found, indent=1))
-    print_check(found, hardware["device"])
+    print_check(found, device)
 
 
 def print_check(found: dict, device: str):
@@ -172,17 +169,8 @@ def print_check(found: dict, device: str):
         print(f"{peaks}; they do not compare, as on a {device} the log has the memory of the whole process")
     else:
         print(f"{peaks}{', OFF' if memory['is_off'] else ''}")
-    off = [stage for stage in found["stages"] if stage["is_off"]]
-    for stage in off:
-        slower = "slower" if stage["time_ratio"] > stage["planned_time_ratio"] else "faster"
-        factor = stage["time_ratio"] / stage["planned_time_ratio"]
-        print(
-            f"stage {stage['stage']} ({stage['num_frozen']} frozen, predicts {stage['target']}) is {slower} than "
-            f"planned: its steps take {factor:.2f} times as long as they should beside those of stage "
-            f"{found['stages'][0]['stage']}"
-        )
-    if not off:
-        print(f"no stage is off by more than {TOLERANCE:.0%}")
+    for line in deviations(found):
+        print(line)
 
 
 def short(number: float) -> str:

@@ -24,6 +24,8 @@ PROGRAMS = {
     "prepare": "check every video in a folder, and pack the good ones into shards",
     "inspect": "inspect the data of a run before it starts, and time its loading",
     "cost": "count what a run will cost before it starts, and check it against the log",
+    "health": "tell whether a run is healthy, and which checkpoint to keep",
+    "report": "write a page about a run: curves, stages, pictures of features",
     "probe": "probe frozen encoders on procedural clips",
     "analyze": "look at what encoders represent at each depth",
     "convert": "convert released 4DS weights for the Auto classes",

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 
 from ..data import BadData
+from ..pretraining.health_check import RunUnhealthy
 from ..recipes.settings import UsageError
 from ..training.callbacks import NoDataCame
 from ..training.checkpoints import CheckpointNotWritten
@@ -35,7 +36,7 @@ def run_errors_told(workers: str, go_on: str = "") -> Iterator[None]:
     """
     try:
         yield
-    except (CheckpointRefused, CheckpointNotWritten, DoesNotFit) as error:
+    except (CheckpointRefused, CheckpointNotWritten, DoesNotFit, RunUnhealthy) as error:
         raise SystemExit(f"error: {error}") from None
     except NoDataCame as error:
         raise SystemExit(f"error: {error}. Resume with --resume auto") from None

@@ -7,6 +7,7 @@ import types
 import typing
 from collections.abc import Iterable
 from dataclasses import dataclass, field, make_dataclass
+from pathlib import Path
 
 from transformers import TrainingArguments
 from transformers.integrations import is_tensorboard_available
@@ -18,6 +19,7 @@ from ..models.configuration_layerlock import architecture_fields
 from ..recipes.settings import SettingsParser, parse_with_recipe
 from ..training import LayerLockTrainer, LayerLockTrainingArguments, StageArguments
 from ..utils.cores import count_cores
+from .health_check import HealthCheck
 
 
 # By default: each holds two batches that are ready, and decodes in a process of its own
@@ -133,6 +135,31 @@ class ReadoutArguments:
         trainer.add_callback(OnlineReadout(trainer, clips, labels, self.readout_steps, linear=linear))
 
 
+@dataclass
+class HealthArguments:
+    """A look at the health of the run while it trains."""
+
+    health_steps: int = field(
+        default=1000,
+        metadata={
+            "help": "Steps between looks at the log for a collapse and other trouble, which is told (0: never)."
+        },
+    )
+    health_stop: bool = field(
+        default=False, metadata={"help": "Save and stop the run when it collapses or diverges, with exit status 1."}
+    )
+
+    def __post_init__(self):
+        if self.health_steps < 0:
+            raise ValueError(f"health_steps must be at least 0, got {self.health_steps}")
+        if self.health_stop and not self.health_steps:
+            raise ValueError("health_stop is set but health_steps is 0: set the steps between looks at the log")
+
+    def callbacks(self, folder: Path, stages: list[dict]) -> list[HealthCheck]:
+        """What looks, for a run with this OUT and these rows of `stages.json`."""
+        return [HealthCheck(folder, stages, self.health_steps, self.health_stop)] if self.health_steps else []
+
+
 def flag_type(kind):
     """A type the argument parser understands: of a union its first member."""
     return typing.get_args(kind)[0] if isinstance(kind, types.UnionType) else kind
@@ -171,6 +198,7 @@ class RunSettings(typing.NamedTuple):
     data: DataArguments
     masks: MaskArguments
     readout: ReadoutArguments
+    health: HealthArguments
     training: LayerLockTrainingArguments
     arguments: list[str]  # that these were parsed from
 
@@ -182,6 +210,7 @@ GROUPS = {
     DataArguments: "data",
     MaskArguments: "masks",
     ReadoutArguments: "readout during pretraining",
+    HealthArguments: "health during pretraining",
     LayerLockTrainingArguments: "training",
 }
 # Of the settings that come from Transformers those that --help shows, too
@@ -246,4 +275,4 @@ def parse(arguments: list[str], also: Iterable[str] = ()) -> RunSettings:
     parser = make_parser()
     if "--help_all" not in arguments:
         _hide_all_but_ours(parser)
-    return RunSettings(*parse_with_recipe(parser, arguments, also)[:6], arguments=list(arguments))
+    return RunSettings(*parse_with_recipe(parser, arguments, also)[:7], arguments=list(arguments))

@@ -60,9 +60,13 @@ def build(settings: RunSettings) -> LayerLockTrainer:
     output, clips = Path(settings.training.output_dir), parts["train_dataset"]
     num_clips = clips_per_step(settings.training)
     record = settings_record(settings.arguments, settings[:-1], len(clips.videos), num_clips)
+    stages = describe_stages(parts["model"], parts["stages"])
     trainer = LayerLockTrainer(
         **parts,
-        callbacks=[Reports(output, describe_stages(parts["model"], parts["stages"]), record, clips.bad_videos)],
+        callbacks=[
+            Reports(output, stages, record, clips.bad_videos),
+            *settings.health.callbacks(output, stages),
+        ],
         processing_class=processor_of(parts["model"].config, clips),
     )
     if readout is not None:

@@ -10,12 +10,11 @@ from transformers import AutoModelForPreTraining
 
 from ..data import center_crop, read_clip
 from ..data.masks import MaskStrategy
-from ..models import LayerLockViTConfig, patchify, unpatchify
+from .reconstruction import reconstruct
 
 
 COLOURS = ("#4c566a", "#1f77b4", "#d1495b", "#2a9d8f", "#b07d00", "#7b4fa3", "#00798c")
 MAE_COLOUR = "#a3a9b5"
-GREY = 0.5
 
 
 def spoken(target: str) -> str:
@@ -79,28 +78,14 @@ def plot_losses(runs: dict[str, list[dict]], stages: list[dict], max_steps: int,
     figure.savefig(path, dpi=110)
 
 
-@torch.inference_mode()
-def reconstruct(model, clips: torch.Tensor, masks: MaskStrategy) -> list[torch.Tensor]:
-    """Of float clips (B, T, C, H, W): what the encoder sees, everything else grey; that, with the predictions where
-    something is to be predicted."""
-    config: LayerLockViTConfig = model.config
-    ((context_ids, target_ids),) = masks(config.grid_size, range(len(clips)), 0)
-    boxes = patchify(clips, config.tubelet_size, config.patch_size)
-    (predicted,) = model(clips, context_ids, target_ids).predictions
-    seen, target = (ids.unsqueeze(-1).expand(-1, -1, boxes.shape[-1]) for ids in (context_ids, target_ids))
-    shown = torch.full_like(boxes, GREY).scatter(1, seen, boxes.gather(1, seen))
-    completed = shown.scatter(1, target, predicted)
-    sizes = config.grid_size, config.tubelet_size, config.patch_size
-    return [unpatchify(patches, *sizes).clamp(0, 1) for patches in (shown, completed)]
-
-
 def plot_reconstruction(folder: Path, videos: list[Path], masks: MaskStrategy, resize_factor: float, path: Path):
     """Input, seen part and prediction of the model in `folder`, for the start of each video: every second frame."""
     model = AutoModelForPreTraining.from_pretrained(folder).eval()
     config = model.config
     frames = [read_clip(str(video), lambda available: list(range(config.num_frames))).frames for video in videos]
     clips = torch.stack([center_crop(clip, config.image_size, resize_factor) for clip in frames]).float() / 255
-    seen, completed = reconstruct(model, clips, masks)
+    (objective,) = model.pixel_stage.objectives
+    seen, completed = reconstruct(model, clips, masks, objective)
     times = range(config.tubelet_size - 1, config.num_frames, config.tubelet_size)
     rows = (("what happens", clips), ("what the\nencoder sees", seen), ("what the\nmodel predicts", completed))
     figure = Figure(figsize=(1.5 * len(videos) * len(times) + 1.6, 5.6))

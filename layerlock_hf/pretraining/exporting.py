@@ -144,7 +144,7 @@ def write_repository(
     if what == source.kind and dtype is None and not is_sharded and not has_large_files(source.folder):
         copy_model(source.folder, output, place)
     else:
-        model = load_sharded(source.folder) if is_sharded else load(source)
+        model = load(source)
         if what == "encoder" and source.kind != "encoder":
             model = model.encoder
         model.to(getattr(torch, dtype) if dtype else model.dtype)
@@ -161,7 +161,14 @@ def write_repository(
 
 
 def load(source: Source):
-    """The model of a source, in the dtype of its weights."""
+    """The model of a source, in the dtype of its weights.
+
+    Raises:
+        ValueError: if arrays are missing; `CheckpointRefused` for a sharded checkpoint that is not complete, or could
+            run code.
+    """
+    if (source.folder / SHARDED_MODEL).is_dir():
+        return load_sharded(source.folder)
     model, loading = AUTO_CLASSES[source.kind].from_pretrained(
         source.folder, dtype="auto", output_loading_info=True, trust_remote_code=False
     )

@@ -2,14 +2,10 @@
 
 import json
 import statistics
-from itertools import pairwise
 from pathlib import Path
 
+from ..analysis.stage_logs import stage_logs, summarise_objective
 from .reports import METRICS, STAGES
-
-
-FIRST_STEPS, LAST_STEPS = 10, 30  # steps over which a stage's first and last losses are averaged
-RECOVERED = 0.9  # share of its last explained variance at which a stage has recovered from its switch
 
 
 def read_log(folder: Path) -> list[dict]:
@@ -25,24 +21,12 @@ def read_metrics(folder: Path) -> list[dict]:
 
 
 def summarise_stages(folder: Path, global_batch_size: int, max_steps: int) -> list[dict]:
-    """The stages of a run with their first and last losses and explained variances, as means over a few steps, and the
-    steps until the explained variance has recovered from the switch."""
+    """The stages of a run of one objective at a time, with what its log says of that objective."""
     stages = json.loads((folder / STAGES).read_text())
-    rows = read_metrics(folder)
-    ends = [*(stage["start"] for stage in stages), max_steps]
-    for index, (stage, (start, end)) in enumerate(zip(stages, pairwise(ends), strict=True)):
-        own = [row for row in rows if row["stage"] == index]
-        if not own:
-            continue
-        first = [row for row in own if row["step"] <= start + FIRST_STEPS] or own[:1]
-        last = [row for row in own if row["step"] > end - LAST_STEPS] or own[-1:]
-        for name in ("loss", "explained_variance"):
-            stage[f"first_{name}"] = statistics.fmean(row[f"{stage['target']}/{name}"] for row in first)
-            stage[f"last_{name}"] = statistics.fmean(row[f"{stage['target']}/{name}"] for row in last)
-        enough = RECOVERED * stage["last_explained_variance"]
-        recovered = [row["step"] for row in own if row[f"{stage['target']}/explained_variance"] >= enough]
-        stage["steps_to_recover"] = min(recovered, default=end) - start
-        stage["seconds_per_step"] = global_batch_size / statistics.median(row["clips_per_second"] for row in own)
+    for log in stage_logs(read_metrics(folder), stages, max_steps):
+        summary = summarise_objective(log.rows, log.target, log.start, log.end)
+        seconds = global_batch_size / statistics.median(row["clips_per_second"] for row in log.rows)
+        stages[log.index] |= summary | {"seconds_per_step": seconds}
     return stages
 
 

@@ -5,8 +5,10 @@ from collections.abc import Iterable
 from dataclasses import fields, replace
 from pathlib import Path
 
-from ..analysis.cost import DEFAULT_BATCH_SIZE
-from ..analysis.runs import PlannedRun, Sizes
+from ..analysis.cost import DEFAULT_BATCH_SIZE, plan_cost
+from ..analysis.cost_check import compare_with_log
+from ..analysis.gpus import Gpu
+from ..analysis.runs import Machine, PlannedRun, Sizes
 from ..data import MaskArguments
 from ..hub.documents import SETTINGS, read_json
 from ..models import LayerLockViTConfig
@@ -16,6 +18,7 @@ from ..training.methods import LOCKING_SETTINGS
 from ..training.teachers import teacher_sizes
 from .arguments import ModelArguments, make_parser
 from .build import model_config
+from .logs import read_metrics
 
 
 NUM_GROUPS = 50  # of clips, over which the sizes of masks are averaged
@@ -51,13 +54,13 @@ def planned_run(settings: dict, name: str) -> PlannedRun:
     max_steps = settings.get("max_steps")
     if max_steps is None or max_steps < 1:
         raise ValueError(f"max_steps must be at least 1, got {max_steps}: set the steps of the run")
-    config, teacher = model_config(_given(ModelArguments, settings)), None
+    config, teacher = model_config(settings_of(ModelArguments, settings)), None
     if settings.get("teacher") is not None:
         teacher = teacher_sizes(settings["teacher"])
         config.teacher_hidden_size = teacher.hidden_size
     given = {name: value for name, value in settings.items() if name not in LOCKING_SETTINGS}
     stages, unfrozen = (
-        _given(StageArguments, chosen).build(config, teacher and teacher.num_hidden_layers, max_steps)
+        settings_of(StageArguments, chosen).build(config, teacher and teacher.num_hidden_layers, max_steps)
         for chosen in (settings, given)
     )
     checkpointing = settings.get("activation_checkpointing") or settings.get("gradient_checkpointing")
@@ -66,7 +69,7 @@ def planned_run(settings: dict, name: str) -> PlannedRun:
         config=config,
         stages=stages,
         unfrozen=[replace(stage, num_frozen=0) for stage in unfrozen],
-        masks=mask_sizes(config, _given(MaskArguments, settings)),
+        masks=mask_sizes(config, settings_of(MaskArguments, settings)),
         max_steps=max_steps,
         global_batch_size=settings.get("global_batch_size"),
         batch_size=settings.get("per_device_train_batch_size"),
@@ -80,7 +83,8 @@ def planned_run(settings: dict, name: str) -> PlannedRun:
     )
 
 
-def _given(kind: type, settings: dict):
+def settings_of(kind: type, settings: dict):
+    """The dataclass `kind` of those settings that are fields of it; the others have their defaults."""
     known = {field.name for field in fields(kind)}
     return kind(**{name: value for name, value in settings.items() if name in known})
 
@@ -112,3 +116,23 @@ def recorded_run(folder: Path) -> tuple[PlannedRun, dict]:
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{folder / SETTINGS} is no record of a run: {error!r}") from error
     return planned_run(settings, record.get("recipe") or folder.name), hardware
+
+
+def plan_beside_log(folder: Path, gpu: Gpu, fsdp2: bool = False) -> tuple[dict, dict, str]:
+    """What a run that has been started was to cost, the plan beside its log, and the device that it ran on.
+
+    Args:
+        folder: of the run.
+        gpu: of which kind the plan is to be; what is compared with the log does not depend on it.
+        fsdp2: whether the processes share the model.
+
+    Returns:
+        What `plan_cost` and `compare_with_log` return, and a name of the device, "CPU" if it is none of CUDA.
+
+    Raises:
+        ValueError: if the run has left too little, or files of two runs are mixed.
+    """
+    run, hardware = recorded_run(folder)
+    plan = plan_cost(run, Machine(gpu, hardware["num_processes"], fsdp2))
+    found = compare_with_log(run, plan, read_metrics(folder), knows_memory=hardware["device"] != "CPU")
+    return plan, found, hardware["device"]

@@ -34,7 +34,8 @@ def pretrain(
 
     Raises:
         ValueError: naming the setting that is unknown, wrong, or contradicts another.
-        CheckpointRefused, CheckpointNotWritten, BadData, LossNotFinite, NoDataCame, DoesNotFit: what ends a run.
+        CheckpointRefused, CheckpointNotWritten, BadData, LossNotFinite, NoDataCame, DoesNotFit, RunUnhealthy: what
+            ends a run.
     """
     trainer = build_trainer(config, train_data, output_dir, **settings)
     run(trainer)

@@ -111,7 +111,7 @@ class LayerLockTrainingArguments(TrainingArguments):
         },
     )
     diagnostics_steps: int = field(
-        default=100, metadata={"help": "Steps between measurements of feature_std and effective_rank (0: never)."}
+        default=100, metadata={"help": "Steps between measurements of features and weights (0: never)."}
     )
     save_stages: bool = field(
         default=False,

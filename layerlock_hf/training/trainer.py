@@ -24,7 +24,7 @@ from .callbacks import ScheduleCallback, StageCallback
 from .checkpoints import ASIDE, STAGES_FOLDER, publish
 from .checks import check_batches, check_masks
 from .compilation import compile_layers
-from .diagnostics import feature_statistics
+from .diagnostics import feature_statistics, weight_norms
 from .fault_tolerance import FaultTolerantTrainer
 from .flops import step_flops
 from .memory_check import DoesNotFit, check_fits
@@ -326,7 +326,7 @@ class LayerLockTrainer(FaultTolerantTrainer):
             prefix = f"depth_{read_at}/" if len(depths) > 1 else ""
             for name, value in feature_statistics(features).items():
                 self._means.add(prefix + name, value)
-        for name, value in self.teacher.diagnostics(model.encoder).items():
+        for name, value in (weight_norms(model.encoder.layers) | self.teacher.diagnostics(model.encoder)).items():
             self._means.add(name, value)
 
     def log(self, logs: dict[str, float], start_time: float | None = None):

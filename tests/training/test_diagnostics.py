@@ -4,7 +4,7 @@ import pytest
 import torch
 from toy_methods import make_trainer, step_logs
 
-from layerlock_hf.training.diagnostics import MAX_ROWS, feature_statistics
+from layerlock_hf.training.diagnostics import MAX_ROWS, feature_statistics, weight_norms
 
 
 NUM_CLIPS, NUM_TOKENS, WIDTH = 32, 16, 8
@@ -63,7 +63,25 @@ def test_features_that_are_not_finite():
     assert all(value.isnan() for value in found.values())
 
 
-NAMES = {"feature_std", "effective_rank"}
+def test_content_is_what_clips_add_to_positions():
+    content, position = torch.randn(NUM_CLIPS, NUM_TOKENS, WIDTH), torch.randn(NUM_TOKENS, WIDTH)
+    expected = content.var() / (content.var() + 9 * position.var())
+    assert statistics(7 + content + 3 * position)["content_fraction"] == pytest.approx(expected.item(), rel=0.1)
+    assert statistics(100 * (content + 3 * position))["content_fraction"] == pytest.approx(expected.item(), rel=0.1)
+    assert statistics(position.expand(NUM_CLIPS, -1, -1))["content_fraction"] == pytest.approx(0, abs=1e-5)
+
+
+def test_weight_norms_by_hand():
+    layers = torch.nn.ModuleList([torch.nn.Linear(2, 1), torch.nn.Linear(1, 1, bias=False)])
+    with torch.no_grad():
+        for layer, values in zip(layers, ([[2.0, 1.0]], [[-5.0]]), strict=True):
+            layer.weight.copy_(torch.tensor(values))
+        layers[0].bias.fill_(2.0)
+    norms = {name: norm.item() for name, norm in weight_norms(layers).items()}
+    assert norms == pytest.approx({"weight_norm_layer_1": 3, "weight_norm_layer_2": 5})
+
+
+NAMES = {"feature_std", "effective_rank", "content_fraction"}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,287 @@
+"""Whether a run is healthy, judged by its log: what is wrong, in which stage, by which numbers, and what to do."""
+
+import statistics
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import accumulate, groupby
+
+from ..training.schedules import MIN_HEAD_STEPS
+from .stage_logs import CONTENT, EFFECTIVE_RANK, EXPLAINED_VARIANCE, FEATURE_STD, StageLog, stage_logs, summarise_stage
+
+
+HEALTHY, TOO_EARLY = "healthy", "too early to tell"
+COLLAPSING, DIVERGING, TOO_SHORT, STARVED = "collapsing", "diverging", "stage too short", "starved of data"
+
+# Each threshold stands beside what healthy runs kept. docs/health.md has the table
+MIN_ROWS = 10  # lines of the log, below which only what is beyond doubt is told
+MIN_TROUBLED_ROWS = 2  # one line may be a bad batch
+# Diverging: loss over the variance of its target. The best constant prediction has 1; healthy runs start at 3 or less
+# and after that never rose to 1.3 times their lowest
+MAX_RELATIVE_LOSS, MAX_RISE = 2.0, 3.0
+# Collapsing. Of the features' variance, the share by which clips differ: healthy runs kept 0.66 or more
+MIN_CONTENT = 0.2
+MIN_RANK = 3.0  # effective, of features: healthy runs of width 128 kept 11 or more
+MIN_SPREAD = 0.1  # of the stage's highest, for feature_std and the variance of targets: healthy runs kept 0.6 or more
+MIN_SELF_EXPLAINED = (
+    0.3  # variance explained of targets that move with the encoder, beside less than none of the fixed
+)
+# Too short: the share of a stage's gain that it still made from its second to its last third. What rises in a straight
+# line has 0.4, an exponential approach whose time constant is a third of the stage 0.1
+MAX_LATE_GAIN, MIN_GAIN = 0.25, 0.05
+MIN_STAGE_ROWS = 6
+# Starved: the share of the time spent waiting for data, as the median of a stage. Healthy runs wait 0.01 to 0.04
+MAX_WAIT = 0.3
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One thing that is to be said about a run.
+
+    Attributes:
+        name: one of the constants above.
+        text: a sentence, with numbers.
+        advice: what to do about it.
+        stage: that it is about; None for the whole run.
+        first_step, last_step: of the log's lines that show it; None if no single lines do.
+        holds: whether the last of what was measured still shows it.
+    """
+
+    name: str
+    text: str
+    advice: str = ""
+    stage: int | None = None
+    first_step: int | None = None
+    last_step: int | None = None
+    holds: bool = False
+
+    @property
+    def is_trouble(self) -> bool:
+        return self.name not in (HEALTHY, TOO_EARLY)
+
+
+@dataclass(frozen=True)
+class Health:
+    """What a log says about a run.
+
+    Attributes:
+        verdicts: at least one; several may hold.
+        stages: a summary of each stage that was reached, see `summarise_stage`.
+        readouts: accuracies by step, where the run was read out.
+        step: up to which was logged.
+        max_steps: of the run.
+        best_checkpoint: folder of the one that was read best; None if that is not known.
+        checkpoint_text: which that is, or why it is not known.
+    """
+
+    verdicts: list[Verdict]
+    stages: list[dict]
+    readouts: list[dict]
+    step: int
+    max_steps: int
+    best_checkpoint: str | None = None
+    checkpoint_text: str = ""
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether nothing is wrong, as far as can be told by now."""
+        return not any(verdict.is_trouble for verdict in self.verdicts)
+
+    def to_json(self) -> dict:
+        return {"is_healthy": self.is_healthy, **asdict(self)}
+
+
+def loss_rows(rows: list[dict]) -> list[dict]:
+    """The lines of a log that hold losses."""
+    return [row for row in rows if {"stage", "learning_rate"} <= row.keys()]
+
+
+def judge(rows: list[dict], stages: list[dict], max_steps: int) -> Health:
+    """Judge a run, finished or not, by the lines of its log so far.
+
+    Args:
+        rows: all lines of the log.
+        stages: rows of `stages.json`.
+        max_steps: of the run.
+
+    Raises:
+        ValueError: if the log has no losses yet, or is of other stages.
+    """
+    losses = loss_rows(rows)
+    if not losses:
+        raise ValueError("metrics.jsonl must hold losses, got no line with any: let the run log some steps first")
+    logs = stage_logs(losses, stages, max_steps)
+    verdicts = [verdict for stage in logs for rule in RULES for verdict in [rule(stage)] if verdict is not None]
+    return Health(
+        verdicts=verdicts or [_untroubled(losses, logs[-1])],
+        stages=[summarise_stage(stage) for stage in logs],
+        readouts=[
+            {"step": row["step"]} | {name: row[name] for name in row if name.startswith("readout/")}
+            for row in rows
+            if any(name.startswith("readout/") for name in row)
+        ],
+        step=losses[-1]["step"],
+        max_steps=max_steps,
+    )
+
+
+def _untroubled(losses: list[dict], stage: StageLog) -> Verdict:
+    rates = [row["learning_rate"] for row in losses]
+    if len(losses) < MIN_ROWS:
+        text = f"the log has {len(losses)} lines with losses, fewer than {MIN_ROWS}"
+    elif rates == sorted(set(rates)):
+        text = f"the learning rate is still rising in step {losses[-1]['step']:,}, to {rates[-1]:.3g} so far"
+    else:
+        label = stage.labels[-1]
+        told = f"explained variance of {label} {stage.rows[-1][f'{label}/{EXPLAINED_VARIANCE}']:.2f}"
+        features = [f"{name} {list(stage.series(name).values())[-1]:.3g}" for name in stage.names(EFFECTIVE_RANK)[-1:]]
+        waits = [f"{wait:.0%} of the time waiting" for wait in list(stage.series("data_wait_fraction").values())[-1:]]
+        return Verdict(HEALTHY, f"in step {losses[-1]['step']:,}, {', '.join([told, *features, *waits])}")
+    return Verdict(TOO_EARLY, text, "ask again later")
+
+
+def find_divergence(stage: StageLog) -> Verdict | None:
+    """The loss rises from where it was to far above the variance of the target, where predicting its mean would do
+    better. Of objectives that are read at the same depth all must, for one may be given up for another."""
+    held, worst = [], (0.0, 0)
+    for _, labels in groupby(stage.labels, key=lambda label: label.rpartition("/")[0]):
+        explained = [stage.series(f"{label}/{EXPLAINED_VARIANCE}") for label in labels]
+        steps = sorted(set.intersection(*map(set, explained)))
+        relative = [1 - max(values[step] for values in explained) for step in steps]
+        troubled = [
+            (value, step)
+            for step, value, lowest in zip(steps, relative, accumulate(relative, min), strict=True)
+            if value > max(MAX_RELATIVE_LOSS, MAX_RISE * lowest)
+        ]
+        if len(troubled) >= MIN_TROUBLED_ROWS:
+            held += [step for _, step in troubled]
+            worst = max(worst, *troubled)
+    if not held:
+        return None
+    norms = stage.series("grad_norm").values()
+    norm = f", with a gradient norm of up to {max(norms):.3g}" if norms else ""
+    return _verdict(
+        DIVERGING,
+        stage,
+        held,
+        max(held) == stage.rows[-1]["step"],
+        f"the loss rose to {worst[0]:.3g} times the variance of its target in step {worst[1]:,}{norm}",
+        "Lower learning_rate, lengthen warmup_steps or set max_grad_norm, and start anew or resume from a checkpoint "
+        f"before step {min(held):,}",
+    )
+
+
+def find_collapse(stage: StageLog) -> Verdict | None:
+    """Features no longer tell clips apart, or the encoder predicts itself instead of the video."""
+    told, held, holds = [], [], False
+    for text, series, is_trouble in _signs_of_collapse(stage):
+        troubled = [step for step, value in series.items() if is_trouble(value)]
+        if len(troubled) >= MIN_TROUBLED_ROWS:
+            told.append(f"{text.format(series[troubled[-1]])} in step {troubled[-1]:,}")
+            held += troubled
+            holds = holds or troubled[-1] == max(series)
+    if not told:
+        return None
+    return _verdict(
+        COLLAPSING,
+        stage,
+        held,
+        holds,
+        "; ".join(told),
+        "Predict only layers that are frozen, or a teacher that moves more slowly (teacher_momentum nearer 1), or "
+        "lower learning_rate. What has been learnt since is of little use",
+    )
+
+
+def _signs_of_collapse(stage: StageLog) -> Iterator[tuple[str, dict[int, float], Callable[[float], bool]]]:
+    """What is said of each, with its last value; step -> value; which values are trouble."""
+    for name in stage.names(CONTENT):
+        text = f"clips make {{:.1%}} of the variance of features ({name})"
+        yield text, stage.series(name), lambda share: share < MIN_CONTENT
+    for name in stage.names(EFFECTIVE_RANK):
+        yield f"the {name} of features is {{:.2f}}", stage.series(name), lambda rank: rank < MIN_RANK
+    moving = [label for label in stage.labels if moves(label, stage.num_frozen)]
+    for name in [*stage.names(FEATURE_STD), *(f"{label}/target_variance" for label in moving)]:
+        text = f"{name} is {{:.1%}} of what it was"
+        yield text, _shares_of_highest(stage.series(name)), lambda share: share < MIN_SPREAD
+    text = "the encoder explains {:.0%} of its own moving latents, and of what is fixed less than nothing,"
+    yield text, _self_explained(stage, moving), lambda share: share > MIN_SELF_EXPLAINED
+
+
+def moves(label: str, num_frozen: int) -> bool:
+    """Whether a target changes while the encoder learns: "layer_3", which is not frozen, and "teacher_layer_8"."""
+    kind, _, depth = label.rpartition("/")[2].rpartition("layer_")
+    return depth.isdigit() and (bool(kind) or int(depth) > num_frozen)
+
+
+def _shares_of_highest(series: dict[int, float]) -> dict[int, float]:
+    """Values as shares of the highest so far."""
+    highest = accumulate(series.values(), max)
+    return {step: value / most for (step, value), most in zip(series.items(), highest, strict=True) if most > 0}
+
+
+def _self_explained(stage: StageLog, moving: list[str]) -> dict[int, float]:
+    """What is explained of the moving targets, at best; 0 where something is of the fixed ones, too."""
+    fixed = [label for label in stage.labels if label not in moving]
+    if not fixed or not moving:
+        return {}
+    found = {}
+    for row in stage.rows:
+        own, others = (max(row[f"{label}/{EXPLAINED_VARIANCE}"] for label in labels) for labels in (moving, fixed))
+        found[row["step"]] = own if others < 0 else 0.0
+    return found
+
+
+def find_short_stage(stage: StageLog) -> Verdict | None:
+    """A target that was new had not been learnt when the stage ended. Of the first stage nothing is said: when to
+    begin freezing is a question of its own (`layerlock analyze convergence`)."""
+    if stage.index == 0 or not stage.new_labels or not stage.is_over:
+        return None
+    num_steps = stage.end - stage.start
+    advice = (
+        f"Give every stage more steps (freeze_interval), {MIN_HEAD_STEPS} or more, or freeze more layers at a time "
+        "(layers_per_freeze)"
+    )
+    if len(stage.rows) < MIN_STAGE_ROWS:
+        if num_steps >= MIN_HEAD_STEPS:
+            return None
+        text = f"the stage ended after {num_steps} steps; a fresh head takes {MIN_HEAD_STEPS} or more"
+        return Verdict(TOO_SHORT, text, advice, stage.index)
+    for label in stage.new_labels:
+        values = list(stage.series(f"{label}/{EXPLAINED_VARIANCE}").values())
+        third = len(values) // 3
+        middle, last = (statistics.fmean(part) for part in (values[third:-third], values[-third:]))
+        if last - middle > max(MIN_GAIN, MAX_LATE_GAIN * (last - values[0])):
+            text = (
+                f"after {num_steps} steps the explained variance of {label} was still rising, from {middle:.2f} in "
+                f"the middle to {last:.2f} at the end"
+            )
+            return Verdict(TOO_SHORT, text, advice, stage.index)
+    return None
+
+
+def find_starvation(stage: StageLog) -> Verdict | None:
+    """Training waits for data. The first line of a stage holds the start of the workers, or the switch."""
+    waits = stage.series("data_wait_fraction")
+    later = list(waits.values())[1:]
+    if len(later) < MIN_TROUBLED_ROWS or statistics.median(later) <= MAX_WAIT:
+        return None
+    wait = statistics.median(later)
+    return _verdict(
+        STARVED,
+        stage,
+        [step for step, value in waits.items() if value > MAX_WAIT],
+        later[-1] > MAX_WAIT,
+        f"{wait:.0%} of the time was spent waiting for data",
+        "More dataloader_num_workers, or smaller videos (`layerlock prepare`). `layerlock inspect` times each step of "
+        "loading",
+    )
+
+
+def _verdict(name: str, stage: StageLog, held: list[int], holds: bool, text: str, advice: str) -> Verdict:
+    """Of trouble that lines of the log show, with the steps from and until which they do."""
+    end = "on" if holds else f"until step {max(held):,}"
+    text = f"{text}; from step {min(held):,} {end}"
+    return Verdict(name, text, advice, stage.index, min(held), max(held), holds)
+
+
+RULES = (find_divergence, find_collapse, find_short_stage, find_starvation)

@@ -1,0 +1,61 @@
+"""Whether a run is healthy, by what it has left: `layerlock health`."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from ..analysis.health import Health, judge
+from ..hub.documents import METRICS, SETTINGS, STAGES, read_json, read_object
+from ..utils.outputs import read_lines
+from .exporting import best_checkpoint, number_of
+
+
+def judge_run(run: str | Path) -> Health:
+    """What the log of a run says, be it finished, stopped or going on: what is wrong in which stage, and which
+    checkpoint its readouts favour.
+
+    >>> judge_run("runs/mine").is_healthy  # doctest: +SKIP
+
+    Args:
+        run: OUT of `layerlock pretrain`.
+
+    Raises:
+        ValueError: if there is no such run, or it has logged no losses yet.
+    """
+    run = Path(run).expanduser()
+    health = judge(*read_run(run))
+    checkpoint, text = _best(run, health.readouts)
+    return replace(health, best_checkpoint=checkpoint, checkpoint_text=text)
+
+
+health = judge_run  # what it is called in `layerlock_hf`
+
+
+def read_run(run: Path) -> tuple[list[dict], list[dict], int]:
+    """The log so far, the rows of `stages.json`, and the steps of the whole run.
+
+    Raises:
+        ValueError: saying which file is missing.
+    """
+    stages, max_steps = read_json(run / STAGES), read_object(run / SETTINGS).get("max_steps")
+    for name, is_there in ((STAGES, stages), (SETTINGS, max_steps), (METRICS, (run / METRICS).is_file())):
+        if not is_there:
+            what = f"it has no {name}" if run.is_dir() else "there is no such folder"
+            raise ValueError(f"RUN must be a folder of `layerlock pretrain`, got {run}: {what}")
+    return [row for row in read_lines(run / METRICS) if isinstance(row, dict)], stages, max_steps
+
+
+def _best(run: Path, readouts: list[dict]) -> tuple[str | None, str]:
+    """The checkpoint whose features did best in the readouts, and a sentence about it."""
+    if not readouts:
+        return None, (
+            "The run has no readouts, which alone tell which checkpoint to keep: add --readout_data LABELLED "
+            "--readout_steps N"
+        )
+    try:
+        folder, step = best_checkpoint(run)
+    except ValueError:
+        return None, "No checkpoint was saved at a step of a readout: let save_steps be a multiple of readout_steps"
+    step = readouts[-1]["step"] if step is None else number_of(folder)[1]
+    scores = next(row for row in readouts if row["step"] == step)
+    name = max((name for name in scores if "accuracy" in name), key=scores.get)
+    return str(folder), f"{folder} was read best: {scores[name]:.1%} in step {step:,} ({name})"
