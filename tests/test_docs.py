@@ -126,6 +126,16 @@ def test_targets_of_make_exist(page):
     assert set(re.findall(r"^make ([a-z-]+)", told, re.MULTILINE)) <= set(targets)
 
 
+def test_claims_say_how_they_were_measured():
+    """By a command, a count or a page that tells it; or that they were not."""
+    rows = [line.split(" | ") for line in (ROOT / "docs" / "claims.md").read_text("utf-8").splitlines()]
+    rows = [row for row in rows if len(row) == 3][2:]
+    assert len(rows) > 15
+    for claim, where, measured in rows:
+        assert re.search(r"(sec\.|Table|Fig\.|abstract)", where), claim
+        assert re.search(r"not measured|`(python|layerlock) |\]\(", measured), claim
+
+
 def test_the_readme_has_the_two_commands():
     lines = [line.split("#")[0].strip() for code in blocks(ROOT / "README.md", "bash") for line in code.splitlines()]
     assert {"make demo", "make test"} <= set(lines)
