@@ -25,10 +25,7 @@ def chromium(profile: Path, *flags: str) -> Iterator:
         profile: an empty folder for what it stores.
         flags: further ones, such as --window-size=400,800.
     """
-    selenium = pytest.importorskip("selenium", reason="pages are tested with selenium: pip install selenium")
-    del selenium
-    from selenium import webdriver
-
+    webdriver = pytest.importorskip("selenium.webdriver", reason="pages are tested with it: pip install selenium")
     if not (shutil.which(PROGRAM) and shutil.which(DRIVER)):
         pytest.skip(f"no {PROGRAM} with {DRIVER}: on Debian, apt-get install chromium chromium-driver")
     options = webdriver.ChromeOptions()

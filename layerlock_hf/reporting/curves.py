@@ -25,6 +25,7 @@ class Kind:
         floor: lowest value of its axis; what lies below is drawn there.
         ceiling: highest value of its axis, if that is known.
         size: `SMALL` or `LARGE`.
+        breaks: whether lines end with a stage, as values before and after do not compare.
     """
 
     title: str
@@ -34,6 +35,7 @@ class Kind:
     floor: float | None = None
     ceiling: float | None = None
     size: tuple[int, int] = SMALL
+    breaks: bool = True
 
     def shows(self, name: str) -> bool:
         """Whether a number of the log belongs here."""
@@ -62,8 +64,8 @@ KINDS = (
         r"\w+_accuracy_layer_\d+",
         "How many of the readout's videos are classified correctly from the features, by depth.",
         floor=0.0,
-        ceiling=1.0,
         size=LARGE,
+        breaks=False,
     ),
     Kind("Learning rate", "learning_rate", "With a short warm-up after every switch."),
     Kind(
@@ -91,7 +93,7 @@ KINDS = (
         floor=0.0,
         ceiling=1.0,
     ),
-    Kind("Norm of the weights of each layer", r"weight_norm_layer_\d+", "Flat once a layer is frozen."),
+    Kind("Norm of the weights of each layer", r"weight_norm_layer_\d+", "Flat once a layer is frozen.", breaks=False),
     Kind(
         "Variance of each target",
         "target_variance",
@@ -100,7 +102,7 @@ KINDS = (
     ),
     Kind("Throughput, clips per second", "clips_per_second", "Of all processes; steps count as logged.", floor=0.0),
     Kind("Share of time waiting for data", "data_wait_fraction", "Above a tenth, look at the loading.", floor=0.0),
-    Kind("Peak memory, GiB", "peak_memory_gib", "The highest so far, of the first process.", floor=0.0),
+    Kind("Peak memory, GiB", "peak_memory_gib", "The highest so far, of the first process.", floor=0.0, breaks=False),
 )
 
 
@@ -190,7 +192,7 @@ def _draw(kind: Kind, found: dict, stages: list[dict], max_steps: int) -> Chart 
     lines = []
     for number, (name, values) in enumerate(thinned.items()):
         path, dots = "", []
-        for piece in _pieces(values, starts):
+        for piece in _pieces(values, starts if kind.breaks else []):
             places = [(x_of(step), y_of(value)) for step, value in piece]
             if len(places) == 1:
                 dots += places
@@ -252,7 +254,7 @@ def _thinned(values: dict[int, float | None], num_kept: int) -> dict[int, float 
 
 
 def _pieces(values: dict[int, float | None], starts: list[int]):
-    """Runs of points of one stage, without gaps: a line across a switch would join what does not compare."""
+    """Runs of points without gaps, which end where a stage starts."""
     piece = []
     for step, value in values.items():
         is_new = piece and any(piece[-1][0] <= start < step for start in starts)

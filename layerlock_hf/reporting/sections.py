@@ -33,7 +33,6 @@ from .recorded import Run
 
 MAX_BAD_VIDEOS = 50  # listed by name
 GIB = 2**30
-FEW_SECONDS = 600  # since the last line of the log, within which a run is taken to go on
 NO_STEPS = "no step has been logged yet"
 
 
@@ -64,7 +63,7 @@ def _status(run: Run) -> str:
         return "finished"
     if run.step == run.max_steps:
         return "all steps done, model not saved"
-    return "running" if run.idle_seconds < FEW_SECONDS else f"no line in the log for {duration(run.idle_seconds)}"
+    return f"not finished, last line of the log {duration(run.idle_seconds)} ago"  # whether it runs, no file tells
 
 
 def _tiles(run: Run) -> list[tuple[str, str, str]]:
@@ -104,7 +103,7 @@ def health(run: Run) -> dict:
     return {
         "is_healthy": found.is_healthy,
         "verdicts": [_verdict(*group) for group in groups.values()],
-        "checkpoint": public_text(found.checkpoint_text),
+        "checkpoint": public_text(found.checkpoint_text.replace(f"{run.folder}/", "")),
     }
 
 

@@ -61,9 +61,12 @@ def test_ticks_are_round_and_within_the_frame():
 
 
 def test_readouts_during_pretraining_have_a_chart():
-    chart = draw([{"step": 0, "readout/knn_accuracy_layer_2": 0.25, "readout/seconds": 1.0}])
+    rows = [{"step": step, "readout/knn_accuracy_layer_2": 0.25, "readout/seconds": 1.0} for step in (0, 90, 150)]
+    chart = draw(rows)
     assert list(chart) == ["Readouts during pretraining: accuracy"]
     assert chart["Readouts during pretraining: accuracy"].points["names"] == ["knn, layer 2"]
+    (line,) = chart["Readouts during pretraining: accuracy"].lines
+    assert line.path.count("L") == 2, "accuracies before and after a switch compare"
 
 
 def test_an_empty_log_has_no_charts():
