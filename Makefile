@@ -4,13 +4,16 @@ VENV ?= .venv
 bin := $(VENV)/bin
 installed := $(VENV)/.installed
 
-.PHONY: help demo test test-slow test-all style quality
+.PHONY: help demo docs test test-slow test-all style quality
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-16s%s\n", $$1, $$2 }'
 
 demo: $(installed)  ## pretrain LayerLock and MAE on rendered videos, and see what they learned: ten minutes
 	$(bin)/python scripts/demo.py --output_dir runs/demo
+
+docs: $(installed)  ## build the documentation as a site that needs no network, in site/
+	NO_MKDOCS_2_WARNING=1 $(bin)/mkdocs build --strict
 
 test: $(installed)  ## run the fast tests
 	$(bin)/python -m pytest -m "not slow" -n 2

@@ -13,7 +13,8 @@ ANALYSIS = ["scikit-learn", "scipy"]
 ONNX = ["onnx", "onnxruntime", "onnxscript"]
 MTEB = ["mteb[video]>=2.26"]
 TEST = [*ANALYSIS, *ONNX, "pytest", "pytest-timeout", "pytest-xdist", "torchmetrics"]
-DEV = [*TRAIN, *TEST, "selenium", "ruff", "codespell", "pre-commit"]
+DOCS = ["mkdocs<2", "mkdocs-material", "mkdocstrings[python]"]
+DEV = [*TRAIN, *TEST, *DOCS, "selenium", "ruff", "codespell", "pre-commit"]
 
 setup(
     name="layerlock_hf",
@@ -50,5 +51,5 @@ setup(
         "pyyaml",
         "tqdm",
     ],
-    extras_require={"train": TRAIN, "analysis": ANALYSIS, "onnx": ONNX, "mteb": MTEB, "dev": DEV},
+    extras_require={"train": TRAIN, "analysis": ANALYSIS, "onnx": ONNX, "mteb": MTEB, "docs": DOCS, "dev": DEV},
 )

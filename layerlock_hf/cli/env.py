@@ -6,6 +6,7 @@ layerlock env
 import argparse
 import importlib
 import platform
+import re
 import shutil
 import sys
 from importlib.metadata import PackageNotFoundError, requires, version
@@ -39,7 +40,7 @@ def version_of(name: str) -> str | None:
 def required() -> list[str]:
     """Names of the packages that this one needs."""
     lines = [line for line in requires("layerlock_hf") or [] if "extra ==" not in line]
-    return [line.split("[")[0].split(";")[0].strip("<>=!~ 0123456789.,") for line in lines]
+    return [re.match(r"[\w.-]+", line)[0] for line in lines]
 
 
 def decoders() -> list[tuple[str, str, str | None]]:

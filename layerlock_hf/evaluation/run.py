@@ -70,8 +70,9 @@ def train_readouts(
     """Train readouts on a frozen encoder, at all depths and learning rates in one pass, and test them, as
     `layerlock readout` does.
 
-    >>> results = train_readouts("runs/mine", "classification", "labels.csv", "runs/readout")  # doctest: +SKIP
-    >>> results["best"]["metrics"]["top1"]["value"]  # doctest: +SKIP
+    Examples:
+        >>> results = train_readouts("runs/mine", "classification", "labels.csv", "runs/readout")  # doctest: +SKIP
+        >>> results["best"]["metrics"]["top1"]["value"]  # doctest: +SKIP
 
     Args:
         model: folder or Hub id of an encoder: ours, or any ViT of Transformers.

@@ -48,8 +48,8 @@ class LayerLockViTConfig(LayerLockReadoutConfig):
         extra_heads: name and width of heads for targets of your own.
         num_frozen_layers: leading layers frozen by the run that wrote this checkpoint. Only a record: loading a
             checkpoint freezes nothing.
-        image_size, num_frames, hidden_act, layer_norm_eps, initializer_range, readout_*, decoding_patch_size,
-            train_encoder: those of `LayerLockReadoutConfig`.
+        image_size, num_frames, hidden_act, layer_norm_eps, initializer_range: those of `LayerLockReadoutConfig`, as
+            are `readout_*`, `decoding_patch_size` and `train_encoder`.
 
     Raises:
         ValueError: if the sizes contradict each other.

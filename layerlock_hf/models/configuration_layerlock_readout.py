@@ -132,8 +132,9 @@ def readout_depth_from_fraction(num_layers: int, fraction: float) -> int:
     That code picks entry int((L + 1) * fraction) - 1 of a list that holds the embedded tokens twice, then the outputs
     of all layers but the last.
 
-    >>> readout_depth_from_fraction(48, 0.95)
-    44
+    Examples:
+        >>> readout_depth_from_fraction(48, 0.95)
+        44
 
     Raises:
         ValueError: if the fraction picks no entry.

@@ -106,10 +106,11 @@ class Block:
 class LayerLockViTForPretraining(LayerLockViTPreTrainedModel):
     """The encoder and its decoders. It is *told* the stage and keeps none.
 
-    >>> model = LayerLockViTForPretraining(LayerLockViTConfig.from_preset("tiny"))
-    >>> context_ids = torch.rand(1, 512).argsort(dim=1)[:, :26]
-    >>> model(torch.rand(1, 16, 3, 64, 64), context_ids).loss.shape
-    torch.Size([])
+    Examples:
+        >>> model = LayerLockViTForPretraining(LayerLockViTConfig.from_preset("tiny"))
+        >>> context_ids = torch.rand(1, 512).argsort(dim=1)[:, :26]
+        >>> model(torch.rand(1, 16, 3, 64, 64), context_ids).loss.shape
+        torch.Size([])
     """
 
     def __init__(self, config: LayerLockViTConfig):

@@ -201,11 +201,12 @@ class LayerLockViTForReadout(LayerLockViTPreTrainedModel):
 class LayerLockViTForVideoClassification(LayerLockViTForReadout):
     """The encoder and a readout with one query. Clips may have any length: their features are resized in time.
 
-    >>> config = LayerLockViTConfig.from_preset("tiny", readout_depth=6)
-    >>> config.num_labels = 8
-    >>> model = LayerLockViTForVideoClassification(config)
-    >>> list(model(torch.rand(1, 16, 3, 64, 64)).logits.shape)
-    [1, 8]
+    Examples:
+        >>> config = LayerLockViTConfig.from_preset("tiny", readout_depth=6)
+        >>> config.num_labels = 8
+        >>> model = LayerLockViTForVideoClassification(config)
+        >>> list(model(torch.rand(1, 16, 3, 64, 64)).logits.shape)
+        [1, 8]
     """
 
     def __init__(self, config: LayerLockViTConfig):
@@ -246,9 +247,10 @@ class LayerLockViTForVideoClassification(LayerLockViTForReadout):
 class LayerLockViTForDepthEstimation(LayerLockViTForReadout):
     """The encoder and a readout with one query per box of `config.decoding_patch_size` pixels.
 
-    >>> model = LayerLockViTForDepthEstimation(LayerLockViTConfig.from_preset("tiny", readout_depth=6))
-    >>> list(model(torch.rand(1, 16, 3, 64, 64)).predicted_depth.shape)
-    [1, 16, 64, 64]
+    Examples:
+        >>> model = LayerLockViTForDepthEstimation(LayerLockViTConfig.from_preset("tiny", readout_depth=6))
+        >>> list(model(torch.rand(1, 16, 3, 64, 64)).predicted_depth.shape)
+        [1, 16, 64, 64]
     """
 
     def __init__(self, config: LayerLockViTConfig):

@@ -26,8 +26,9 @@ class VideoDepthEstimationPipeline(Pipeline):
     or, with a `frame_rate` of the processor, as many of the video as come closest to that. Such clips interlock, so
     that every frame is in one. The last clips repeat their last frame.
 
-    >>> estimate = pipeline("video-depth-estimation", model="FOLDER", batch_size=4)
-    >>> estimate("cat.mp4")["predicted_depth"]  # metres, (T, H, W), NaN where the model does not look
+    Examples:
+        >>> estimate = pipeline("video-depth-estimation", model="FOLDER", batch_size=4)
+        >>> estimate("cat.mp4")["predicted_depth"]  # metres, (T, H, W), NaN where the model does not look
 
     Args:
         batch_size: clips that pass through the model at once, of one video.

@@ -52,9 +52,10 @@ class LayerLockVideosKwargs(TypedDict, total=False):
 class LayerLockVideoProcessor(VideoProcessorMixin):
     """Cuts clips out of videos, crops and resizes their frames, and scales the pixels to [0, 1].
 
-    >>> processor = LayerLockVideoProcessor.from_config(model.config)
-    >>> list(processor(["cat.mp4", "https://example.org/dog.mp4"]).pixel_values_videos.shape)
-    [2, 16, 3, 224, 224]
+    Examples:
+        >>> processor = LayerLockVideoProcessor.from_config(model.config)
+        >>> list(processor(["cat.mp4", "https://example.org/dog.mp4"]).pixel_values_videos.shape)
+        [2, 16, 3, 224, 224]
 
     `pipeline("video-classification", model=FOLDER)` finds it. With a `batch_size` above 1 Transformers 5.23
     batches only what has an image processor: give it as `image_processor=processor`, too.

@@ -32,8 +32,9 @@ def build_trainer(
 ) -> LayerLockTrainer:
     """The trainer of a run as `layerlock pretrain` makes it, ready to train or to add callbacks to.
 
-    >>> trainer = build_trainer("demo", "videos", "runs/mine", max_steps=100)  # doctest: +SKIP
-    >>> trainer.train()  # doctest: +SKIP
+    Examples:
+        >>> trainer = build_trainer("demo", "videos", "runs/mine", max_steps=100)  # doctest: +SKIP
+        >>> trainer.train()  # doctest: +SKIP
 
     Args:
         config: a recipe, by name (`layerlock recipes` lists them) or path.

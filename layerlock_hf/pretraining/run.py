@@ -20,7 +20,8 @@ def pretrain(
 ) -> LayerLockTrainer:
     """Pretrain a video ViT from a recipe, as `layerlock pretrain` does; returns the trainer, with model and log.
 
-    >>> trainer = pretrain("demo", "videos", "runs/mine", max_steps=100)  # doctest: +SKIP
+    Examples:
+        >>> trainer = pretrain("demo", "videos", "runs/mine", max_steps=100)  # doctest: +SKIP
 
     A run stopped by SIGTERM or Ctrl-C has saved a checkpoint (`trainer.was_preempted`), and the same call with
     `resume_from_checkpoint="auto"` resumes it. To use several GPUs, start the program with `accelerate launch`.

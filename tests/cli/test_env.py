@@ -23,6 +23,12 @@ def test_everything_is_named(capsys):
     assert "cores" in text and ("cuda:0" in text or "no GPU" in text)
 
 
+def test_names_of_packages_keep_their_digits(monkeypatch):
+    lines = ["jinja2", "torch>=2.11", "fsspec[http]", "huggingface-hub<3,>=1.31", 'ruff; extra == "dev"']
+    monkeypatch.setattr(env, "requires", lambda name: lines)
+    assert env.required() == ["jinja2", "torch", "fsspec", "huggingface-hub"]
+
+
 def test_what_is_missing_comes_with_its_command(capsys, monkeypatch):
     load = importlib.import_module
 
