@@ -6,31 +6,36 @@ from dataclasses import asdict, dataclass
 from itertools import accumulate, groupby
 
 from ..training.schedules import MIN_HEAD_STEPS
-from .stage_logs import CONTENT, EFFECTIVE_RANK, EXPLAINED_VARIANCE, FEATURE_STD, StageLog, stage_logs, summarise_stage
+from .stage_logs import (
+    CONTENT,
+    EFFECTIVE_RANK,
+    EXPLAINED_VARIANCE,
+    FEATURE_STD,
+    StageLog,
+    loss_rows,
+    stage_logs,
+    summarise_stage,
+)
 
 
 HEALTHY, TOO_EARLY = "healthy", "too early to tell"
 COLLAPSING, DIVERGING, TOO_SHORT, STARVED = "collapsing", "diverging", "stage too short", "starved of data"
 
-# Each threshold stands beside what healthy runs kept. docs/health.md has the table
-MIN_ROWS = 10  # lines of the log, below which only what is beyond doubt is told
+# Beside each threshold, what healthy runs of the demo's recipes kept (docs/health.md has the table)
+MIN_ROWS = 10  # lines of the log, below which nothing but trouble is told
 MIN_TROUBLED_ROWS = 2  # one line may be a bad batch
-# Diverging: loss over the variance of its target. The best constant prediction has 1; healthy runs start at 3 or less
-# and after that never rose to 1.3 times their lowest
+# Diverging: loss over variance of the target, where the best constant prediction has 1. Healthy: 3.0 at most, of fresh
+# heads, and then at most 1.3 times the lowest so far
 MAX_RELATIVE_LOSS, MAX_RISE = 2.0, 3.0
-# Collapsing. Of the features' variance, the share by which clips differ: healthy runs kept 0.66 or more
-MIN_CONTENT = 0.2
-MIN_RANK = 3.0  # effective, of features: healthy runs of width 128 kept 11 or more
-MIN_SPREAD = 0.1  # of the stage's highest, for feature_std and the variance of targets: healthy runs kept 0.6 or more
-MIN_SELF_EXPLAINED = (
-    0.3  # variance explained of targets that move with the encoder, beside less than none of the fixed
-)
-# Too short: the share of a stage's gain that it still made from its second to its last third. What rises in a straight
-# line has 0.4, an exponential approach whose time constant is a third of the stage 0.1
+# Collapsing: the share of clips in the variance of features (healthy: 0.53 or more), their effective rank (9.4 or more
+# at width 128), and feature_std and the variance of targets as shares of their highest in the stage (0.52 or more)
+MIN_CONTENT, MIN_RANK, MIN_SPREAD = 0.2, 3.0, 0.1
+MIN_SELF_EXPLAINED = 0.3  # of targets that move with the encoder, while nothing is of fixed ones
+# Too short: the share of a stage's gain in explained variance that it made between its second and its last third.
+# Healthy: 0.13 at most. What rises in a straight line has some 0.4. Below MIN_GAIN, lines only scatter
 MAX_LATE_GAIN, MIN_GAIN = 0.25, 0.05
-MIN_STAGE_ROWS = 6
-# Starved: the share of the time spent waiting for data, as the median of a stage. Healthy runs wait 0.01 to 0.04
-MAX_WAIT = 0.3
+MIN_STAGE_ROWS = 6  # below which three thirds say nothing
+MAX_WAIT = 0.3  # share of the time that is spent waiting for data, as the median of a stage; healthy: 0.03 at most
 
 
 @dataclass(frozen=True)
@@ -88,11 +93,6 @@ class Health:
 
     def to_json(self) -> dict:
         return {"is_healthy": self.is_healthy, **asdict(self)}
-
-
-def loss_rows(rows: list[dict]) -> list[dict]:
-    """The lines of a log that hold losses."""
-    return [row for row in rows if {"stage", "learning_rate"} <= row.keys()]
 
 
 def judge(rows: list[dict], stages: list[dict], max_steps: int) -> Health:

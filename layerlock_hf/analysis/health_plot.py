@@ -1,20 +1,23 @@
 """The picture of a run's health: its curves over the steps, with the borders of its stages."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
 from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .health import MAX_WAIT, MIN_CONTENT
-from .stage_logs import CONTENT, EFFECTIVE_RANK, EXPLAINED_VARIANCE, StageLog, stage_logs
+from .stage_logs import CONTENT, EFFECTIVE_RANK, EXPLAINED_VARIANCE, StageLog, loss_rows, stage_logs
 
 
 BORDER_COLOUR, LIMIT_COLOUR = "#c4c8d0", "#d1495b"
 LOWEST_SHOWN = -1.0  # explained variance: what lies below is far off, and would flatten the rest
 MAX_NAMED = 12  # curves in a legend
+MAX_MARKS = 60  # points of a curve that are marked
 
 
 @dataclass(frozen=True)
@@ -55,39 +58,46 @@ def plot_health(rows: list[dict], stages: list[dict], max_steps: int, path: Path
         stages: rows of `stages.json`.
         max_steps: of the run.
     """
-    logs = stage_logs([row for row in rows if {"stage", "learning_rate"} <= row.keys()], stages, max_steps)
+    logs = stage_logs(loss_rows(rows), stages, max_steps)
     panels = [panel for panel in PANELS if any(log.names(panel.name) for log in logs)]
     figure = Figure(figsize=(12, 2.1 * len(panels) + 0.8), layout="constrained")
-    for axes, panel in zip(figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0], panels, strict=True):
-        curves = {
-            name: list(_curve(logs, name)) for name in dict.fromkeys(n for log in logs for n in log.names(panel.name))
-        }
-        for colour, (name, points) in zip(_colours(len(curves)), curves.items(), strict=True):
-            lowest = LOWEST_SHOWN if panel.name == EXPLAINED_VARIANCE else None
-            steps, values = zip(*points, strict=True)
-            shown = values if lowest is None else [max(value, lowest) for value in values]
-            label = name.rpartition("/")[0].replace("_", " ").replace("/", ": ") or None
-            marker = "o" if len(points) < 60 else None
-            axes.plot(steps, shown, color=colour, linewidth=1.8, marker=marker, markersize=3, label=label)
-        if panel.threshold is not None:
-            axes.axhline(panel.threshold, color=LIMIT_COLOUR, linewidth=1.2, linestyle=":", label="limit")
+    subplots = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, panel in zip(subplots, panels, strict=True):
+        _draw(axes, panel, logs)
         for log in logs[1:]:
             axes.axvline(log.start, color=BORDER_COLOUR, linewidth=1.2, linestyle="--", zorder=0)
-        if panel.is_log:
-            axes.set_yscale("log")
-        if panel.limits is not None:
-            axes.set_ylim(*panel.limits)
-        axes.set_ylabel(panel.title)
-        axes.grid(axis="y", alpha=0.3)
-        if len(axes.get_legend_handles_labels()[1]) and len(curves) <= MAX_NAMED:
-            axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=10)
-    axes.set_xlabel("step of the optimizer")
-    axes.set_xlim(0, max_steps)
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    subplots[-1].set_xlabel("step of the optimizer")
+    subplots[-1].set_xlim(0, max_steps)
+    subplots[-1].xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     borders = "; dashed: a stage begins" if len(logs) > 1 else ""
     low = f" Explained variance below {LOWEST_SHOWN:g} is drawn at {LOWEST_SHOWN:g}." if _is_cut(logs) else ""
     figure.suptitle(f"Up to step {logs[-1].rows[-1]['step']:,} of {max_steps:,}{borders}.{low}", fontsize=13)
     figure.savefig(path, dpi=110)
+
+
+def _draw(axes: Axes, panel: Panel, logs: list[StageLog]):
+    names = dict.fromkeys(name for log in logs for name in log.names(panel.name))
+    curves = {name: points for name in names if (points := list(_curve(logs, name)))}
+    for colour, (name, points) in zip(_colours(len(curves)), curves.items(), strict=True):
+        steps, values = zip(*points, strict=True)
+        if panel.name == EXPLAINED_VARIANCE:
+            values = [max(value, LOWEST_SHOWN) if math.isfinite(value) else value for value in values]
+        label = name.rpartition("/")[0].replace("_", " ").replace("/", ": ") or None
+        marker = "o" if len(points) < MAX_MARKS else None
+        axes.plot(steps, values, color=colour, linewidth=1.8, marker=marker, markersize=3, label=label)
+    if panel.threshold is not None:
+        axes.axhline(panel.threshold, color=LIMIT_COLOUR, linewidth=1.2, linestyle=":", label="limit")
+    if panel.is_log:
+        axes.set_yscale("log")
+        low, high = axes.get_ylim()
+        if high < 10 * low:  # else the scatter of what stays the same would fill the panel
+            axes.set_ylim(math.sqrt(low * high / 10), math.sqrt(low * high * 10))
+    if panel.limits is not None:
+        axes.set_ylim(*panel.limits)
+    axes.set_ylabel(panel.title)
+    axes.grid(axis="y", alpha=0.3)
+    if axes.get_legend_handles_labels()[1] and len(curves) <= MAX_NAMED:
+        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=10)
 
 
 def _curve(logs: list[StageLog], name: str) -> Iterator[tuple[int, float]]:
@@ -96,7 +106,7 @@ def _curve(logs: list[StageLog], name: str) -> Iterator[tuple[int, float]]:
         series = log.series(name)
         if series:
             yield from series.items()
-            yield log.end, float("nan")
+            yield log.end, math.nan
 
 
 def _is_cut(logs: list[StageLog]) -> bool:

@@ -57,6 +57,11 @@ class StageLog:
         return [name for name in found if name == last or name.endswith(f"/{last}")]
 
 
+def loss_rows(rows: list[dict]) -> list[dict]:
+    """The lines of a log that hold losses."""
+    return [row for row in rows if "learning_rate" in row]
+
+
 def labels_of(row: dict) -> list[str]:
     """The objectives whose explained variance a line of the log holds."""
     ending = f"/{EXPLAINED_VARIANCE}"

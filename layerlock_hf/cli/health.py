@@ -43,7 +43,8 @@ def print_health(health: Health):
         first, *others = group
         place = "" if first.stage is None else f" (stage {first.stage})"
         also = f" Also in {listed([f'stage {other.stage}' for other in others])}." if others else ""
-        print(f"\n{name.upper()}{place}: {_wrapped(f'{first.text}.{also} {first.advice}.')}")
+        told = f"{name.upper()}{place}: {first.text}.{also} {first.advice}."
+        print(f"\n{_wrapped(told)}")
     print(f"\n{_wrapped(health.checkpoint_text)}")
 
 

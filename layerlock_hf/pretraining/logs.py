@@ -4,7 +4,7 @@ import json
 import statistics
 from pathlib import Path
 
-from ..analysis.stage_logs import stage_logs, summarise_objective
+from ..analysis.stage_logs import loss_rows, stage_logs, summarise_objective
 from .reports import METRICS, STAGES
 
 
@@ -17,7 +17,7 @@ def read_log(folder: Path) -> list[dict]:
 
 def read_metrics(folder: Path) -> list[dict]:
     """The lines of a run's log so far that hold losses."""
-    return [row for row in read_log(folder) if "learning_rate" in row]
+    return loss_rows(read_log(folder))
 
 
 def summarise_stages(folder: Path, global_batch_size: int, max_steps: int) -> list[dict]:

@@ -1,0 +1,254 @@
+"""Verdicts on logs of real runs of the demo's recipes, healthy ones and some with planted faults, and on made logs."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from layerlock_hf.analysis import health
+from layerlock_hf.analysis.health import (
+    COLLAPSING,
+    DIVERGING,
+    HEALTHY,
+    STARVED,
+    TOO_EARLY,
+    TOO_SHORT,
+    judge,
+    moves,
+)
+from layerlock_hf.analysis.health_plot import plot_health
+
+
+LOGS = Path(__file__).parent / "health_logs"  # every few lines of a log, to three digits
+FAULTS = {"diverging": DIVERGING, "collapse-hot": COLLAPSING, "too-short": TOO_SHORT, "starved": STARVED}
+SOUND = sorted(path.stem for path in LOGS.glob("demo*.json"))
+
+
+def recorded(name):
+    """Rows, stages and steps of a run."""
+    record = json.loads((LOGS / f"{name}.json").read_text())
+    return record["rows"], record["stages"], record["max_steps"]
+
+
+def made_log(explained, target="pixels", stage=0, start=0, **more):
+    """Rows of every 10 steps with these explained variances, of a target whose variance is 1."""
+    rows = []
+    for place, value in enumerate(explained, start=1):
+        row = {"step": start + 10 * place, "stage": stage, "num_frozen": stage, "learning_rate": 0.1 / (start + place)}
+        row |= {"grad_norm": 1.0, "data_wait_fraction": 0.02, f"{target}/loss": 1 - value}
+        row |= {f"{target}/target_variance": 1.0, f"{target}/explained_variance": value}
+        rows.append(row | {name: values[place - 1] for name, values in more.items()})
+    return rows
+
+
+def stage_row(start=0, num_frozen=0, target="pixels"):
+    return {"start": start, "num_frozen": num_frozen, "target": target}
+
+
+def names(found):
+    return [verdict.name for verdict in found.verdicts]
+
+
+RISING = [0.4 * (1 - 0.8**place) for place in range(20)]
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_planted_faults_are_named(name):
+    found = judge(*recorded(name))
+    assert set(names(found)) == {FAULTS[name]} and not found.is_healthy
+    for verdict in found.verdicts:
+        assert verdict.advice and any(character.isdigit() for character in verdict.text)
+
+
+@pytest.mark.parametrize("name", SOUND)
+def test_healthy_runs_are_not_blamed(name):
+    found = judge(*recorded(name))
+    assert names(found) == [HEALTHY] and found.is_healthy
+
+
+def test_there_are_healthy_runs_of_five_methods():
+    assert {"demo", "demo-mae", "demo-vjepa", "demo-blockwise", "demo-salt-teacher"} <= set(SOUND)
+
+
+@pytest.mark.parametrize("name", SOUND)
+@pytest.mark.parametrize("num_rows", [1, 3, 8])
+def test_healthy_runs_are_not_blamed_while_they_go_on(name, num_rows):
+    rows, *rest = recorded(name)
+    found = judge(rows[:num_rows], *rest)
+    assert names(found) == [TOO_EARLY] and found.is_healthy
+
+
+def test_a_divergence_is_told_while_it_holds_and_after_it():
+    rows, *rest = recorded("diverging")
+    (early,), (late,) = (judge(some, *rest).verdicts for some in (rows[:4], rows))
+    assert (early.name, early.stage, early.holds) == (DIVERGING, 0, True)
+    assert (late.name, late.holds) == (DIVERGING, False) and late.first_step == early.first_step
+    assert "8.93e+05 times the variance of its target in step 25" in late.text
+    assert "before step 10" in late.advice
+
+
+def test_a_target_that_is_given_up_for_another_is_no_divergence():
+    """Pixels get a hundred times worse while the encoder's own latents are explained: that is the collapse."""
+    rows = made_log(RISING, "layer_2")
+    for row in rows:
+        row |= {"pixels/loss": 100.0, "pixels/target_variance": 1.0, "pixels/explained_variance": -99.0}
+    found = judge(rows, [stage_row(target="pixels + layer_2")], 200)
+    assert names(found) == [COLLAPSING]
+    assert "explains 39% of its own moving latents" in found.verdicts[0].text
+    for row in rows:
+        row["num_frozen"] = 2  # then layer 2 is no moving target, and nothing can be collapsing
+    assert names(judge(rows, [stage_row(num_frozen=2, target="pixels + layer_2")], 200)) == [HEALTHY]
+
+
+def test_one_block_that_diverges():
+    rows = made_log(RISING, "depth_2/pixels")
+    for place, row in enumerate(rows):
+        loss = 0.9 if place < 5 else 50.0
+        row |= {"depth_4/pixels/loss": loss, "depth_4/pixels/target_variance": 1.0}
+        row["depth_4/pixels/explained_variance"] = 1 - loss
+    (verdict,) = judge(rows, [stage_row()], 200).verdicts
+    assert verdict.name == DIVERGING and verdict.holds and verdict.first_step == 60 and "50 times" in verdict.text
+
+
+def test_a_single_bad_batch_is_no_trouble():
+    assert names(judge(made_log([*RISING[:10], -9.0, *RISING[11:]]), [stage_row()], 200)) == [HEALTHY]
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ({"content_fraction": [0.8] * 10 + [0.05] * 10}, "clips make 5.0% of the variance of features"),
+        ({"depth_6/effective_rank": [30.0] * 10 + [1.2] * 10}, "the depth_6/effective_rank of features is 1.20"),
+        ({"feature_std": [2.0] * 10 + [0.1] * 10}, "feature_std is 5.0% of what it was"),
+        ({"teacher_layer_8/target_variance": [0.5] * 10 + [0.01] * 10}, "teacher_layer_8/target_variance is 2.0%"),
+    ],
+)
+def test_signs_of_collapse(more, told):
+    """Whatever the loss says, which gets easy."""
+    rows = made_log(RISING, "teacher_layer_8", **more)
+    (verdict,) = judge(rows, [stage_row(target="teacher_layer_8")], 200).verdicts
+    assert (verdict.name, verdict.first_step, verdict.holds) == (COLLAPSING, 110, True) and told in verdict.text
+
+
+def test_features_that_grow_are_no_collapse():
+    rows = made_log(RISING, "layer_1", stage=0, feature_std=[0.3 * 1.2**place for place in range(20)])
+    assert names(judge(rows, [stage_row(num_frozen=1, target="layer_1")], 200)) == [HEALTHY]
+
+
+@pytest.mark.parametrize(
+    ("label", "num_frozen", "expected"),
+    [
+        ("pixels", 0, False),
+        ("layer_2", 2, False),
+        ("layer_3", 2, True),
+        ("teacher_layer_2", 5, True),
+        ("depth_4/pixels", 0, False),
+        ("depth_4/layer_3", 0, True),
+    ],
+)
+def test_targets_that_move(label, num_frozen, expected):
+    assert moves(label, num_frozen) == expected
+
+
+def two_stages(explained):
+    """A first stage that is well, and a second one, which ends the run."""
+    stages = [stage_row(), stage_row(200, 1, "layer_1")]
+    rows = made_log(RISING) + made_log(explained, "layer_1", stage=1, start=200)
+    return rows, stages, 200 + 10 * len(explained)
+
+
+def test_a_stage_that_ends_while_its_target_is_being_learnt():
+    (verdict,) = judge(*two_stages([0.05 * place for place in range(12)])).verdicts
+    assert (verdict.name, verdict.stage) == (TOO_SHORT, 1)
+    assert "from 0.28 in the middle to 0.48 at the end" in verdict.text
+    assert names(judge(*two_stages([0.6 * (1 - 0.7**place) for place in range(12)]))) == [HEALTHY]
+
+
+def test_a_stage_that_goes_on_is_not_too_short():
+    rows, stages, max_steps = two_stages([0.05 * place for place in range(12)])
+    assert names(judge(rows, stages, max_steps + 10)) == [HEALTHY]
+
+
+def test_a_stage_that_goes_on_with_the_target_before_has_no_fresh_head():
+    stages = [stage_row(), stage_row(200, 1)]
+    rows = made_log(RISING) + made_log([0.4 + 0.05 * place for place in range(12)], stage=1, start=200)
+    assert names(judge(rows, stages, 320)) == [HEALTHY]
+
+
+def test_waiting_for_data_in_a_late_stage():
+    """Steps get cheaper with every freezing, until data is what takes the time."""
+    rows, stages, max_steps = two_stages(RISING)
+    for row in rows:
+        row["data_wait_fraction"] = 0.02 if row["stage"] == 0 else 0.6
+    (verdict,) = judge(rows, stages, max_steps).verdicts
+    assert (verdict.name, verdict.stage, verdict.holds) == (STARVED, 1, True) and "60% of the time" in verdict.text
+    rows[20]["data_wait_fraction"] = 1.0  # the first line alone, which holds the switch
+    for row in rows[21:]:
+        row["data_wait_fraction"] = 0.02
+    assert names(judge(rows, stages, max_steps)) == [HEALTHY]
+
+
+def test_a_rising_learning_rate_is_too_early():
+    rows = made_log(RISING)
+    for place, row in enumerate(rows):
+        row["learning_rate"] = 0.01 * place
+    (verdict,) = judge(rows, [stage_row()], 1000).verdicts
+    assert verdict.name == TOO_EARLY and "still rising in step 200" in verdict.text
+
+
+def test_what_is_not_finite_is_left_out():
+    rows = made_log(RISING, effective_rank=[30.0] * 19 + [float("nan")])
+    for row in rows[:2]:
+        row["grad_norm"] = float("inf")  # of fp16, whose scale is still too high
+    found = judge(rows, [stage_row()], 200)
+    assert (
+        found.is_healthy and "NaN" not in json.dumps(found.to_json()) and "Infinity" not in json.dumps(found.to_json())
+    )
+
+
+def test_several_verdicts_hold():
+    rows, *rest = recorded("diverging")
+    for row in rows:
+        row["data_wait_fraction"] = 0.9
+    assert names(judge(rows, *rest)) == [DIVERGING, STARVED]
+
+
+def test_logs_that_cannot_be_judged():
+    with pytest.raises(ValueError, match="metrics.jsonl must hold losses, got no line with any: let the run log"):
+        judge([{"step": 0, "readout/knn_accuracy_layer_2": 0.5}], [stage_row()], 10)
+    with pytest.raises(ValueError, match="must be of the 1 stages of stages.json, got stage 1: were files of two"):
+        judge(made_log(RISING, stage=1), [stage_row()], 10)
+
+
+def test_the_summary_of_a_stage():
+    found = judge(*recorded("demo"))
+    pixels, first_latents, second = found.stages
+    assert [stage["start"] for stage in found.stages] == [0, 200, 270]
+    explained = first_latents["objectives"]["layer_1"]
+    assert explained["first_explained_variance"] < 0.2 < explained["last_explained_variance"]
+    assert explained["last_explained_variance"] <= explained["best_explained_variance"]
+    assert 30 < explained["steps_to_recover"] < 70
+    assert explained["last_target_variance"] == pytest.approx(10.7, rel=0.1)
+    assert pixels["effective_rank"]["first"] > 50 and pixels["effective_rank"]["lowest"] < 13
+    assert 0 <= second["data_wait_fraction"] < 0.1 and second["clipped_fraction"] > 0.5
+
+
+@pytest.mark.parametrize("name", ["demo", "diverging", "demo-blockwise"])
+def test_the_picture(name, tmp_path):
+    plot_health(*recorded(name), tmp_path / "health.png")
+    assert (tmp_path / "health.png").stat().st_size > 20_000
+
+
+def test_the_margins_of_healthy_runs():
+    """The constants stand where no healthy run comes near: within a factor of 1.5."""
+    for name in SOUND:
+        stages = judge(*recorded(name)).stages
+        for stage in stages:
+            for measured, values in stage.items():
+                if measured.endswith("content_fraction"):
+                    assert values["lowest"] > 1.5 * health.MIN_CONTENT, (name, measured)
+                if measured.endswith("effective_rank"):
+                    assert values["lowest"] > 1.5 * health.MIN_RANK, (name, measured)
+                if measured.endswith("feature_std"):
+                    assert values["last"] > 1.5 * health.MIN_SPREAD * values["highest"], (name, measured)
+            assert stage["data_wait_fraction"] < health.MAX_WAIT / 1.5, name
