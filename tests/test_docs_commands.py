@@ -10,7 +10,7 @@ import pytest
 from accelerate.commands.launch import launch_command_parser
 from pages import PAGES, ROOT, name_of, shell_lines
 
-from layerlock_hf.cli import analyze_convergence, analyze_representations, cost, inspect, main, prepare
+from layerlock_hf.cli import cost, inspect, main, prepare
 from layerlock_hf.cli.launching import launch_options, split, with_config_file
 from layerlock_hf.evaluation.adapters import LABELLED
 from layerlock_hf.evaluation.arguments import parse as parse_readout
@@ -56,9 +56,10 @@ def plan(arguments: list[str]):
 
 def analyze(arguments: list[str]):
     name, *rest = arguments
-    if name == "representations":
-        return analyze_representations.make_parser().parse_args(rest)
-    own, settings = analyze_convergence.make_parser().parse_known_args(rest)
+    parser = importlib.import_module(f"layerlock_hf.cli.analyze_{name}").make_parser()
+    if name != "convergence":
+        return parser.parse_args(rest)
+    own, settings = parser.parse_known_args(rest)  # the rest is for the runs
     return given_settings(["--config", own.config, *settings])
 
 

@@ -25,7 +25,8 @@ def export_graph(
     It takes clips of one size in batches of any number. What it gives was compared with what the model gives: a graph
     that differs by more than rounding is not kept.
 
-    >>> export_graph("runs/mine/readout", "classifier-onnx", variants=["int8"])  # doctest: +SKIP
+    Examples:
+        >>> export_graph("runs/mine/readout", "classifier-onnx", variants=["int8"])  # doctest: +SKIP
 
     Args:
         run, what, checkpoint: as of `export`, but by default the encoder of a run of pretraining, whose decoders are

@@ -13,7 +13,8 @@ def judge_run(run: str | Path) -> Health:
     """What the log of a run says, be it finished, stopped or going on: what is wrong in which stage, and which
     checkpoint its readouts favour.
 
-    >>> judge_run("runs/mine").is_healthy  # doctest: +SKIP
+    Examples:
+        >>> judge_run("runs/mine").is_healthy  # doctest: +SKIP
 
     Args:
         run: OUT of `layerlock pretrain`.

@@ -35,8 +35,9 @@ def find_plateau(
 ) -> dict:
     """When each layer of a run has settled, and the freeze schedule that follows.
 
-    >>> find_plateau("runs/mae", "videos")["schedule"]  # doctest: +SKIP
-    {'freeze_start': 840, 'freeze_interval': 60, 'num_freezes': 4}
+    Examples:
+        >>> find_plateau("runs/mae", "videos")["schedule"]  # doctest: +SKIP
+        {'freeze_start': 840, 'freeze_interval': 60, 'num_freezes': 4}
 
     Args:
         run: folder of a run with checkpoints, best one that freezes nothing: frozen layers have settled by force.

@@ -57,7 +57,8 @@ SECTIONS: dict[str, tuple[str, Callable[[Run], dict]]] = {
 def report(run: str | Path, output: str | Path | None = None, data: str | None = None) -> Path:
     """Write a page about a run: one HTML file that needs no server and no network, to be opened or sent.
 
-    >>> report("runs/demo/layerlock", "layerlock.html")  # doctest: +SKIP
+    Examples:
+        >>> report("runs/demo/layerlock", "layerlock.html")  # doctest: +SKIP
 
     It works while the run goes on, and with what the run has left: a section that cannot be made says why. Models are
     loaded on the CPU, one at a time. Paths of this machine are not told.
