@@ -45,10 +45,12 @@ from .utils.version import VERSION
 # What takes longer to import than the models, and is imported when it is first asked for
 _FUNCTIONS = {
     "build_trainer": "pretraining.build",
+    "embed": "embedding.run",
     "export": "pretraining.exporting",
     "load_recipe": "recipes",
     "pretrain": "pretraining.run",
     "push": "pretraining.pushing",
+    "search": "embedding.search",
     "train_readouts": "evaluation.run",
 }
 __version__ = VERSION
@@ -101,11 +103,13 @@ __all__ = [
     "Stage",
     "VideoDepthEstimationPipeline",
     "build_trainer",
+    "embed",
     "export",
     "load_recipe",
     "post_process_depth_estimation",
     "pretrain",
     "push",
     "readout_depth_from_fraction",
+    "search",
     "train_readouts",
 ]
