@@ -56,7 +56,7 @@ def embed(
         settings: of `EmbedArguments`.
 
     Returns:
-        The manifest or, while other ranks are not complete, the record of this one: "counts" and "shards" among others.
+        The manifest or, while other ranks are not complete, the record of this one: "counts", "shards" and more.
 
     Raises:
         ValueError: if the model or the videos cannot be found, a setting is impossible, or `out` holds vectors that
@@ -76,7 +76,7 @@ def embed(
         common |= {"windows_per_shard": arguments.windows_per_shard, "videos": digest_of(listed)}
         about = {
             "settings": setup.settings | common,
-            "model": {"name": str(model), "revision": setup.revision},
+            "model": {"name": name_of_model(model), "revision": setup.revision},
             "columns": {column_of(depth): list(setup.encoder.shape) for depth in setup.settings["depths"]},
             "steps": setup.encoder.num_steps,
             "world_size": world_size,
@@ -90,6 +90,12 @@ def embed(
             bad_videos = BadVideos(str(out / name), max(1, len(share)), max_bad_fraction=1)
             _Share(listed, lanes, setup, arguments, writer, bad_videos).run(num_workers)
     return write_manifest(out, world_size) or read_record(out, writer.name)
+
+
+def name_of_model(model: str) -> str:
+    """By which it is found from any folder."""
+    path = Path(model).expanduser()
+    return str(path.resolve()) if path.is_dir() else str(model)
 
 
 def digest_of(videos) -> str:
@@ -135,8 +141,8 @@ class _Share:
         num_videos = sum(map(len, self.lanes))
         workers = min(num_workers, num_videos, len(self.lanes))
         progress = [0.0] * len(self.lanes)  # of the video of each that is being read
-        with tqdm(total=num_videos, bar_format=BAR, miniters=0, disable=None) as bar:
-            bar.initial = bar.n = self.counts["videos"]
+        done = self.counts["videos"]
+        with tqdm(total=num_videos, initial=done, bar_format=BAR, miniters=0, disable=None) as bar:
             for item in Loader(lanes, _same, batch_size=None, num_workers=workers):
                 if item is None:
                     continue
