@@ -1,10 +1,13 @@
 """Embedding: what is written, that it is right, and that nothing is lost or changed by being stopped."""
 
+import contextlib
 import hashlib
 import itertools
 import json
 import os
+import random
 import signal
+import time
 
 import datasets
 import numpy as np
@@ -124,6 +127,37 @@ def test_stopped_anywhere_it_ends_with_the_same_bytes(owner, name, videos, model
                 continue
     assert layerlock_hf.embed(str(videos), tmp_path / "out", model, **SMALL) == whole
     assert tree(tmp_path / "out") == tree(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_killed_ten_times_it_ends_with_the_same_bytes(videos, model, tmp_path):
+    settings = SMALL | {"windows_per_shard": 2}
+    arguments, out = (str(videos), tmp_path / "out", model), tmp_path / "out"
+    whole = layerlock_hf.embed(arguments[0], tmp_path / "whole", model, num_workers=2, **settings)
+    draw, num_kills, num_started = random.Random(0), 0, 0
+    while not (out / "manifest.json").exists():
+        num_started += 1
+        assert num_started < 100
+        num_shards = len(list(out.glob("data/*.parquet")))
+        pid = os.fork()
+        if pid == 0:
+            with contextlib.suppress(Exception):
+                layerlock_hf.embed(*arguments, num_workers=2, **settings)
+            os._exit(0)
+        # Somewhere between a shard and the next but one
+        is_over = False
+        while num_kills < 10 and not is_over and len(list(out.glob("data/*.parquet"))) < num_shards + 1:
+            time.sleep(0.005)
+            is_over = os.waitpid(pid, os.WNOHANG)[0] == pid
+        if num_kills < 10 and not is_over:
+            time.sleep(draw.uniform(0, 0.05))
+            os.kill(pid, signal.SIGKILL)
+            num_kills += 1
+        if not is_over:
+            os.waitpid(pid, 0)
+    assert num_kills == 10, "more shards are needed"
+    assert json.loads((out / "manifest.json").read_text()) == whole
+    assert tree(out) == tree(tmp_path / "whole")
 
 
 def test_what_is_done_is_not_done_again(videos, model, tmp_path, monkeypatch):
