@@ -95,7 +95,7 @@ def main(arguments: list[str]) -> int:
     bad = {"cannot be read": counts["unreadable"], "were read in part": counts["partial"]}
     if any(bad.values()):
         print(f"{', '.join(f'{count} {what}' for what, count in bad.items() if count)}: bad_videos*.jsonl says why")
-    if "starts" in done:
+    if "position" in done:
         print(f"other ranks of {where.world_size} are not complete: the last one writes the manifest")
     return 0 if counts["rows"] or not counts["videos"] else 1
 

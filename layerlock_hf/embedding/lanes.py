@@ -20,7 +20,7 @@ class Lanes(IterableDataset):
     Args:
         videos: a dataset of `load_videos`.
         lanes: indices of the videos of each lane.
-        starts: of each lane, how many videos to pass over, and how many windows of the next.
+        position: where to begin, as of `RankWriter`.
         plan, num_steps, transform, frame_rate, decode_timeout: as of `WindowReader`.
     """
 
@@ -28,23 +28,25 @@ class Lanes(IterableDataset):
         self,
         videos,
         lanes: Sequence[Sequence[int]],
-        starts: Sequence[tuple[int, int]],
+        position: dict,
         plan: Plan,
         num_steps: int,
         transform: ClipTransform,
         frame_rate: float | None,
         decode_timeout: float,
     ):
-        self.videos, self.lanes, self.starts = videos, lanes, starts
+        self.videos, self.lanes, self.position = videos, lanes, position
         self.reading = (plan, num_steps, transform, frame_rate, decode_timeout)
 
     def __iter__(self) -> Iterator[dict | None]:
         worker = get_worker_info()
         first, num_workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        turn = self.position["turn"]
+        order = [*range(turn, len(self.lanes)), *range(turn)]
         # All workers have as many lanes, some of them empty, so that a loader that takes from them by turns takes
         # from the lanes by turns
-        num_turns = -(-len(self.lanes) // num_workers)
-        lanes = [self._read(first + turn * num_workers) for turn in range(num_turns)]
+        order += [None] * (-len(order) % num_workers)
+        lanes = [iter(()) if lane is None else self._read(lane) for lane in order[first::num_workers]]
         is_left = True
         while is_left:
             is_left = False
@@ -54,9 +56,7 @@ class Lanes(IterableDataset):
                 yield item
 
     def _read(self, lane: int) -> Iterator[dict]:
-        if lane >= len(self.lanes):
-            return
-        num_done, num_windows = self.starts[lane]
+        num_done, num_windows = self.position["lanes"][lane]
         for index in self.lanes[lane][num_done:]:
             end = {"lane": lane, "note": None, "error": None, "kind": None}
             try:

@@ -1,5 +1,6 @@
 """Vectors of all windows of all videos of a source, by one frozen encoder."""
 
+import copy
 import hashlib
 import json
 from collections.abc import Sequence
@@ -128,7 +129,7 @@ class _Share:
     num_in_shard: int = 0  # windows
 
     def __post_init__(self):
-        self.counts, self.starts = dict(self.writer.counts), [list(start) for start in self.writer.starts]
+        self.counts, self.position = copy.deepcopy((self.writer.counts, self.writer.position))
         encoder, size = self.setup.encoder, self.arguments.batch_size
         window_bytes = encoder.num_steps * len(encoder.depths) * encoder.vector_size * 4
         most = min(self.arguments.windows_per_shard, MAX_SHARD // window_bytes)
@@ -137,7 +138,7 @@ class _Share:
     def run(self, num_workers: int):
         plan, transform, num_steps = self.setup.plan, self.setup.transform, self.setup.encoder.num_steps
         rate, timeout = self.arguments.frame_rate, self.arguments.decode_timeout
-        lanes = Lanes(self.videos, self.lanes, self.writer.starts, plan, num_steps, transform, rate, timeout)
+        lanes = Lanes(self.videos, self.lanes, self.writer.position, plan, num_steps, transform, rate, timeout)
         num_videos = sum(map(len, self.lanes))
         workers = min(num_workers, num_videos, len(self.lanes))
         progress = [0.0] * len(self.lanes)  # of the video of each that is being read
@@ -153,10 +154,11 @@ class _Share:
                 bar.set_postfix(windows=self.counts["windows"], bad=bad, refresh=False)
                 bar.update(0)
         self._encode()
-        self.writer.write(self.rows, self.counts, self.starts, is_last=True)
+        self.writer.write(self.rows, *copy.deepcopy((self.counts, self.position)), is_last=True)
 
     def _take(self, item: dict):
-        start = self.starts[item["lane"]]
+        self.position["turn"] = (item["lane"] + 1) % len(self.lanes)
+        start = self.position["lanes"][item["lane"]]
         index = self.lanes[item["lane"]][start[0]]
         if "clip" not in item:
             self._report(name_of(self.videos[index], index), item)
@@ -170,7 +172,7 @@ class _Share:
         if len(self.clips) == self.arguments.batch_size:
             self._encode()
         if self.num_in_shard == self.windows_per_shard:
-            self.writer.write(self.rows, self.counts, self.starts)
+            self.writer.write(self.rows, *copy.deepcopy((self.counts, self.position)))
             self.rows, self.num_in_shard = [], 0
 
     def _report(self, name: str, end: dict):

@@ -73,7 +73,8 @@ class RankWriter:
 
     Attributes:
         counts: by the names of `COUNTS`, of what is in the record.
-        starts: of every lane, how far its videos are in the shards.
+        position: {"turn", "lanes"} up to which all is in the shards: the lane whose turn is next and, of every lane,
+            how many videos are done, and how many windows of the next.
 
     Raises:
         ValueError: if the folder holds what other settings made, or has lost a shard.
@@ -84,12 +85,12 @@ class RankWriter:
         self.name = f"{rank:05d}-of-{world_size:05d}"
         self.path = folder / RANKS / f"{self.name}.json"
         record = {**about, "is_complete": False, "counts": dict.fromkeys(COUNTS, 0), "shards": []}
-        record["starts"] = [[0, 0] for _ in range(num_lanes)]
+        record["position"] = {"turn": 0, "lanes": [[0, 0] for _ in range(num_lanes)]}
         if self.path.is_file():
             record = read_record(folder, self.name)
         remove_left_over(self.path)
         self._record = record
-        self.counts, self.starts = record["counts"], record["starts"]
+        self.counts, self.position = record["counts"], record["position"]
         for shard in record["shards"]:
             if not (folder / shard["file"]).is_file():
                 raise ValueError(f"OUT has lost {shard['file']}: bring it back, or delete {folder} to start again")
@@ -98,20 +99,19 @@ class RankWriter:
     def is_complete(self) -> bool:
         return self._record["is_complete"]
 
-    def write(self, rows: list[dict], counts: dict[str, int], starts: list[list[int]], is_last: bool = False):
+    def write(self, rows: list[dict], counts: dict[str, int], position: dict, is_last: bool = False):
         """A finished shard, if there are rows; after the last the record is complete.
 
         Args:
             rows: by the names of columns. They are put into the order of videos, windows and steps.
             counts: of all that is done.
-            starts: likewise, as of the record.
+            position: likewise.
             is_last: whether this is all.
         """
         shards = self._record["shards"]
         if rows:
             shards = [*shards, self._write_shard(rows, len(shards))]
-        self._record |= {"counts": dict(counts), "starts": [list(start) for start in starts], "shards": shards}
-        self._record["is_complete"] = is_last
+        self._record |= {"counts": counts, "position": position, "shards": shards, "is_complete": is_last}
         write_record(self.path, self._record)
 
     def _write_shard(self, rows: list[dict], number: int) -> dict:
@@ -186,7 +186,7 @@ def write_manifest(folder: Path, world_size: int) -> dict | None:
 
 def merged(records: list[dict]) -> dict:
     """The manifest of several ranks."""
-    common = {name: value for name, value in records[0].items() if name not in ("starts", "counts", "shards")}
+    common = {name: value for name, value in records[0].items() if name not in ("position", "counts", "shards")}
     counts = {name: sum(record["counts"][name] for record in records) for name in COUNTS}
     shards = [shard for record in records for shard in record["shards"]]
     is_complete = all(record["is_complete"] for record in records)
