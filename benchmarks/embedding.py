@@ -6,7 +6,8 @@ The script decodes all frames of a video into memory (PyAV, RGB), loops over its
 resize the 16 frames of each, and runs the model on one window at a time. Both sides run in a process of their own on
 one core, with the same model and the same windows, and take turns. Time is that of the processor, children included,
 so that other programs on the machine disturb it less; what both need before the first video is read is left out. By
-default the videos are two of 15 seconds in full HD, at 30 frames per second, made by ffmpeg (testsrc2).
+default the encoder takes little of the time, as one on a GPU does, and the videos are two of 15 seconds in full HD, at
+30 frames per second, made by ffmpeg (testsrc2).
 """
 
 import argparse
@@ -92,7 +93,9 @@ def main(args: argparse.Namespace):
             args.videos = f"{folder}/videos"
             Path(args.videos).mkdir()
             make_videos(Path(args.videos))
-        config = LayerLockViTConfig.from_preset(args.preset, num_frames=NUM_FRAMES, image_size=224)
+        config = LayerLockViTConfig.from_preset(
+            args.preset, num_frames=NUM_FRAMES, image_size=224, patch_size=args.patch_size
+        )
         LayerLockViTModel(config).save_pretrained(f"{folder}/model")
         LayerLockVideoProcessor.from_config(config).save_pretrained(f"{folder}/model")
         rates = {"script": [], "embed": []}
@@ -118,6 +121,7 @@ if __name__ == "__main__":
     parser.add_argument("--window", default="2s")
     parser.add_argument("--stride", default="1s")
     parser.add_argument("--preset", default="tiny")
+    parser.add_argument("--patch_size", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--side", choices=["script", "embed"], help=argparse.SUPPRESS)
     parser.add_argument("--model", help=argparse.SUPPRESS)

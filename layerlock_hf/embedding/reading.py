@@ -79,15 +79,12 @@ class WindowReader:
         frame_rate: float | None,
         decode_timeout: float,
     ):
-        self.source, self.plan, self.num_steps, self.transform = source, plan, num_steps, transform
-        self.frame_rate = frame_rate
         self.note: str | None = None
-        self.slice = SLICE * decode_timeout if decode_timeout else math.inf
-        # In the child
-        self._stream: Iterator[Cut | None] | None = None
-        self._num_read = 0
-        self._interval, self._duration = math.nan, None
-        self._ask = isolated(self._advance, decode_timeout)
+        time_slice = SLICE * decode_timeout if decode_timeout else math.inf
+        # Nothing in there refers to this, so that the child ends as soon as this is forgotten
+        self._ask = isolated(
+            _Stream(source, plan, num_steps, transform, frame_rate, time_slice).advance, decode_timeout
+        )
 
     def windows(self, first: int = 0) -> Iterator[Cut]:
         """The windows from one on, counted as they come.
@@ -106,13 +103,26 @@ class WindowReader:
                 yield answer
                 position += 1
 
-    def _advance(self, position: int) -> Cut | End | None:
+
+class _Stream:
+    """A video that is being read, in the child; arguments as of `WindowReader`, and the seconds that a call may take
+    without a window."""
+
+    def __init__(self, source, plan, num_steps, transform, frame_rate, time_slice):
+        self.source, self.plan, self.num_steps, self.transform = source, plan, num_steps, transform
+        self.frame_rate, self.time_slice = frame_rate, time_slice
+        self.note: str | None = None
+        self._cuts: Iterator[Cut | None] | None = None  # begun by the child: what is open here would be open there
+        self._num_read = 0
+        self._interval, self._duration = math.nan, None
+
+    def advance(self, position: int) -> Cut | End | None:
         """The window at a position; None if it takes long."""
-        if self._stream is None:
-            self._stream = self._cut()
-        stop = time.monotonic() + self.slice
+        if self._cuts is None:
+            self._cuts = self._cut()
+        stop = time.monotonic() + self.time_slice
         try:
-            for cut in self._stream:
+            for cut in self._cuts:
                 self._num_read += cut is not None
                 if cut is not None and self._num_read > position:
                     return cut

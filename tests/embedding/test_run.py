@@ -229,7 +229,7 @@ def test_a_lost_shard_and_a_second_process_are_told_of(videos, model, tmp_path):
 
 def test_a_video_that_crashes_its_decoder_keeps_what_precedes(videos, model, tmp_path, monkeypatch):
     """And so does one whose decoder dies once, of what is not the video's doing."""
-    real, deaths = reading.WindowReader._render, tmp_path / "deaths"
+    real, deaths = reading._Stream._render, tmp_path / "deaths"
 
     def render(reader, frame, *rest):
         if reader.source.endswith("v3.mp4") and frame.pts * frame.time_base >= 1:
@@ -239,7 +239,7 @@ def test_a_video_that_crashes_its_decoder_keeps_what_precedes(videos, model, tmp
             os.kill(os.getpid(), signal.SIGSEGV)
         return real(reader, frame, *rest)
 
-    monkeypatch.setattr(reading.WindowReader, "_render", render)
+    monkeypatch.setattr(reading._Stream, "_render", render)
     layerlock_hf.embed(str(videos), tmp_path / "out", model, **(SMALL | {"window": "4f"}))
     rows = {os.path.basename(name): rows for name, rows in by_video(rows_of(tmp_path / "out")).items()}
     assert [row["first_frame"] for row in rows["v3.mp4"]] == [0, 4, 8]
