@@ -45,6 +45,7 @@ from .utils.version import VERSION
 # What takes longer to import than the models, and is imported when it is first asked for
 _FUNCTIONS = {
     "build_trainer": "pretraining.build",
+    "embed": "embedding.run",
     "export": "pretraining.exporting",
     "export_graph": "pretraining.graphs",
     "health": "pretraining.health",
@@ -52,6 +53,7 @@ _FUNCTIONS = {
     "pretrain": "pretraining.run",
     "push": "pretraining.pushing",
     "report": "reporting.writing",
+    "search": "embedding.search",
     "train_readouts": "evaluation.run",
 }
 __version__ = VERSION
@@ -104,6 +106,7 @@ __all__ = [
     "Stage",
     "VideoDepthEstimationPipeline",
     "build_trainer",
+    "embed",
     "export",
     "export_graph",
     "health",
@@ -113,5 +116,6 @@ __all__ = [
     "push",
     "readout_depth_from_fraction",
     "report",
+    "search",
     "train_readouts",
 ]

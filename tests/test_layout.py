@@ -28,6 +28,7 @@ LAW = {
     "data": ("layerlock_hf.models.video_reading*", "layerlock_hf.utils"),  # there is one video reader
     "training": tuple(f"layerlock_hf.{part}" for part in ("models", "hub", "utils")),
     "evaluation": tuple(f"layerlock_hf.{part}" for part in ("models", "data", "hub", "recipes", "utils")),
+    "embedding": tuple(f"layerlock_hf.{part}" for part in ("models", "data", "evaluation", "utils")),
     "analysis": ("layerlock_hf.models", "layerlock_hf.training", "layerlock_hf.evaluation", "layerlock_hf.utils"),
     "hub": ("layerlock_hf.models", "layerlock_hf.utils"),
     "recipes": ("layerlock_hf.utils",),

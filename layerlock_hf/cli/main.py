@@ -21,6 +21,8 @@ PROGRAMS = {
     "readout": "train readouts on a frozen encoder, and test them",
     "compare": "compare several readout results in one table and one picture",
     "predict": "predict the class or depth of videos with a trained readout",
+    "embed": "embed videos of any length: a vector for every window, with its time",
+    "search": "find the windows of embedded videos that are most like a clip",
     "prepare": "check every video in a folder, and pack the good ones into shards",
     "inspect": "inspect the data of a run before it starts, and time its loading",
     "cost": "count what a run will cost before it starts, and check it against the log",

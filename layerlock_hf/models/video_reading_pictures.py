@@ -33,25 +33,32 @@ def read_pictures(
         ValueError: if there are none, one cannot be read, they differ in size, or a frame rate is asked for, which
             pictures do not have.
     """
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise ValueError("folders of pictures need Pillow: pip install pillow") from error
     paths = pictures_in(folder)
     if not paths:
         raise ValueError("the folder holds no pictures: give a video, or a folder of its frames")
     if frame_rate is not None:
         raise ValueError(f"frame_rate must be None for a folder of pictures, which have no times, got {frame_rate}")
-    frames = []
-    for path in paths if choose is None else [paths[index] for index in choose(len(paths))]:
-        try:
-            with Image.open(path) as image:
-                if image.mode.startswith(("I", "F")):  # whose conversion to RGB saturates
-                    raise ValueError(f"mode {image.mode}, more than 8 bits per pixel")
-                pixels = torch.frombuffer(bytearray(image.convert("RGB").tobytes()), dtype=torch.uint8)
-                frames.append(pixels.view(image.height, image.width, 3).permute(2, 0, 1))
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{os.path.basename(path)} is not a frame: {error}") from error
+    frames = [read_picture(path) for path in (paths if choose is None else [paths[i] for i in choose(len(paths))])]
     if len({frame.shape for frame in frames}) > 1:
         raise ValueError("the frames differ in size")
     return torch.stack(frames)
+
+
+def read_picture(path: str) -> torch.Tensor:
+    """One frame: uint8, (3, H, W).
+
+    Raises:
+        ValueError: if it cannot be read.
+    """
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise ValueError("folders of pictures need Pillow: pip install pillow") from error
+    try:
+        with Image.open(path) as image:
+            if image.mode.startswith(("I", "F")):  # whose conversion to RGB saturates
+                raise ValueError(f"mode {image.mode}, more than 8 bits per pixel")
+            pixels = torch.frombuffer(bytearray(image.convert("RGB").tobytes()), dtype=torch.uint8)
+            return pixels.view(image.height, image.width, 3).permute(2, 0, 1)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{os.path.basename(path)} is not a frame: {error}") from error

@@ -36,6 +36,9 @@ from .video_reading_timeline import (
 )
 
 
+CONTAINER_TICKS = 1_000_000  # a second, where FFmpeg speaks of a whole file (AV_TIME_BASE)
+
+
 @dataclass(frozen=True)
 class ChosenFrames:
     """Frames of one video.
@@ -221,6 +224,8 @@ class Decoding:
         tick: unit of the frames' times, in seconds.
         average_rate: average number of frames per second, None where that is unknown.
         pixel_aspect: width over height of a pixel of the upright frames.
+        duration: seconds that the file claims to last, None where it does not tell.
+        has_times: whether `pts` of a frame is when it is shown. In AVI it is not: `dts` is, as for `ffmpeg`.
 
     Attributes, once all frames are passed:
         is_damaged: whether there is damage.
@@ -236,6 +241,8 @@ class Decoding:
         with open_video(self.file) as container:
             stream = video_stream(container)
             self.tick, self.average_rate = float(stream.time_base), stream.average_rate and float(stream.average_rate)
+            self.duration = container.duration and container.duration / CONTAINER_TICKS
+            self.has_times = container.format.name != "avi"
             num_frames = num_packets = 0
             last = None
             for packet in read_packets(container, stream):

@@ -1,0 +1,104 @@
+"""Embed videos of any length with any encoder: a vector for every window, frame or token, with its time.
+
+layerlock embed VIDEOS OUT --model MODEL [--window 2s] [--stride 1s] [--depths 0.95] [--pool window]
+
+VIDEOS is a video, or whatever pretraining takes: a folder, a list (.csv, .json, .jsonl, .parquet), shards. MODEL is
+the folder or Hub id of an encoder: ours, or any ViT of Transformers for video, or for images, which sees the frames
+one by one.
+
+OUT/data/*.parquet has a row for every vector: video, window, step, start_seconds, end_seconds, first_frame, num_frames
+and depth_K, the vector after K layers. OUT/manifest.json says what made them, and comes when all is done.
+OUT/bad_videos.jsonl lists the videos that cannot be read, or only in part, and why.
+
+If it is killed, the same command continues where it stopped, and ends with the same bytes. On several GPUs or
+machines, give each its own --rank out of --world_size and the same OUT, or start it with torchrun or in a SLURM array,
+which set both. Ranks do not communicate. Exits with status 1 if no video at all can be read.
+"""
+
+import argparse
+import os
+import signal
+import sys
+from dataclasses import asdict
+
+import torch
+from transformers import HfArgumentParser
+from transformers.utils import logging
+
+from ..embedding import EmbedArguments, embed
+from ..utils.cores import count_cores
+from . import programs
+from .predict import device
+from .prepare import slurm_array
+
+
+def share() -> tuple[int, int]:
+    """Rank and world size as torchrun and accelerate tell them, else of a SLURM array."""
+    if "RANK" in os.environ:
+        return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    return slurm_array()
+
+
+def default_device() -> torch.device:
+    """The GPU of this process, if there is one."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+
+
+def parse(arguments: list[str]) -> tuple[EmbedArguments, argparse.Namespace]:
+    rank, world_size = share()
+    parser = HfArgumentParser(
+        EmbedArguments, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("videos", metavar="VIDEOS", help="Video, folder, list or shards.")
+    parser.add_argument("out", metavar="OUT", type=programs.folder, help="Folder to write to.")
+    parser.add_argument("--model", required=True, help="Folder or Hub id of an encoder.")
+    parser.add_argument(
+        "--num_workers",
+        type=programs.whole(0),
+        default=min(4, count_cores()),
+        help="Processes that decode while the encoder runs (0: the main process).",
+    )
+    parser.add_argument("--device", type=device, default=default_device(), help="Device, as PyTorch names it.")
+    parser.add_argument(
+        "--rank",
+        type=programs.whole(0),
+        default=rank,
+        help="Which share to do (default: that of torchrun or a SLURM array).",
+    )
+    parser.add_argument(
+        "--world_size", type=programs.whole(1), default=world_size, help="Number of shares (default: as for --rank)."
+    )
+    settings, where, unknown = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
+    if unknown:
+        raise ValueError(f"{unknown[0]} is not a known setting: --help lists them all")
+    return settings, where
+
+
+def main(arguments: list[str]) -> int:
+    with programs.errors_told():
+        settings, where = parse(arguments)
+    logging.disable_progress_bar()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        with programs.errors_told():
+            done = embed(**vars(where), **asdict(settings))
+    except KeyboardInterrupt:
+        print("interrupted: the same command continues the work", file=sys.stderr)
+        return 128 + signal.SIGINT
+    counts = done["counts"]
+    print(
+        f"{counts['rows']} vectors of {counts['windows']} windows of {counts['videos']} videos are in {where.out}: "
+        f"{len(done['shards'])} shards"
+    )
+    bad = {"cannot be read": counts["unreadable"], "were read in part": counts["partial"]}
+    if any(bad.values()):
+        print(f"{', '.join(f'{count} {what}' for what, count in bad.items() if count)}: bad_videos*.jsonl says why")
+    if "position" in done:
+        print(f"other ranks of {where.world_size} are not complete: the last one writes the manifest")
+    return 0 if counts["rows"] or not counts["videos"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,8 @@
+"""Vectors of videos of any length, by a frozen encoder, and the search among them."""
+
+from .arguments import EmbedArguments
+from .run import embed
+from .search import search
+
+
+__all__ = ["EmbedArguments", "embed", "search"]

@@ -1,0 +1,57 @@
+"""A tiny encoder, and videos whose frames tell their numbers."""
+
+import av
+import numpy as np
+import pytest
+
+from layerlock_hf import LayerLockVideoProcessor, LayerLockViTConfig, LayerLockViTModel
+
+
+@pytest.fixture(scope="session")
+def save_model(tiny_sizes):
+    """A function that writes an encoder of 6 layers for clips of 4 frames of 16 x 16 pixels, with its processor."""
+
+    def save(folder):
+        config = LayerLockViTConfig.from_preset("tiny", **tiny_sizes)
+        LayerLockViTModel(config).save_pretrained(folder)
+        LayerLockVideoProcessor.from_config(config).save_pretrained(folder)
+        return str(folder)
+
+    return save
+
+
+@pytest.fixture(scope="session")
+def model(save_model, tmp_path_factory):
+    return save_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="session")
+def write_video():
+    """A function that writes a video whose frame i has the brightness 5 + 8 i, modulo 240, and maybe a tint."""
+
+    def write(path, num_frames, rate=10, height=24, width=32, tint=0):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
+            stream = container.add_stream("libx264", rate=rate)
+            stream.height, stream.width, stream.pix_fmt, stream.gop_size = height, width, "yuv420p", 8
+            for index in range(num_frames):
+                pixels = np.full((height, width, 3), 5 + 8 * index % 240, np.uint8)
+                pixels[..., 2] += np.uint8(tint)
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+            container.mux(stream.encode(None))
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def videos(tmp_path_factory, write_video):
+    """Six of 12 to 37 frames, each of its own tint; one that is cut short, one that is text, and one of 3 frames."""
+    folder = tmp_path_factory.mktemp("videos")
+    for number in range(6):
+        write_video(folder / f"v{number}.mp4", 12 + 5 * number, rate=10 + number, tint=40 * number)
+    whole = write_video(folder / "cut.mp4", 40).read_bytes()
+    (folder / "cut.mp4").write_bytes(whole[: len(whole) * 7 // 10])
+    (folder / "text.mp4").write_text("no video")
+    write_video(folder / "short.mp4", 3)
+    return folder

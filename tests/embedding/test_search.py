@@ -1,0 +1,165 @@
+"""Search: that a clip finds itself, that nothing is left out unsaid, and the pictures of what was found."""
+
+import json
+import shutil
+import sys
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import layerlock_hf
+from layerlock_hf.embedding import sheet
+from layerlock_hf.embedding.search import Found, Hit, find_nearest, nearest_by_numpy, unit_means
+
+
+SETTINGS = {"window": "8f", "depths": [3, 6], "windows_per_shard": 4, "batch_size": 2}
+
+
+@pytest.fixture(scope="module")
+def out(videos, model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("out")
+    layerlock_hf.embed(str(videos), folder, model, **SETTINGS)
+    return folder
+
+
+def test_a_clip_finds_itself(out, videos):
+    for depth in (None, 3):
+        found = layerlock_hf.search(out, str(videos / "v4.mp4"), top=3, query_window=1.0, depth=depth)
+        best = found.hits[0]
+        assert (best.video, best.first_frame, best.num_frames) == (str(videos / "v4.mp4"), 8, 8)
+        assert best.score == pytest.approx(1, abs=1e-5)
+        assert best.start_seconds == found.query[0].start_seconds == pytest.approx(8 / 14)
+        assert found.depth == (depth or 6) and found.note is None
+        scores = [hit.score for hit in found.hits]
+        assert scores == sorted(scores, reverse=True) and len(scores) == 3
+
+
+def test_every_window_is_compared_with_every_window_of_the_clip(out, videos):
+    everything = layerlock_hf.search(out, str(videos / "v4.mp4"), top=1000)
+    num_windows = json.loads((out / "manifest.json").read_text())["counts"]["windows"]
+    assert everything.num_searched == len(everything.hits) == num_windows
+    parts = [
+        layerlock_hf.search(out, str(videos / "v4.mp4"), top=1000, query_window=hit.start_seconds + 0.01)
+        for hit in everything.query[:-1]  # the last one overlaps the one before
+    ]
+    assert [part.query[0].window for part in parts] == [hit.window for hit in everything.query[:-1]]
+    for hit in everything.hits:
+        scores = [other.score for part in parts for other in part.hits if (other.video, other.window) == key(hit)]
+        assert hit.score >= max(scores) - 1e-5
+
+
+def key(hit):
+    return hit.video, hit.window
+
+
+@pytest.mark.parametrize("pool", ["frame", "grid"])
+def test_steps_and_grids_are_averaged(pool, out, videos, model, tmp_path):
+    layerlock_hf.embed(str(videos), tmp_path / pool, model, pool=pool, **SETTINGS)
+    plain = layerlock_hf.search(out, str(videos / "v2.mp4"), top=5, query_window=0.1)
+    averaged = layerlock_hf.search(tmp_path / pool, str(videos / "v2.mp4"), top=5, query_window=0.1)
+    assert key(plain.hits[0]) == key(averaged.hits[0]) == (str(videos / "v2.mp4"), 0)
+    assert [hit.score for hit in plain.hits] == pytest.approx([hit.score for hit in averaged.hits], abs=1e-5)
+
+
+def test_what_is_missing_is_told_of(out, videos, tmp_path):
+    out = shutil.copytree(out, tmp_path / "out")
+    (out / "manifest.json").unlink()
+    record = next((out / "ranks").glob("*.json"))
+    record.write_text(record.read_text().replace('"is_complete": true', '"is_complete": false'))
+    next((out / "data").iterdir()).unlink()
+    found = layerlock_hf.search(out, str(videos / "v2.mp4"))
+    assert "1 of 6 shards are missing" in found.note and "not all videos are embedded yet (9 are)" in found.note
+    assert found.hits
+
+
+def test_refusals(out, videos, save_model, tmp_path):
+    query = str(videos / "v2.mp4")
+    for told, settings in {
+        "depth must be one of those in .*, 3, 6, got 5": {"depth": 5},
+        "top must be at least 1, got 0": {"top": 0},
+        "query_window must be a time of .*v2.mp4, in seconds, got 99: no window shows it": {"query_window": 99},
+        "there is no folder /nowhere": {"model": "/nowhere"},
+    }.items():
+        with pytest.raises(ValueError, match=told):
+            layerlock_hf.search(out, query, **settings)
+    with pytest.raises(ValueError, match="query .*text.mp4 cannot be read: text, no video"):
+        layerlock_hf.search(out, str(videos / "text.mp4"))
+    with pytest.raises(ValueError, match="holds no vectors: give the OUT of `layerlock embed`"):
+        layerlock_hf.search(tmp_path, query)
+    with pytest.raises(ValueError, match="have changed since the vectors were made"):
+        layerlock_hf.search(out, query, model=save_model(tmp_path / "other"))
+
+
+def test_nearest_by_hand():
+    vectors = unit_means(np.float32([[3, 0], [0, 2], [1, 1], [0, 0]]), (1, 2))
+    scores, found = nearest_by_numpy(np.float32([[1, 0], [0, 1]]), vectors, 3)
+    assert sorted(zip(found.tolist(), scores.tolist(), strict=True)) == [
+        (0, 1.0),
+        (1, 1.0),
+        (2, pytest.approx(0.5**0.5)),
+    ]
+
+
+def test_faiss_finds_the_same():
+    pytest.importorskip("faiss")
+    find_nearest.cache_clear()
+    draw = np.random.default_rng(0)
+    queries, vectors = (unit_means(draw.normal(size=(n, 16)).astype(np.float32), (1, 16)) for n in (5, 300))
+    ours, theirs = (
+        dict(zip(found.tolist(), scores.tolist(), strict=True))
+        for scores, found in (find(queries, vectors, 7) for find in (nearest_by_numpy, find_nearest()))
+    )
+    assert find_nearest() is not nearest_by_numpy
+    assert ours == pytest.approx(theirs, abs=1e-5)
+
+
+def test_without_faiss(monkeypatch):
+    find_nearest.cache_clear()
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    assert find_nearest() is nearest_by_numpy
+    find_nearest.cache_clear()
+
+
+class Page(HTMLParser):
+    """What a page shows, and what it asks others for."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.text, self.sources = "", []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.sources += [value for name, value in attributes if name in ("src", "href")]
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_sheets(write_video, tmp_path):
+    strange = write_video(tmp_path / "<b>&amp;'\".mp4", 20)
+    query = Hit(1.0, str(strange), 0, 0.0, 0.8, 0, 8)
+    hits = [query, Hit(0.5, "gone.mp4", 3, 3661.5, 3663.0, 90, 30)]
+    (tmp_path / "sheets").mkdir()
+    png, page = sheet.write_sheets(Found([query], hits, 27, 6, "1 of 7 shards are missing"), tmp_path / "sheets")
+    shown = Page(page.read_text(encoding="utf-8"))
+    assert shown.text.count(str(strange)) == 4 and "1:01:01.50 to 1:01:03.00" in shown.text
+    assert "1 of 7 shards are missing" in shown.text
+    assert len(shown.sources) == 3 and all(source.startswith("data:image/jpeg;base64,") for source in shown.sources)
+    pixels = np.asarray(Image.open(png).convert("L"), int)
+    assert pixels.shape[0] > 3 * sheet.TILE[1]
+    top = sheet.MARGIN + sheet.LINE + sheet.TILE[1] // 2
+    middles = [sheet.MARGIN + sheet.TILE[0] // 2 + n * (sheet.TILE[0] + sheet.MARGIN) for n in range(4)]
+    # Frames 1, 3, 5 and 7
+    assert [pixels[top, x] for x in middles] == pytest.approx([13, 29, 45, 61], abs=6)
+
+
+def test_times():
+    assert [sheet.clock(seconds) for seconds in (0.5, 59.999, 61, 3599.999)] == [
+        "0:00.50",
+        "1:00.00",
+        "1:01.00",
+        "1:00:00.00",
+    ]
+    assert sheet.time_of(Hit(1.0, "a", 0, float("nan"), float("nan"), 8, 4)) == "frames 8 to 11"
