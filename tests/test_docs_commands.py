@@ -9,8 +9,9 @@ import sys
 import pytest
 from accelerate.commands.launch import launch_command_parser
 from pages import PAGES, ROOT, name_of, shell_lines
+from torch.distributed.run import get_args_parser
 
-from layerlock_hf.cli import cost, inspect, main, prepare
+from layerlock_hf.cli import cost, embed, inspect, main, prepare
 from layerlock_hf.cli.launching import launch_options, split, with_config_file
 from layerlock_hf.evaluation.adapters import LABELLED
 from layerlock_hf.evaluation.arguments import parse as parse_readout
@@ -70,6 +71,7 @@ PARSERS = {
     "cost": plan,
     "inspect": inspect.read_settings,
     "analyze": analyze,
+    "embed": embed.parse,
     "prepare": prepare.parse,
     "recipes": main.recipes,
 }
@@ -89,6 +91,10 @@ def parse(words: list[str], monkeypatch):
         given = launch_command_parser().parse_args(arguments[1:])
         assert given.training_script in ("scripts/pretrain.py", "layerlock_hf.cli.pretrain")
         return parse_pretraining([*given.training_script_args, "--train_data", "v", "--output_dir", "out", *HERE])
+    elif program == "torchrun":
+        given = get_args_parser().parse_args(arguments)
+        assert given.module and given.training_script == "layerlock_hf"
+        return parse(["layerlock", *given.training_script_args], monkeypatch)
     elif arguments[0] == "-m":
         assert arguments[1] == "pytest", "the only module that is started"
         return None

@@ -3,15 +3,17 @@
 import av
 import numpy as np
 import pytest
+import torch
 
 from layerlock_hf import LayerLockVideoProcessor, LayerLockViTConfig, LayerLockViTModel
 
 
 @pytest.fixture(scope="session")
 def save_model(tiny_sizes):
-    """A function that writes an encoder of 6 layers for clips of 4 frames of 16 x 16 pixels, with its processor."""
+    """A function that writes a random encoder of 6 layers for clips of 4 frames of 16 x 16 pixels, with processor."""
 
-    def save(folder):
+    def save(folder, seed=0):
+        torch.manual_seed(seed)
         config = LayerLockViTConfig.from_preset("tiny", **tiny_sizes)
         LayerLockViTModel(config).save_pretrained(folder)
         LayerLockVideoProcessor.from_config(config).save_pretrained(folder)
