@@ -17,9 +17,10 @@ from transformers import TrainerCallback
 from transformers.utils import logging
 
 from ..models.objectives import Stage
+from ..utils.similarity import MIN_CLIPS
 from .run_file import CheckpointRefused, read_run_file
 from .schedules import MIN_HEAD_STEPS, scheduled_factor
-from .settling import NUM_CLIPS, Movement, Observation, SettlingRule, movements
+from .settling import NUM_CLIPS, NUM_INTERVALS, Movement, Observation, SettlingRule, movements
 from .stages import FreezeSchedule, Freezings, locked
 
 
@@ -108,9 +109,9 @@ class AutoFreezing:
 
     def earliest(self, base: Sequence[Stage]) -> list[Stage]:
         """All stages that there may be, as early as they may begin if layers settled at once."""
-        begin = max(self.first_step, base[-1].start + 1)
-        steps = (begin + index * self.min_interval for index in range(len(self.counts)))
-        return self.stages(base, [(step, count) for step, count in zip(steps, self.counts, strict=True)])
+        begin = max(self.first_step, base[-1].start + 1, (1 + NUM_INTERVALS) * self.every)
+        first, apart = (-(-steps // self.every) * self.every for steps in (begin, self.min_interval))
+        return self.stages(base, [(first + index * apart, count) for index, count in enumerate(self.counts)])
 
     def describe(self) -> str:
         """The limits in words."""
@@ -148,7 +149,7 @@ class Freezer(TrainerCallback):
         plan: the limits.
 
     Raises:
-        ValueError: if the run's learning rate depends on stages that are not known yet.
+        ValueError: if the run's learning rate depends on stages that are not known yet, or a step has too few clips.
     """
 
     def __init__(self, trainer, plan: AutoFreezing):
@@ -156,6 +157,13 @@ class Freezer(TrainerCallback):
             raise ValueError(
                 "schedule_restarts must be left out with schedule=auto: the learning rate would depend on when the "
                 "next stage begins, which is not known"
+            )
+        args = trainer.args
+        num_clips = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        if num_clips < MIN_CLIPS:
+            raise ValueError(
+                f"global_batch_size must be at least {MIN_CLIPS} with schedule=auto, which compares the clips of the "
+                f"first step, got {num_clips}: take more"
             )
         self.trainer, self.plan = trainer, plan
         self.base = list(trainer.stages)

@@ -103,6 +103,9 @@ def test_settings_become_limits(tiny_sizes):
     assert [(stage.start, stage.num_frozen) for stage in stages[1:]] == [(100, 1), (120, 2), (140, 3), (160, 4)]
     assert all(stage.objectives[0].patch_fraction == 0.5 for stage in stages[1:])
     assert StageArguments().freezing(config, 400, 10) is None
+    soon = StageArguments(schedule="auto", freeze_interval=30).freezing(config, 400, 10)
+    # Three observations make two intervals, and between observations nothing is decided
+    assert [stage.start for stage in soon.earliest(mae(6))] == [0, 60, 100, 140, 180]
 
 
 @pytest.mark.parametrize(
@@ -122,6 +125,11 @@ def test_settings_that_cannot_work(tiny_sizes, changes, message):
     with pytest.raises(ValueError, match=message):
         arguments.build(config, max_steps=400)
         arguments.freezing(config, 400, switch_warmup_steps=10)
+
+
+def test_too_few_clips_to_compare(tmp_path):
+    with pytest.raises(ValueError, match="global_batch_size must be at least 4 with schedule=auto"):
+        auto_trainer(tmp_path, per_device_train_batch_size=2)
 
 
 def test_a_learning_rate_that_depends_on_stages_to_come(tmp_path):
