@@ -136,7 +136,7 @@ def _untroubled(losses: list[dict], stage: StageLog) -> Verdict:
         features = [f"{name} {list(stage.series(name).values())[-1]:.3g}" for name in stage.names(EFFECTIVE_RANK)[-1:]]
         waits = [f"{wait:.0%} of the time waiting" for wait in list(stage.series("data_wait_fraction").values())[-1:]]
         return Verdict(HEALTHY, f"in step {losses[-1]['step']:,}, {', '.join([told, *features, *waits])}")
-    return Verdict(TOO_EARLY, text, "ask again later")
+    return Verdict(TOO_EARLY, text, "Ask again later")
 
 
 def find_divergence(stage: StageLog) -> Verdict | None:
@@ -233,7 +233,7 @@ def _self_explained(stage: StageLog, moving: list[str]) -> dict[int, float]:
 
 def find_short_stage(stage: StageLog) -> Verdict | None:
     """A target that was new had not been learnt when the stage ended. Of the first stage nothing is said: when to
-    begin freezing is a question of its own (`layerlock analyze convergence`)."""
+    begin freezing is a question of its own (`layerlock analyze plateau`)."""
     if stage.index == 0 or not stage.new_labels or not stage.is_over:
         return None
     num_steps = stage.end - stage.start

@@ -385,8 +385,8 @@ class MaskArguments:
         known = list(inspect.signature(make).parameters)
         for name in settings:
             if name not in known:
+                taken = ", ".join(known) or "no settings"
                 raise ValueError(
-                    f"{name} is set but mask={self.mask} only takes {', '.join(known)}: leave it out, or choose "
-                    "another mask"
+                    f"{name} is set but mask={self.mask} takes {taken}: leave it out, or choose another mask"
                 )
         return make(**settings)

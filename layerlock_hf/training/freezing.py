@@ -101,6 +101,11 @@ class AutoFreezing:
             )
         every = max(1, round(INTERVAL_SHARE * max_steps))
         last_step = max_steps - max(least_last_stage(max_steps), min_interval, 2 * switch_warmup_steps)
+        if last_step < 1:
+            raise ValueError(
+                f"max_steps must be above {max_steps - last_step} with schedule=auto, the least steps of its last "
+                f"stage, got {max_steps}: train longer, or lower freeze_interval or switch_warmup_steps"
+            )
         return cls(counts, first_step, last_step, min_interval, every, rule or SettlingRule(), locking)
 
     def stages(self, base: Sequence[Stage], freezings: Sequence[tuple[int, int]]) -> list[Stage]:

@@ -38,8 +38,8 @@ def rehearse(
     Raises:
         ValueError: as of `LayerLockTrainer`.
     """
-    stages = possible_stages(stages, freezing)
     doubts = check_schedule(stages, args)
+    stages = possible_stages(stages, freezing)
     # How many batches each stage of the run itself has
     ends = [*(stage.start for stage in stages[1:]), args.max_steps]
     lengths = [max(0, min(end, ends[-1]) - stage.start) for stage, end in zip(stages, ends, strict=True)]

@@ -1,6 +1,6 @@
 """Which layers have settled: the weights' norms no longer grow, and what the layer represents no longer moves.
 
-The paper starts to freeze "when the norms of the first few layers seem to plateau (or start getting smaller ...)"
+The paper starts to freeze "when the norms of the first few layers seems to plateau (or start getting smaller ...)"
 (LayerLock, sec. 3.4). Norms alone mislead: they can lie flat while content enters that the loss hardly sees. So the
 representation is compared with itself an interval ago, too, by CKA. Both changes are projected to the end of the run:
 how far a layer gets is about proportional to the sum of the learning rates.
@@ -22,7 +22,7 @@ from .diagnostics import weight_norms
 NUM_CLIPS = 32
 NUM_ROWS = 256
 # Projected changes below which a layer counts as settled. Of a plain MAE under future masks, which learns motion late,
-# the first layer came below this drift at 75% of the run; where nothing enters late, at 45% (docs/when_to_freeze.md)
+# the first layer settled at 90% of the run; under random masks, at 60 to 80% (docs/when_to_freeze.md)
 MAX_DRIFT = 0.02
 MAX_GROWTH = 0.05
 NUM_INTERVALS = 2  # in which it must hold, so that a lull is not taken for the end

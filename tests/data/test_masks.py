@@ -359,11 +359,11 @@ def test_settings(settings, strategy):
     [
         ({"mask": "blocks"}, "mask must be one of random, tube, multiblock, future, got 'blocks'"),
         ({"mask_ratio": 0.0}, "mask_ratio"),
-        ({"mask_blocks": ["8x0.15"]}, "mask_blocks is set but mask=random only takes mask_ratio"),
-        ({"mask": "tube", "mask_truncation": "random"}, "mask_truncation is set but mask=tube only takes mask_ratio"),
+        ({"mask_blocks": ["8x0.15"]}, "mask_blocks is set but mask=random takes mask_ratio"),
+        ({"mask": "tube", "mask_truncation": "random"}, "mask_truncation is set but mask=tube takes mask_ratio"),
         (
             {"mask": "multiblock", "mask_ratio": 0.9},
-            "mask_ratio is set but mask=multiblock only takes mask_blocks",
+            "mask_ratio is set but mask=multiblock takes mask_blocks",
         ),
         ({"mask": "multiblock", "mask_blocks": ["8:0.15"]}, "mask_blocks must be NUMxSCALE, got '8:0.15'"),
         ({"mask": "multiblock", "mask_blocks": ["8.5x0.15"]}, "mask_blocks must be NUMxSCALE, got '8.5x0.15'"),

@@ -13,6 +13,7 @@ from toy_methods import weights
 from layerlock_hf.models import LayerLockViTConfig
 from layerlock_hf.training import AutoFreezing, StageArguments, mae
 from layerlock_hf.training.freezing import FILE
+from layerlock_hf.training.rehearsal import rehearse
 from layerlock_hf.training.run_file import CheckpointRefused
 from layerlock_hf.training.settling import Movement
 
@@ -125,6 +126,18 @@ def test_settings_that_cannot_work(tiny_sizes, changes, message):
     with pytest.raises(ValueError, match=message):
         arguments.build(config, max_steps=400)
         arguments.freezing(config, 400, switch_warmup_steps=10)
+
+
+def test_too_short_a_run(tiny_sizes):
+    config = LayerLockViTConfig.from_preset("tiny", **tiny_sizes)
+    with pytest.raises(ValueError, match="max_steps must be above 50 with schedule=auto.*got 20"):
+        StageArguments(schedule="auto").freezing(config, 20, switch_warmup_steps=0)
+
+
+def test_the_stages_that_there_may_be_are_rehearsed(tmp_path):
+    trainer = auto_trainer(tmp_path, switch_warmup_steps=10)
+    rows = rehearse(trainer.model, trainer.args, mae(6), trainer.train_dataset, trainer.data_collator, freezing=PLAN)
+    assert [(row["start"], row["num_frozen"]) for row in rows] == [(0, 0), (9, 1), (12, 2), (15, 3)]
 
 
 def test_too_few_clips_to_compare(tmp_path):
