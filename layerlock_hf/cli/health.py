@@ -61,7 +61,7 @@ def _table_row(stage: dict) -> dict:
         "last": f"{objective['last_explained_variance']:.2f}",
         "target variance": f"{objective['last_target_variance']:.3g}",
         "gradient norm": f"{stage['grad_norm']['last']:.2g}" if "grad_norm" in stage else "",
-        "waiting": f"{stage['data_wait_fraction']:.0%}",
+        "waiting": "" if stage["data_wait_fraction"] is None else f"{stage['data_wait_fraction']:.0%}",
     }
 
 

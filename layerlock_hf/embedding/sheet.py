@@ -87,10 +87,10 @@ def strip_of(hit: Hit) -> Image.Image:
 def _read(hit: Hit) -> tuple[np.ndarray, float]:
     """Frames of a window, evenly spread, and the width of a pixel over its height."""
     shares = [(number + 0.5) / NUM_SHOWN for number in range(NUM_SHOWN)]
-    if math.isnan(hit.start_seconds):
+    begin = float(read_clip(hit.video, lambda length: [0]).timestamps[0])
+    if math.isnan(hit.start_seconds) or math.isnan(begin):  # a folder of pictures has a rate only where one was given
         wanted, rate = [hit.first_frame + int(share * hit.num_frames) for share in shares], None
     else:
-        begin = float(read_clip(hit.video, lambda length: [0]).timestamps[0])
         length, rate = hit.end_seconds - hit.start_seconds, RATE
         wanted = [int((hit.start_seconds + share * length - begin) * rate) for share in shares]
     clip = read_clip(hit.video, lambda length: [min(tick, length - 1) for tick in wanted], frame_rate=rate)

@@ -58,6 +58,7 @@ def clips_for(
     frame_stride: int = 2,
     resize_factor: float = 1.15,
     decode_timeout: float = DECODE_TIMEOUT,
+    frame_rate: float | None = None,
 ) -> TestClips:
     """The clips of videos, of the size and length that an encoder was made for.
 
@@ -65,7 +66,7 @@ def clips_for(
         encoder: as `load_encoder` gives it.
         videos: of `read_any_videos`.
         num_clips: of every video; a single one is its middle.
-        frame_stride, resize_factor, decode_timeout: as of `TestClips` and `ClipTransform`.
+        frame_stride, resize_factor, decode_timeout, frame_rate: as of `TestClips` and `ClipTransform`.
     """
     config = encoder.config
     transform = ClipTransform(config.image_size, resize_factor)
@@ -77,4 +78,5 @@ def clips_for(
         transform,
         num_clips,
         decode_timeout=decode_timeout,
+        frame_rate=frame_rate,
     )

@@ -9,6 +9,9 @@ from ..utils.outputs import read_lines
 from .exporting import best_checkpoint, number_of
 
 
+LARGEST = 1e300  # of numbers that sums of some do not overflow
+
+
 def judge_run(run: str | Path) -> Health:
     """What the log of a run says, be it finished, stopped or going on: what is wrong in which stage, and which
     checkpoint its readouts favour.
@@ -42,7 +45,49 @@ def read_run(run: Path) -> tuple[list[dict], list[dict], int]:
         if not is_there:
             what = f"it has no {name}" if run.is_dir() else "there is no such folder"
             raise ValueError(f"RUN must be a folder of `layerlock pretrain`, got {run}: {what}")
-    return [row for row in read_lines(run / METRICS) if isinstance(row, dict)], stages, max_steps
+    rows = [row for row in read_lines(run / METRICS) if isinstance(row, dict)]
+    try:
+        check_stages_file(stages)
+        for row in rows:
+            check_row(row)
+        if not is_whole(max_steps):
+            raise ValueError(f"max_steps is {max_steps!r}")
+    except ValueError as error:
+        raise ValueError(
+            f"RUN must have files that `layerlock pretrain` wrote, got damaged ones in {run}: {error}"
+        ) from None
+    return rows, stages, max_steps
+
+
+def is_whole(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def check_stages_file(stages):
+    """Raise a `ValueError` unless these are rows of `stages.json`."""
+    rows = stages if isinstance(stages, list) else [stages]
+    for row in rows:
+        if not (
+            isinstance(row, dict)
+            and all(is_whole(row.get(name)) for name in ("start", "num_frozen"))
+            and isinstance(row.get("target"), str)
+        ):
+            raise ValueError(f"{STAGES} has the stage {row!r:.80}")
+
+
+def check_row(row: dict):
+    """Raise a `ValueError` unless this is a line of `metrics.jsonl`. Lines with losses tell all of each objective."""
+    has_losses = "learning_rate" in row
+    if not is_whole(row.get("step")) or has_losses and not is_whole(row.get("stage")):
+        raise ValueError(f"{METRICS} has a line of no step or stage, {row!r:.80}")
+    labels = [name.removesuffix("/loss") for name in row if name.endswith("/loss")] if has_losses else []
+    if has_losses and not labels:
+        raise ValueError(f"{METRICS} has no objective in step {row['step']}")
+    needed = [f"{label}/{part}" for label in labels for part in ("loss", "explained_variance", "target_variance")]
+    for name, value in [*((name, row.get(name)) for name in needed), *row.items()]:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool) and not abs(value) > LARGEST
+        if not is_number and (name in needed or name.startswith("readout/") or name in ("loss", "learning_rate")):
+            raise ValueError(f"{METRICS} has {name} {value!r:.40} in step {row['step']}")
 
 
 def _best(run: Path, readouts: list[dict]) -> tuple[str | None, str]:

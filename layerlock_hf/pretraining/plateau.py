@@ -7,12 +7,13 @@ from pathlib import Path
 
 import torch
 from tqdm import tqdm
+from transformers.utils import logging
 
 from ..analysis.plateau import MIN_CHECKPOINTS, spaced, summarise_plateau
 from ..analysis.plateau_plot import plot_plateau
 from ..evaluation import load_encoder
 from ..evaluation.any_videos import clips_for, read_any_videos
-from ..hub.documents import SETTINGS, read_object
+from ..hub.documents import SETTINGS, STAGES, read_json, read_object
 from ..training import LayerLockTrainingArguments, mae
 from ..training.checkpoints import FOLDER
 from ..training.diagnostics import weight_norms
@@ -22,6 +23,8 @@ from ..utils.files import write_aside
 from ..utils.outputs import check_output
 from ..utils.similarity import MIN_CLIPS
 
+
+logger = logging.get_logger(__name__)
 
 RESULTS, PICTURE = "plateau.json", "plateau.png"
 
@@ -53,6 +56,11 @@ def find_plateau(
         check_output(Path(output_dir), [RESULTS, PICTURE])
     record = read_record(run)
     args = recorded_arguments(record)
+    num_frozen = max((row["num_frozen"] for row in read_json(run / STAGES) or []), default=0)
+    if num_frozen:
+        logger.warning(
+            f"{run} froze {num_frozen} layers, which count as settled from then on: better look at a run of none"
+        )
     checkpoints = {step_of(path): path for path in run.glob("checkpoint-*") if (path / "config.json").is_file()}
     steps = spaced([step for step in checkpoints if step <= args.max_steps], args.max_steps)
     observations = {}
@@ -109,7 +117,11 @@ def observe_checkpoints(checkpoints: dict[int, Path], data: str, settings: dict)
     """
     found, clips = {}, None
     for step, path in tqdm(checkpoints.items(), desc="checkpoints"):
-        encoder = load_encoder(str(path))
+        try:
+            encoder = load_encoder(str(path))
+        except ValueError as error:  # one that is being written, or deleted
+            logger.warning(f"{path} is left out: {error}")
+            continue
         if clips is None:
             clips = first_clips(encoder, data, settings)
         depths, parts = list(range(1, encoder.config.num_hidden_layers + 1)), []
@@ -128,7 +140,7 @@ def first_clips(encoder, data: str, settings: dict) -> torch.Tensor:
     Raises:
         ValueError: if too few can be read.
     """
-    pace = {name: settings[name] for name in ("frame_stride", "resize_factor") if name in settings}
+    pace = {name: settings[name] for name in ("frame_stride", "frame_rate", "resize_factor") if name in settings}
     clips = clips_for(encoder, read_any_videos(data, max_videos=NUM_CLIPS), **pace)
     samples = [clips[index] for index in range(len(clips))]
     good = [sample["pixel_values_videos"][0] for sample in samples if "error" not in sample]

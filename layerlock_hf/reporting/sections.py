@@ -207,12 +207,12 @@ def bad_videos(run: Run) -> dict:
     kinds = Counter(row.get("kind", "damaged") for row in rows)
     return {
         "num_bad": len(rows),
-        "num_videos": run.record.get("data", {}).get("num_videos"),
+        "num_videos": int(run.record.get("data", {}).get("num_videos", 0)),
         "num_used": sum(row["used"] for row in rows),
         "kinds": listed([f"{number} {kind}" for kind, number in kinds.most_common()]),
         "rows": [
             {"name": public_name(row["path"]), "kind": row.get("kind", "damaged"), "used": row["used"]}
-            | {"reason": public_text(row["reason"])}
+            | {"reason": public_text(row["reason"].replace(row["path"], public_name(row["path"])))}
             for row in rows[:MAX_BAD_VIDEOS]
         ],
     }
@@ -224,9 +224,9 @@ def settings(run: Run) -> dict:
     return {
         "command": record.get("command"),
         "settings": {name: _value(value) for name, value in sorted(record.get("settings", {}).items())},
-        "versions": record.get("versions", {}),
-        "hardware": record.get("hardware", {}),
-        "sources": record.get("data", {}).get("sources", []),
+        "versions": dict(record.get("versions", {})),
+        "hardware": dict(record.get("hardware", {})),
+        "sources": list(record.get("data", {}).get("sources", [])),
         "run_id": record.get("run_id", "unknown"),
     }
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
+from ..hub.words import public_name, public_text
 from ..utils.files import write_aside
 from ..utils.outputs import check_output
 from . import sections
@@ -80,6 +81,8 @@ def report(run: str | Path, output: str | Path | None = None, data: str | None =
     path = folder / OUTPUT if output is None else Path(output).expanduser()
     if path.is_dir():
         raise ValueError(f"output must be a file, got the folder {path}: add a name, such as {path / OUTPUT}")
+    if path.suffix.lower() not in (".html", ".htm"):  # else a slip would overwrite a file of the run
+        raise ValueError(f"output must end in .html, got {path}: call it {path.stem}.html")
     check_output(path.parent, [path.name], "output")
     page = render([_section(key, *entry, found) for key, entry in SECTIONS.items()], found.name)
     with write_aside(path) as aside:
@@ -91,13 +94,19 @@ def _section(key: str, title: str, make: Callable[[Run], dict], run: Run) -> Sec
     try:
         return Section(key, title, make(run))
     except ValueError as error:
-        return Section(key, title, missing=_one_line(str(error)))
+        return Section(key, title, missing=_told(str(error), run))
     except Exception as error:  # whatever a damaged or foreign file does to one section, the others are shown
-        return Section(key, title, missing=_one_line(f"it could not be made ({type(error).__name__}: {error})"))
+        return Section(key, title, missing=_told(f"it could not be made ({type(error).__name__}: {error})", run))
 
 
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
+def _told(text: str, run: Run) -> str:
+    """In a line, and without the folders of this machine."""
+    places = {str(run.folder.resolve()): run.name, str(run.folder): run.name}
+    if run.data is not None:
+        places[run.data] = public_name(run.data)
+    for place, name in places.items():  # first as a whole: they may have spaces
+        text = text.replace(place, name)
+    return public_text(" ".join(text.split()))
 
 
 def render(parts: list[Section], name: str) -> str:

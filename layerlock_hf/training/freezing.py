@@ -125,6 +125,15 @@ class AutoFreezing:
             f"between steps {self.first_step} and {self.last_step}, at least {self.min_interval} steps apart"
         )
 
+    @property
+    def identity(self) -> str:
+        """All of it in words: what a resumed run must share with the one that wrote the checkpoint."""
+        locking = "".join(f", {name} {value}" for name, value in sorted(self.locking.items()))
+        return (
+            f"schedule=auto ({self.describe()}; {len(self.counts)} freezings, settled_drift {self.rule.max_drift:g}, "
+            f"settled_growth {self.rule.max_growth:g}{locking})"
+        )
+
     def next_count(self, step: int, freezings: Sequence[tuple[int, int]]) -> int | None:
         """How many layers may be frozen from this step on; None if none more may be now."""
         since = step - freezings[-1][0] if freezings else self.min_interval
@@ -189,7 +198,9 @@ class Freezer(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         if self._row:
             row, self._row = self._row, {}
+            should_log = control.should_log  # to log clears it, and the line of losses would be left out
             self.trainer.log(row)
+            control.should_log = should_log
 
     def on_train_end(self, args, state, control, **kwargs):
         if not self.freezings and state.is_world_process_zero:

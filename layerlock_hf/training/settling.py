@@ -25,6 +25,7 @@ NUM_ROWS = 256
 # the first layer settled at 90% of the run; under random masks, at 60 to 80% (docs/when_to_freeze.md)
 MAX_DRIFT = 0.02
 MAX_GROWTH = 0.05
+MIN_CONTENT = 1e-5  # share of the norm of tokens below which what differs between clips is rounding
 NUM_INTERVALS = 2  # in which it must hold, so that a lull is not taken for the end
 
 
@@ -51,7 +52,10 @@ class Observation:
 
 def _align(values: torch.Tensor) -> torch.Tensor:
     """(B, P, D) -> (n, n), of what differs between clips: the mean over them is subtracted at every position."""
-    content = values.float() - values.float().mean(dim=0, keepdim=True)
+    values = values.float()
+    content = values - values.mean(dim=0, keepdim=True)
+    if content.norm() < MIN_CONTENT * values.norm():  # rounding: clips that do not differ have nothing to compare
+        return torch.full((content[..., 0].numel(),) * 2, torch.nan)
     # Biased: both sides of a comparison are of the same clips
     return alignment(content.flatten(0, 1), is_biased=True)
 

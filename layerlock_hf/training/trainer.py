@@ -420,7 +420,7 @@ class LayerLockTrainer(FaultTolerantTrainer):
             "order": repr(getattr(self.train_dataset, "order", None)),
             "masks": repr(getattr(self.data_collator, "masks", None)),
             "teacher": self.teacher.weight_hash,
-            "freezing": None if self.freezing is None else repr(self.freezing),
+            "freezing": None if self.freezing is None else self.freezing.identity,
         }
 
     def _checkpoint_to_resume(self, wanted: str | bool | None) -> str | None:

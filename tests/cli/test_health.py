@@ -122,3 +122,34 @@ def test_no_such_folder_and_an_empty_log(leave_run, capsys, tmp_path):
     (folder / "stages.json").write_text("{")
     assert status_of([folder]) == 2
     assert "stages.json cannot be read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("stages.json", '"abc"', "stages.json has the stage 'abc'"),
+        ("stages.json", '[{"start": "0", "num_frozen": 0, "target": "pixels"}]', "stages.json has the stage"),
+        ("settings.json", '{"max_steps": "many"}', "max_steps is 'many'"),
+        ("metrics.jsonl", '{"learning_rate": 0.1, "stage": 0}', "a line of no step or stage"),
+        ("metrics.jsonl", '{"step": 5, "learning_rate": 0.1, "stage": 0}', "no objective in step 5"),
+        (
+            "metrics.jsonl",
+            '{"step": 5, "learning_rate": 0.1, "stage": 0, "pixels/loss": 1, "pixels/explained_variance": null}',
+            "has pixels/explained_variance None in step 5",
+        ),
+        ("metrics.jsonl", '{"step": 5, "readout/knn/accuracy": null}', "has readout/knn/accuracy None in step 5"),
+    ],
+)
+def test_damaged_files_are_told_of(leave_run, capsys, name, content, told):
+    folder = leave_run("demo")
+    (folder / name).write_text(content)
+    assert status_of([folder]) == 2
+    assert told in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_log_of_before_waiting_was_measured(leave_run):
+    folder = leave_run("demo")
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.dumps({name: row[name] for name in row if name != "data_wait_fraction"}) for row in rows]
+    (folder / "metrics.jsonl").write_text("\n".join(lines))
+    assert status_of([folder]) == 0

@@ -97,6 +97,18 @@ def test_a_run_without_models(copied, videos, page_of):
     assert "curves" not in missing and "stages" not in missing
 
 
+def test_reasons_name_no_folder(copied, page_of, tmp_path):
+    (copied / "stages.json").write_text("{")
+    (copied / "metrics.jsonl").unlink()
+    source = page_of(copied.resolve(), str(tmp_path / "my secret" / "data")).source
+    assert "my secret" not in source and str(tmp_path) not in source
+
+
+def test_a_slip_overwrites_no_file_of_the_run(copied):
+    with pytest.raises(ValueError, match="output must end in .html, got .*settings.json: call it settings.html"):
+        report(copied, copied / "settings.json")
+
+
 def test_a_run_that_has_just_begun(copied, videos, page_of):
     write_lines(copied / "metrics.jsonl", [])
     page = page_of(copied, videos)
@@ -119,10 +131,21 @@ def test_whatever_is_damaged_the_rest_is_shown(copied, videos, page_of, name, co
     assert "settings" not in page_of(copied, videos).missing
 
 
-@pytest.mark.parametrize("record", ["{}", '{"settings": {}, "max_steps": 6, "clips_per_step": 4}'])
+@pytest.mark.parametrize(
+    "record",
+    [
+        "{}",
+        '{"settings": {}, "max_steps": 6, "clips_per_step": 4}',
+    ],
+)
 def test_what_is_not_on_record_is_left_out(copied, videos, page_of, record):
     (copied / "settings.json").write_text(record)
     assert "settings" not in page_of(copied, videos).missing
+
+
+def test_odd_values_on_record_cost_no_page(copied, videos, page_of):
+    (copied / "settings.json").write_text('{"hardware": null, "data": {"num_videos": "many"}}')
+    assert "settings" in page_of(copied, videos).missing
 
 
 ATTACK = "<img src=x onerror=alert(1)>'\"</script><script>alert(2)</script>"

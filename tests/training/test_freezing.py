@@ -33,9 +33,12 @@ def test_layers_freeze_in_order_of_depth_within_the_limits(finished):
     assert all(PLAN.first_step <= step <= PLAN.last_step and step % PLAN.every == 0 for step in steps)
     assert all(after - before >= PLAN.min_interval for before, after in pairwise(steps))
     rows = [row for row in finished.state.log_history if "learning_rate" in row]
-    assert [row["num_frozen"] for row in rows] == [
-        sum(start < row["step"] for start in steps) for row in rows
-    ]  # row N is of the step before step N
+    assert [row["step"] for row in rows] == list(range(1, 61))  # observations take no line of losses away
+    for row in rows:  # row N is of the step before step N, and no row mixes two stages
+        num_frozen = sum(start < row["step"] for start in steps)
+        assert row["num_frozen"] == num_frozen
+        (label,) = (name for name in row if name.endswith("/loss"))
+        assert label == ("pixels/loss" if num_frozen == 0 else f"layer_{num_frozen}/loss")
 
 
 @pytest.mark.slow
@@ -89,7 +92,7 @@ def test_checkpoints_of_another_kind_of_run_are_refused(tmp_path):
     assert not (tmp_path / "fixed" / "checkpoint-2" / FILE).exists()
     with pytest.raises(CheckpointRefused, match="without schedule=auto"):
         auto_trainer(tmp_path / "a", plan, **short).train(str(tmp_path / "fixed" / "checkpoint-2"))
-    with pytest.raises(CheckpointRefused, match="freezing AutoFreezing"):
+    with pytest.raises(CheckpointRefused, match="freezing schedule=auto"):
         auto_trainer(tmp_path / "b", None, **short).train(str(tmp_path / "auto" / "checkpoint-2"))
 
 

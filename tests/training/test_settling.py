@@ -27,6 +27,12 @@ def test_what_stays_or_only_turns_has_not_moved():
         assert movement.drift == pytest.approx(0, abs=1e-5)
 
 
+def test_clips_that_do_not_differ_have_nothing_to_compare():
+    still = observation(torch.randn(1, 4, 16).expand(8, -1, -1) * 1.0)
+    (movement,) = movements(still, still, factor=1)
+    assert math.isnan(movement.drift) and RULE.reason_to_wait(1, [movement] * 2) is not None
+
+
 def test_changes_are_projected_to_the_end():
     before, after = observation(torch.randn(8, 4, 64), 2.0), observation(torch.randn(8, 4, 64), 2.1)
     (once,), (thrice,) = movements(before, after, 1), movements(before, after, 3)
