@@ -32,7 +32,7 @@ PICTURES = {
 START = "Drop a video to begin."
 # Labels lie above pictures, not on them
 CSS = """
-#film video {width: 100%}
+#film video {max-width: 100%; max-height: 24rem; min-height: 8rem}
 .picture [data-testid="block-label"] {position: static; width: 100%; border: 0}
 """
 
@@ -135,13 +135,9 @@ class Looking:
         kept = self.subject.kept
         if kept[place].objective is not None:
             return ""
+        why = "There is no reconstruction: this model did not learn to predict pixels last."
         able = [number for number, one in enumerate(kept) if one.objective is not None]
-        if not able:
-            return "Reconstruction: there is none, as no model here was trained to predict pixels last."
-        return (
-            "Reconstruction: this model was trained to predict latents last, which cannot be looked at. "
-            f"Model {able[-1]} predicts pixels: {kept[able[-1]].name}."
-        )
+        return f"{why} Model {able[-1]} did: {kept[able[-1]].name}." if able else why
 
     def _sheet(self, visit: Visit, place: int) -> Sheet:
         return Sheet(self.subject.model(place).base_model.grid_size(visit.clip))
@@ -181,38 +177,35 @@ def build_page(subject: Subject, title: str, max_mb: float, max_seconds: float):
                 )
         with gr.Row():
             pictures = [_picture(gr, label, name) for name, label in PICTURES.items()]
-        why = gr.Markdown(looking.why_no_reconstruction(last))
+        why = gr.Markdown()
         with gr.Row():
-            classes = gr.Label(label="Classes", visible="classification" in subject.readouts, min_width=WIDTH)
-            film = gr.HTML(visible="depth" in subject.readouts, min_width=WIDTH, elem_id="film")
+            classes = gr.Label(label="Classes", visible=False, min_width=WIDTH)
+            film = gr.HTML(min_width=WIDTH, elem_id="film")
 
-        def shown(visit, place, depth):
-            return [gr.Image(one, visible=one is not None) for one in looking.pictures(visit, place, depth)]
+        def look(visit, place, depth):
+            why = looking.why_no_reconstruction(place) if visit else ""
+            pictures = looking.pictures(visit, place, depth)
+            return subject.kept[place].name, why, *(gr.Image(one, visible=one is not None) for one in pictures)
 
         def read(path, place, depth):
             line, visit = looking.read(path)
-            return line, visit, looking.classes(visit), looking.film(visit), *shown(visit, place, depth)
-
-        def look(visit, place, depth):
-            return subject.kept[place].name, looking.why_no_reconstruction(place), *shown(visit, place, depth)
+            scores = looking.classes(visit)
+            scores = gr.Label(scores, visible=scores is not None)
+            return line, visit, scores, looking.film(visit), *look(visit, place, depth)
 
         def click(visit, place, depth, event: gr.SelectData):
             visit = looking.clicked(visit, place, *event.index)
-            return visit, *shown(visit, place, depth)
+            return visit, *look(visit, place, depth)
 
+        shown = [name, why, *pictures]
         settings = {"concurrency_id": QUEUE, "concurrency_limit": 1, "show_progress": "minimal"}
-        file.change(read, [file, place, depth], [line, visit, classes, film, *pictures], api_name="read", **settings)
+        file.change(read, [file, place, depth], [line, visit, classes, film, *shown], api_name="read", **settings)
+        settings["api_visibility"] = "private"
         for slider in (place, depth):
-            slider.change(
-                look,
-                [visit, place, depth],
-                [name, why, *pictures],
-                trigger_mode="always_last",  # while it is dragged
-                api_visibility="private",
-                **settings,
-            )
+            # While it is dragged, only where it is last counts
+            slider.change(look, [visit, place, depth], shown, trigger_mode="always_last", **settings)
         for picture in pictures:
-            picture.select(click, [visit, place, depth], [visit, *pictures], api_visibility="private", **settings)
+            picture.select(click, [visit, place, depth], [visit, *shown], **settings)
     return page
 
 

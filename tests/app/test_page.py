@@ -77,7 +77,7 @@ def test_what_cannot_be_read_is_told_and_nothing_is_shown(looking, broken):
 
 def test_why_there_is_no_reconstruction(looking):
     assert looking.why_no_reconstruction(1) == ""
-    assert looking.why_no_reconstruction(3).endswith("Model 1 predicts pixels: stage 1: step 2, layer 1 frozen.")
+    assert looking.why_no_reconstruction(3).endswith(" Model 1 did: stage 1: step 2, layer 1 frozen.")
 
 
 def test_without_gradio_the_error_says_what_to_install(monkeypatch):
@@ -134,6 +134,11 @@ def test_the_page_in_a_browser(served, video, broken, tmp_path):
         find("#depth input[type=range]").send_keys(Keys.HOME)
         waiting.until(lambda _: source("features") != before)
 
+        phone = {"width": 360, "height": 700, "deviceScaleFactor": 1, "mobile": True}
+        driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
+        width = "return [document.documentElement.scrollWidth, document.documentElement.clientWidth]"
+        whole, seen = driver.execute_script(width)
+        assert whole <= seen, "on a phone nothing scrolls sideways"
         find("#file button[aria-label='Clear']").click()
         waiting.until(lambda _: find("#told").text == START)
         find("#file input[type=file]").send_keys(broken)
