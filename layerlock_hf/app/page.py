@@ -225,23 +225,26 @@ def serve(page, max_mb: float, host: str = HOST, port: int = PORT):
         port: likewise.
 
     Raises:
-        OSError: if the port is taken.
+        ValueError: if the port is taken.
     """
     gr = load_gradio()
-    page.launch(
-        server_name=host,
-        server_port=port,
-        share=False,
-        ssr_mode=False,
-        max_file_size=f"{max_mb:g}mb",
-        # Fonts of the visitor's system: none is fetched
-        theme=gr.themes.Default(
-            primary_hue="indigo", font=("system-ui", "sans-serif"), font_mono=("ui-monospace", "monospace")
-        ),
-        css=CSS,
-        footer_links=[],
-        quiet=True,  # it would advise to share the page
-        prevent_thread_lock=True,
-    )
+    try:
+        page.launch(
+            server_name=host,
+            server_port=port,
+            share=False,
+            ssr_mode=False,
+            max_file_size=f"{max_mb:g}mb",
+            # Fonts of the visitor's system: none is fetched
+            theme=gr.themes.Default(
+                primary_hue="indigo", font=("system-ui", "sans-serif"), font_mono=("ui-monospace", "monospace")
+            ),
+            css=CSS,
+            footer_links=[],
+            quiet=True,  # it would advise to share the page
+            prevent_thread_lock=True,
+        )
+    except OSError as error:
+        raise ValueError(f"port must be free at {host}, got {port}, which is not: choose another (--port)") from error
     print(f"The page is at {page.local_url}. Ctrl-C ends it", flush=True)
     page.block_thread()

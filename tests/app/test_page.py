@@ -87,6 +87,20 @@ def test_without_gradio_the_error_says_what_to_install(monkeypatch):
 
 
 @pytest.mark.slow
+def test_a_port_that_is_taken_is_told(finished):
+    pytest.importorskip("gradio", reason="the page is served by it: pip install layerlock_hf[app]")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        command = [sys.executable, "-m", "layerlock_hf", "app", str(finished), "--port", port]
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert ended.stderr.splitlines()[-1] == (
+        f"error: port must be free at 127.0.0.1, got {port}, which is not: choose another (--port)"
+    )
+
+
+@pytest.mark.slow
 def test_visitors_do_not_see_each_other(served, video, counting, broken):
     from gradio_client import Client, handle_file
 
