@@ -11,6 +11,7 @@ README = ROOT / "README.md"
 TRAIN = ["tensorboard"]
 ANALYSIS = ["scikit-learn", "scipy"]
 ONNX = ["onnx", "onnxruntime", "onnxscript"]
+APP = ["gradio>=6.31,<7"]
 MTEB = ["mteb[video]>=2.26"]
 TEST = [*ANALYSIS, *ONNX, "pytest", "pytest-timeout", "pytest-xdist", "torchmetrics"]
 DOCS = ["mkdocs<2", "mkdocs-material", "mkdocstrings[python]"]
@@ -51,5 +52,13 @@ setup(
         "pyyaml",
         "tqdm",
     ],
-    extras_require={"train": TRAIN, "analysis": ANALYSIS, "onnx": ONNX, "mteb": MTEB, "docs": DOCS, "dev": DEV},
+    extras_require={
+        "train": TRAIN,
+        "analysis": ANALYSIS,
+        "onnx": ONNX,
+        "app": APP,
+        "mteb": MTEB,
+        "docs": DOCS,
+        "dev": DEV,
+    },
 )

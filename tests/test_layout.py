@@ -40,6 +40,9 @@ LAW = {
         f"layerlock_hf.{part}"
         for part in ("models", "data", "training", "evaluation", "analysis", "hub", "recipes", "pretraining", "utils")
     ),
+    "app": tuple(
+        f"layerlock_hf.{part}" for part in ("models", "data", "evaluation", "hub", "pretraining", "reporting", "utils")
+    ),
 }
 # What users enter by, which may import everything, and which no part imports
 ENTRIES = {"__init__", "__main__", "cli"}

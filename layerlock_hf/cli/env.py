@@ -24,6 +24,7 @@ OPTIONAL = {
     "tensorboard": "curves in TensorBoard (report_to)",
     "scikit-learn": "the tests",
     "onnxruntime": "layerlock export --to onnx",
+    "gradio": "layerlock app",
     "mteb": "MVEB, a benchmark of video embeddings",
     "triton": "torch.compile on GPUs",
 }

@@ -27,6 +27,7 @@ PROGRAMS = {
     "inspect": "inspect the data of a run before it starts, and time its loading",
     "cost": "count what a run will cost before it starts, and check it against the log",
     "health": "tell whether a run is healthy, and which checkpoint to keep",
+    "app": "serve a page to try a run on videos, or write it as a Space",
     "report": "write a page about a run: curves, stages, pictures of features",
     "probe": "probe frozen encoders on procedural clips",
     "analyze": "look at what encoders represent at each depth",
