@@ -141,9 +141,22 @@ def start(videos, output):
 
 def wait_for_work(process):
     """Until the processes of a run are there, or it has ended; returns them."""
-    while process.poll() is None and not process.children():  # is_running() holds for a zombie, too
+    seen = set()
+    while process.poll() is None:  # is_running() holds for a zombie, too
+        # Not those that imports start for a moment, such as ldconfig
+        workers = {child for child in process.children() if name_of(child).startswith("python")}
+        if workers & seen:
+            break
+        seen = workers
         time.sleep(0.01)
     return children_of(process)
+
+
+def name_of(process):
+    try:
+        return process.name()
+    except psutil.NoSuchProcess:
+        return ""
 
 
 def children_of(process):
