@@ -22,14 +22,13 @@ import sys
 from dataclasses import asdict
 
 import torch
-from transformers import HfArgumentParser
 from transformers.utils import logging
 
 from ..embedding import EmbedArguments, embed
 from ..utils.cores import count_cores
 from . import programs
 from .predict import device
-from .prepare import slurm_array
+from .shares import parse_share, parser_of, slurm_array
 
 
 def share() -> tuple[int, int]:
@@ -47,10 +46,7 @@ def default_device() -> torch.device:
 
 
 def parse(arguments: list[str]) -> tuple[EmbedArguments, argparse.Namespace]:
-    rank, world_size = share()
-    parser = HfArgumentParser(
-        EmbedArguments, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = parser_of(EmbedArguments, __doc__)
     parser.add_argument("videos", metavar="VIDEOS", help="Video, folder, list or shards.")
     parser.add_argument("out", metavar="OUT", type=programs.folder, help="Folder to write to.")
     parser.add_argument("--model", required=True, help="Folder or Hub id of an encoder.")
@@ -61,19 +57,7 @@ def parse(arguments: list[str]) -> tuple[EmbedArguments, argparse.Namespace]:
         help="Processes that decode while the encoder runs (0: the main process).",
     )
     parser.add_argument("--device", type=device, default=default_device(), help="Device, as PyTorch names it.")
-    parser.add_argument(
-        "--rank",
-        type=programs.whole(0),
-        default=rank,
-        help="Which share to do (default: that of torchrun or a SLURM array).",
-    )
-    parser.add_argument(
-        "--world_size", type=programs.whole(1), default=world_size, help="Number of shares (default: as for --rank)."
-    )
-    settings, where, unknown = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
-    if unknown:
-        raise ValueError(f"{unknown[0]} is not a known setting: --help lists them all")
-    return settings, where
+    return parse_share(parser, arguments, share(), "do", "torchrun or a SLURM array")
 
 
 def main(arguments: list[str]) -> int:

@@ -14,32 +14,19 @@ Exits with status 1 if no video at all is packed; other settings or VIDEOS may t
 
 import argparse
 import concurrent.futures.process
-import os
 import signal
 import sys
-
-from transformers import HfArgumentParser
 
 from ..data.preparing import PrepareArguments, missing_ranks, prepare, read_report
 from ..data.preparing.examining import DISK_FULL
 from ..data.preparing.report import reason_rows, write_report
 from ..utils.cores import count_cores
 from . import programs
-
-
-def slurm_array() -> tuple[int, int]:
-    """Rank and world size of this task of a SLURM array: 0 and 1 outside one."""
-    if "SLURM_ARRAY_TASK_ID" not in os.environ:
-        return 0, 1
-    first = int(os.environ.get("SLURM_ARRAY_TASK_MIN", 0))
-    return int(os.environ["SLURM_ARRAY_TASK_ID"]) - first, int(os.environ["SLURM_ARRAY_TASK_COUNT"])
+from .shares import parse_share, parser_of, slurm_array
 
 
 def parse(arguments: list[str]) -> tuple[PrepareArguments, argparse.Namespace]:
-    rank, world_size = slurm_array()
-    parser = HfArgumentParser(
-        PrepareArguments, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = parser_of(PrepareArguments, __doc__)
     parser.add_argument("source", metavar="VIDEOS", help="Folder or list of videos.")
     parser.add_argument("output", metavar="OUT", type=programs.folder, help="Folder to write to, outside VIDEOS.")
     parser.add_argument(
@@ -48,16 +35,7 @@ def parse(arguments: list[str]) -> tuple[PrepareArguments, argparse.Namespace]:
         default=count_cores(),
         help="Number of processes (default: one per available core).",
     )
-    parser.add_argument(
-        "--rank", type=programs.whole(0), default=rank, help="Which share to prepare (default: that of a SLURM array)."
-    )
-    parser.add_argument(
-        "--world_size", type=programs.whole(1), default=world_size, help="Number of shares (default: as for --rank)."
-    )
-    settings, where, unknown = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
-    if unknown:
-        raise ValueError(f"{unknown[0]} is not a known setting: --help lists them all")
-    return settings, where
+    return parse_share(parser, arguments, slurm_array(), "prepare", "a SLURM array")
 
 
 def run(settings: PrepareArguments, where: argparse.Namespace):
