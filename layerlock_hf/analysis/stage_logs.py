@@ -62,6 +62,12 @@ def loss_rows(rows: list[dict]) -> list[dict]:
     return [row for row in rows if "learning_rate" in row]
 
 
+def median_speed(rows: list[dict]) -> float | None:
+    """Clips per second, the median of the lines of a log that tell it; None if none does."""
+    speeds = [row["clips_per_second"] for row in rows if row.get("clips_per_second")]
+    return statistics.median(speeds) if speeds else None
+
+
 def labels_of(row: dict) -> list[str]:
     """The objectives whose explained variance a line of the log holds."""
     ending = f"/{EXPLAINED_VARIANCE}"

@@ -1,10 +1,9 @@
 """What the log of a run of pretraining says, while it runs and afterwards."""
 
 import json
-import statistics
 from pathlib import Path
 
-from ..analysis.stage_logs import loss_rows, stage_logs, summarise_objective
+from ..analysis.stage_logs import loss_rows, median_speed, stage_logs, summarise_objective
 from .reports import METRICS, STAGES
 
 
@@ -25,7 +24,7 @@ def summarise_stages(folder: Path, global_batch_size: int, max_steps: int) -> li
     stages = json.loads((folder / STAGES).read_text())
     for log in stage_logs(read_metrics(folder), stages, max_steps):
         summary = summarise_objective(log.rows, log.target, log.start, log.end)
-        seconds = global_batch_size / statistics.median(row["clips_per_second"] for row in log.rows)
+        seconds = global_batch_size / median_speed(log.rows)
         stages[log.index] |= summary | {"seconds_per_step": seconds}
     return stages
 

@@ -1,11 +1,11 @@
 """A run as its folder records it, read once for all sections of the page."""
 
 import functools
-import statistics
 import time
 from pathlib import Path
 
 from ..analysis.runs import PlannedRun
+from ..analysis.stage_logs import loss_rows, median_speed
 from ..hub.documents import METRICS, SETTINGS, STAGES, progress, read_json, read_object
 from ..pretraining.exporting import holds_its_end
 from ..pretraining.planning import recorded_run
@@ -55,7 +55,7 @@ class Run:
     @functools.cached_property
     def rows(self) -> list[dict]:
         """Those of them that hold losses."""
-        return [row for row in self.log if "learning_rate" in row]
+        return loss_rows(self.log)
 
     @property
     def step(self) -> int:
@@ -83,8 +83,7 @@ class Run:
     @property
     def clips_per_second(self) -> float | None:
         """The median over the log."""
-        speeds = [row["clips_per_second"] for row in self.rows if row.get("clips_per_second")]
-        return statistics.median(speeds) if speeds else None
+        return median_speed(self.rows)
 
     @functools.cached_property
     def progress(self) -> dict:

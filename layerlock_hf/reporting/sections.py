@@ -4,7 +4,6 @@ What a section lacks it says by a `ValueError`, whose text the page shows in its
 """
 
 import re
-import statistics
 from collections import Counter
 
 from ..analysis.cost import ACCOUNTING
@@ -17,6 +16,7 @@ from ..analysis.stage_logs import (
     LAST_STEPS,
     RECOVERED,
     labels_of,
+    median_speed,
     stage_logs,
     summarise_objective,
 )
@@ -140,8 +140,8 @@ def stages(run: Run) -> dict:
         if index not in logs:
             rows.append(told | {"target": _words(stage["target"]), "log": None})
             continue
-        speeds = [row["clips_per_second"] for row in logs[index].rows if row.get("clips_per_second")]
-        told["seconds"] = run.record["clips_per_step"] / statistics.median(speeds) if speeds else None
+        speed = median_speed(logs[index].rows)
+        told["seconds"] = None if speed is None else run.record["clips_per_step"] / speed
         for label in logs[index].labels:
             log = summarise_objective(logs[index].rows, label, stage["start"], end)
             rows.append(told | {"target": _words(label), "log": log})
