@@ -9,7 +9,7 @@ from itertools import pairwise
 
 from ..training.freezing import INTERVAL_SHARE, MAX_FROZEN_SHARE, least_last_stage
 from ..training.schedules import MIN_HEAD_STEPS
-from ..training.settling import Observation, SettlingRule, movements
+from ..training.settling import Observation, SettlingRule, movements, remaining_pace
 
 
 MIN_CHECKPOINTS = 3  # two intervals
@@ -57,7 +57,7 @@ def summarise_plateau(
     histories = [[] for _ in range(num_layers)]
     rows = []
     for before, after in pairwise(steps):
-        factor = sum(learning_rates[after:]) / sum(learning_rates[before:after])
+        factor = remaining_pace(learning_rates, before, after)
         moved = movements(observations[before], observations[after], factor)
         for layer, (history, movement) in enumerate(zip(histories, moved, strict=True), start=1):
             history.append(movement)

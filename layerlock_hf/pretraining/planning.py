@@ -2,7 +2,7 @@
 
 import argparse
 from collections.abc import Iterable, Sequence
-from dataclasses import fields, replace
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 
 from ..analysis.cost import DEFAULT_BATCH_SIZE, plan_cost
@@ -22,7 +22,6 @@ from .build import model_config
 from .logs import read_metrics
 
 
-SWITCH_WARMUP_STEPS = LayerLockTrainingArguments.__dataclass_fields__["switch_warmup_steps"].default
 NUM_GROUPS = 50  # of clips, over which the sizes of masks are averaged
 
 
@@ -67,8 +66,8 @@ def planned_run(settings: dict, name: str, recorded: Sequence[dict] | None = Non
         settings_of(StageArguments, chosen).build(config, teacher and teacher.num_hidden_layers, max_steps)
         for chosen in (settings, given)
     )
-    warmup = whole_steps("switch_warmup_steps", settings.get("switch_warmup_steps", SWITCH_WARMUP_STEPS), max_steps)
-    freezing = settings_of(StageArguments, settings).freezing(config, max_steps, warmup)
+    warmup_steps = unchecked_arguments(settings, max_steps).switch_warmup_steps
+    freezing = settings_of(StageArguments, settings).freezing(config, max_steps, warmup_steps)
     if freezing is not None:
         later = [(row["start"], row["num_frozen"]) for row in (recorded or [])[len(stages) :]]
         stages = freezing.earliest(stages) if recorded is None else freezing.stages(stages, later)
@@ -96,6 +95,17 @@ def settings_of(kind: type, settings: dict):
     """The dataclass `kind` of those settings that are fields of it; the others have their defaults."""
     known = {field.name for field in fields(kind)}
     return kind(**{name: value for name, value in settings.items() if name in known})
+
+
+def unchecked_arguments(settings: dict, max_steps: int) -> LayerLockTrainingArguments:
+    """The training arguments of a run, for what can be computed from them: this machine need not be able to train."""
+    args = object.__new__(LayerLockTrainingArguments)
+    for field in fields(LayerLockTrainingArguments):
+        default = field.default if field.default_factory is MISSING else field.default_factory()
+        setattr(args, field.name, settings.get(field.name, default))
+    args.max_steps = max_steps
+    args.switch_warmup_steps = whole_steps("switch_warmup_steps", args.switch_warmup_steps, max_steps)
+    return args
 
 
 def mask_sizes(config: LayerLockViTConfig, arguments: MaskArguments) -> list[Sizes]:

@@ -2,7 +2,6 @@
 
 import json
 import sys
-from dataclasses import MISSING, fields
 from pathlib import Path
 
 import torch
@@ -14,19 +13,21 @@ from ..analysis.plateau_plot import plot_plateau
 from ..evaluation import load_encoder
 from ..evaluation.any_videos import clips_for, read_any_videos
 from ..hub.documents import SETTINGS, STAGES, read_json, read_object
-from ..training import LayerLockTrainingArguments, mae
+from ..training import mae
 from ..training.checkpoints import FOLDER
 from ..training.diagnostics import weight_norms
-from ..training.schedules import scheduled_factor, whole_steps
-from ..training.settling import NUM_CLIPS, Observation, SettlingRule, views
+from ..training.schedules import scheduled_factors
+from ..training.settling import NUM_CLIPS, Observation, SettlingRule, view_layers
 from ..utils.files import write_aside
 from ..utils.outputs import check_output
 from ..utils.similarity import MIN_CLIPS
+from .planning import unchecked_arguments
 
 
 logger = logging.get_logger(__name__)
 
 RESULTS, PICTURE = "plateau.json", "plateau.png"
+BATCH_SIZE = 8  # clips
 
 
 def find_plateau(
@@ -55,7 +56,7 @@ def find_plateau(
     if output_dir is not None:
         check_output(Path(output_dir), [RESULTS, PICTURE])
     record = read_record(run)
-    args = recorded_arguments(record)
+    args = unchecked_arguments(record["settings"], record["max_steps"])
     num_frozen = max((row["num_frozen"] for row in read_json(run / STAGES) or []), default=0)
     if num_frozen:
         logger.warning(
@@ -67,8 +68,7 @@ def find_plateau(
     if len(steps) >= MIN_CHECKPOINTS:
         observations = observe_checkpoints({step: checkpoints[step] for step in steps}, data, record["settings"])
     # Without switches, whose small warm-ups are gaps
-    rates = [scheduled_factor(step, args.max_steps, mae(1), args) for step in range(args.max_steps)]
-    summary = summarise_plateau(observations, rates, rule, max_frozen)
+    summary = summarise_plateau(observations, scheduled_factors(mae(1), args), rule, max_frozen)
     if output_dir is not None:
         folder = Path(output_dir)
         folder.mkdir(parents=True, exist_ok=True)
@@ -96,18 +96,6 @@ def read_record(run: Path) -> dict:
     return record
 
 
-def recorded_arguments(record: dict) -> LayerLockTrainingArguments:
-    """The training arguments of a run, for what can be computed from them: they are not checked, as this machine need
-    not be able to train."""
-    args = object.__new__(LayerLockTrainingArguments)
-    for field in fields(LayerLockTrainingArguments):
-        default = field.default if field.default_factory is MISSING else field.default_factory()
-        setattr(args, field.name, record["settings"].get(field.name, default))
-    args.max_steps = record["max_steps"]
-    args.switch_warmup_steps = whole_steps("switch_warmup_steps", args.switch_warmup_steps, args.max_steps)
-    return args
-
-
 @torch.no_grad()
 def observe_checkpoints(checkpoints: dict[int, Path], data: str, settings: dict) -> dict[int, Observation]:
     """All layers at each of these steps, of a run of these settings.
@@ -124,12 +112,8 @@ def observe_checkpoints(checkpoints: dict[int, Path], data: str, settings: dict)
             continue
         if clips is None:
             clips = first_clips(encoder, data, settings)
-        depths, parts = list(range(1, encoder.config.num_hidden_layers + 1)), []
-        for video in clips.split(8):
-            video = video.to(encoder.device).float() / 255
-            taps, grid_size = encoder.tap(video, depths), encoder.grid_size(video)
-            parts.append([views(tokens, grid_size, len(clips)) for tokens in taps])
-        layers = [tuple(map(torch.cat, zip(*batches, strict=True))) for batches in zip(*parts, strict=True)]
+        batches = (video.to(encoder.device).float() / 255 for video in clips.split(BATCH_SIZE))
+        layers = view_layers(encoder.tap, encoder, batches, len(clips))
         found[step] = Observation.of(weight_norms(encoder.layers), layers)
     return found
 

@@ -5,6 +5,7 @@ from the next step on, within limits that the user sets. The stages of such a ru
 follows from the freezings so far, (step, number of frozen layers) each: the stage of a step is a function of them.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,8 +20,8 @@ from transformers.utils import logging
 from ..models.objectives import Stage
 from ..utils.similarity import MIN_CLIPS
 from .run_file import CheckpointRefused, read_run_file
-from .schedules import MIN_HEAD_STEPS, scheduled_factor
-from .settling import NUM_CLIPS, NUM_INTERVALS, Movement, Observation, SettlingRule, movements
+from .schedules import MIN_HEAD_STEPS, scheduled_factors
+from .settling import NUM_CLIPS, NUM_INTERVALS, Movement, Observation, SettlingRule, movements, remaining_pace
 from .stages import FreezeSchedule, Freezings, locked
 
 
@@ -222,17 +223,16 @@ class Freezer(TrainerCallback):
     def _observe(self, step: int):
         observed = self.trainer.observe_layers(self._clips)
         if self._last is not None:
-            self._history.append(movements(self._last, observed, self._factor(step)))
+            factor = remaining_pace(self._rates, step - self.plan.every, step)
+            self._history.append(movements(self._last, observed, factor))
             for layer, movement in enumerate(self._history[-1], start=1):
                 self._row[f"projected_drift/layer_{layer}"] = movement.drift
                 self._row[f"projected_growth/layer_{layer}"] = movement.growth
         self._last = observed
 
-    def _factor(self, step: int) -> float:
-        """The sum of the learning rates from this step on, over that of the interval before."""
-        args, every = self.trainer.args, self.plan.every
-        rates = [scheduled_factor(one, args.max_steps, self.base, args) for one in range(step - every, args.max_steps)]
-        return sum(rates[every:]) / sum(rates[:every])
+    @functools.cached_property
+    def _rates(self) -> list[float]:
+        return scheduled_factors(self.base, self.trainer.args)
 
     def _decide(self, step: int):
         count = self.plan.next_count(step, self.freezings)

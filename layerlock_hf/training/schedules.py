@@ -99,6 +99,11 @@ def scheduled_factor(step: int, num_steps: int, stages: list[Stage], args: "Laye
     )
 
 
+def scheduled_factors(stages: list[Stage], args: "LayerLockTrainingArguments") -> list[float]:
+    """The factors of all steps of a run that has these stages."""
+    return [scheduled_factor(step, args.max_steps, stages, args) for step in range(args.max_steps)]
+
+
 def check_schedule(stages: list[Stage], args: "LayerLockTrainingArguments") -> list[str]:
     """Doubts about the schedules of a run, one line each.
 

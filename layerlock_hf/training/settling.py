@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
+from transformers import PreTrainedModel
 
 from ..models.modeling_layerlock_pretraining import LayerLockViTForPretraining
 from ..utils.similarity import alignment, similarities
@@ -73,11 +74,21 @@ class Movement:
     growth: float
 
 
+def remaining_pace(rates: Sequence[float], before: int, after: int) -> float:
+    """The sum of the learning rates from step `after` to the end, over that from step `before` to it: what a change
+    between the two is multiplied by, to project it to the end.
+
+    Args:
+        rates: of all steps of the run; their scale does not count.
+    """
+    return sum(rates[after:]) / sum(rates[before:after])
+
+
 def movements(before: Observation, after: Observation, factor: float) -> list[Movement]:
     """Of every layer between two observations.
 
     Args:
-        factor: sum of the learning rates from the second observation to the end, over that between the two.
+        factor: of `remaining_pace`.
     """
     drifts = [
         1 - min(similarities([one], [other]).item() for one, other in zip(before_layer, after_layer, strict=True))
@@ -161,6 +172,26 @@ def _spread(values: torch.Tensor, num_positions: int) -> torch.Tensor:
 
 
 @torch.no_grad()
+def view_layers(
+    tap: Callable, encoder: PreTrainedModel, batches: Iterable[torch.Tensor], num_clips: int
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """The `views` of every layer.
+
+    Args:
+        tap: of the encoder, or of the model around it.
+        encoder: whose layers they are.
+        batches: clips (B, T, C, H, W), as floats on its device.
+        num_clips: of all batches, and of other processes.
+    """
+    depths = list(range(1, encoder.config.num_hidden_layers + 1))
+    parts = []
+    for video in batches:
+        grid_size = encoder.grid_size(video)
+        parts.append([views(tokens, grid_size, num_clips) for tokens in tap(video, depths)])
+    return [tuple(map(torch.cat, zip(*pieces, strict=True))) for pieces in zip(*parts, strict=True)]
+
+
+@torch.no_grad()
 def observe(
     model: LayerLockViTForPretraining,
     clips: torch.Tensor,
@@ -176,20 +207,17 @@ def observe(
         batch_size: clips that a process encodes at once.
         prepare: brings some of the clips to the device, as floats.
     """
-    depths, num_processes = range(1, model.config.num_hidden_layers + 1), accelerator.num_processes
+    num_processes = accelerator.num_processes
     # As many for each process: sharded layers are gathered by all together
     end = -(-len(clips) // num_processes) * num_processes
     own = torch.arange(accelerator.process_index, end, num_processes) % len(clips)
-    parts = []
-    for numbers in own.split(batch_size):
-        video = prepare(clips[numbers])
-        with accelerator.autocast():
-            taps = model.tap(video, list(depths))
-        parts.append([views(tokens, model.encoder.grid_size(video), len(clips)) for tokens in taps])
+    batches = (prepare(clips[numbers]) for numbers in own.split(batch_size))
+    with accelerator.autocast():
+        layers = view_layers(model.tap, model.encoder, batches, len(clips))
 
-    def gathered(pieces: Iterable[torch.Tensor]) -> torch.Tensor:
-        values = accelerator.gather(torch.cat(list(pieces))).unflatten(0, (num_processes, len(own)))
+    def gathered(values: torch.Tensor) -> torch.Tensor:
+        values = accelerator.gather(values).unflatten(0, (num_processes, len(own)))
         return values.transpose(0, 1).flatten(0, 1)[: len(clips)]
 
-    layers = [tuple(map(gathered, zip(*batches, strict=True))) for batches in zip(*parts, strict=True)]
+    layers = [tuple(map(gathered, kinds)) for kinds in layers]
     return Observation.of(weight_norms(model.encoder.layers), layers)
