@@ -100,7 +100,7 @@ def plot_reconstruction(folder: Path, videos: list[Path], masks: MaskStrategy, r
             if j == len(times):
                 image.axis("off")
                 continue
-            image.imshow(images[block, times[j]].permute(1, 2, 0), interpolation="nearest")
+            image.imshow(images[block, times[j]].permute(1, 2, 0).numpy(), interpolation="nearest")
             image.set(xticks=[], yticks=[])
             image.spines[:].set_visible(False)
             if i == 0:
