@@ -64,7 +64,7 @@ def test_a_recipe_of_the_hardware_page_is_what_is_counted():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", load_script("hardware").RECIPES)
+@pytest.mark.parametrize("recipe", [*load_script("hardware").SMALL, *load_script("hardware").RECIPES])
 def test_the_hardware_page_is_what_is_counted(recipe):
     assert_is_counted(recipe)
 
@@ -102,7 +102,7 @@ def served(folder: Path):
 @pytest.fixture(scope="module")
 def site(tmp_path_factory) -> Path:
     """The site, as `make docs` builds it, with warnings as errors."""
-    pytest.importorskip("mkdocs", reason="the site is built by MkDocs: pip install layerlock_hf[docs]")
+    pytest.importorskip("mkdocs", reason='the site is built by MkDocs: pip install "layerlock_hf[docs]"')
     folder = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
     environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
