@@ -135,6 +135,9 @@ def test_pages_in_a_browser(site, tmp_path, is_served):
         assert driver.find_element(By.TAG_NAME, "h1").text.startswith("layerlock_hf")
         pictures = "return [...document.images].every((image) => image.complete && image.naturalWidth > 0)"
         assert driver.execute_script(pictures)
+        assert driver.execute_script(
+            "return [...document.images].every((image) => image.parentElement.href === image.src)"
+        )
         driver.get(f"{address}/api/training.html#layerlock_hf.training.stages.FreezeSchedule")
         assert "num_freezes" in driver.find_element(By.TAG_NAME, "article").text
         field = driver.find_element(By.CSS_SELECTOR, "input.md-search__input")

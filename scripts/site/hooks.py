@@ -20,6 +20,7 @@ DOCS = "docs/"
 FIRST = "README.md"
 FENCE = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(?<=\]\()[^)\s#]+(?=[)#])")
+PICTURE = re.compile(r'<img [^>]*src="([^"]+)"[^>]*>')
 SETTINGS = re.compile(r"<!-- settings: ([\w.]+)\.(\w+) -->")
 
 
@@ -70,6 +71,11 @@ def on_page_markdown(markdown: str, page: Page, **_) -> str:
     parts = FENCE.split(markdown)
     parts[::2] = [LINK.sub(moved, prose) for prose in parts[::2]]
     return SETTINGS.sub(settings_tables, "".join(parts))
+
+
+def on_page_content(html: str, **_) -> str:
+    """Link pictures to themselves: in full they are larger than the column of a page."""
+    return PICTURE.sub(r'<a href="\1">\g<0></a>', html)
 
 
 def settings_tables(marker: re.Match) -> str:
