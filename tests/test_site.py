@@ -19,6 +19,7 @@ from pages import ROOT, load_script
 
 import layerlock_hf
 import layerlock_hf.training
+from layerlock_hf.models.configuration_layerlock import architecture_fields
 
 
 def mentioned(nav) -> list[str]:
@@ -118,6 +119,15 @@ def test_the_site_needs_no_other(site):
     pages = sorted(site.rglob("*.html"))
     assert len(pages) > 20
     assert not [(page.name, found) for page in pages for found in loads.findall(page.read_text(encoding="utf-8"))]
+
+
+@pytest.mark.slow
+def test_the_reference_has_the_fields_of_configurations(site):
+    page = re.sub(r"<[^>]+>", "", (site / "api" / "models.html").read_text(encoding="utf-8"))
+    signature = page.partition("LayerLockViTConfig(")[2].partition("Shape of a LayerLock video ViT.")[0]
+    fields = set(re.findall(r"^ +(\w+)=", signature, re.MULTILINE))
+    assert architecture_fields().keys() - fields == set()
+    assert "auto_classes" not in fields and "model_type" not in fields
 
 
 @pytest.mark.slow

@@ -21,6 +21,8 @@ FIRST = "README.md"
 FENCE = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(?<=\]\()[^)\s#]+(?=[)#])")
 PICTURE = re.compile(r'<img [^>]*src="([^"]+)"[^>]*>')
+# A row of the reference for several parameters at once, of which mkdocstrings knows neither types nor defaults
+SEVERAL = re.compile(r"(<code>\w+(?:, \w+)+</code>(?:(?!</tr>).)*?)<em>required</em>", re.DOTALL)
 SETTINGS = re.compile(r"<!-- settings: ([\w.]+)\.(\w+) -->")
 
 
@@ -74,8 +76,8 @@ def on_page_markdown(markdown: str, page: Page, **_) -> str:
 
 
 def on_page_content(html: str, **_) -> str:
-    """Link pictures to themselves: in full they are larger than the column of a page."""
-    return PICTURE.sub(r'<a href="\1">\g<0></a>', html)
+    """Link pictures to themselves, as a page is too narrow for most; call nothing required that may have a default."""
+    return SEVERAL.sub(r"\1", PICTURE.sub(r'<a href="\1">\g<0></a>', html))
 
 
 def settings_tables(marker: re.Match) -> str:
