@@ -126,6 +126,15 @@ def test_targets_of_make_exist(page):
     assert set(re.findall(r"^make ([a-z-]+)", told, re.MULTILINE)) <= set(targets)
 
 
+def test_extras_exist_and_are_quoted():
+    """In one form, which works in every shell: brackets are patterns for zsh."""
+    files = [*PAGES, *(ROOT / "layerlock_hf").rglob("*.py")]
+    named = re.findall(r"(.)layerlock_hf\[(\w+)\](.)", "\n".join(path.read_text(encoding="utf-8") for path in files))
+    setup = (ROOT / "setup.py").read_text(encoding="utf-8").partition("extras_require={")[2]
+    assert {extra for _, extra, _ in named} <= set(re.findall(r'"(\w+)":', setup)) and len(named) >= 8
+    assert not [one for one in named if (one[0], one[2]) != ('"', '"')]
+
+
 def test_claims_say_how_they_were_measured():
     """By a command, a count or a page that tells it; or that they were not."""
     rows = [line.split(" | ") for line in (ROOT / "docs" / "claims.md").read_text("utf-8").splitlines()]

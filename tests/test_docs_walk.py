@@ -31,6 +31,7 @@ NOT_RUN = {
     "torchrun": "tests/embedding",
     "--world_size": "tests/embedding",
     "4ds-g-layerlock": "needs its GPUs",
+    "small-layerlock": "needs a GPU",
     "ssv2": "needs data from elsewhere",
     "--schedule auto": "tests/training/test_freezing.py",
     "convergence": "tests/pretraining/test_convergence.py",

@@ -19,6 +19,7 @@ from pages import ROOT, load_script
 
 import layerlock_hf
 import layerlock_hf.training
+from layerlock_hf.models.configuration_layerlock import architecture_fields
 
 
 def mentioned(nav) -> list[str]:
@@ -64,7 +65,7 @@ def test_a_recipe_of_the_hardware_page_is_what_is_counted():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", load_script("hardware").RECIPES)
+@pytest.mark.parametrize("recipe", [*load_script("hardware").SMALL, *load_script("hardware").RECIPES])
 def test_the_hardware_page_is_what_is_counted(recipe):
     assert_is_counted(recipe)
 
@@ -102,7 +103,7 @@ def served(folder: Path):
 @pytest.fixture(scope="module")
 def site(tmp_path_factory) -> Path:
     """The site, as `make docs` builds it, with warnings as errors."""
-    pytest.importorskip("mkdocs", reason="the site is built by MkDocs: pip install layerlock_hf[docs]")
+    pytest.importorskip("mkdocs", reason='the site is built by MkDocs: pip install "layerlock_hf[docs]"')
     folder = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
     environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
@@ -121,6 +122,15 @@ def test_the_site_needs_no_other(site):
 
 
 @pytest.mark.slow
+def test_the_reference_has_the_fields_of_configurations(site):
+    page = re.sub(r"<[^>]+>", "", (site / "api" / "models.html").read_text(encoding="utf-8"))
+    signature = page.partition("LayerLockViTConfig(")[2].partition("Shape of a LayerLock video ViT.")[0]
+    fields = set(re.findall(r"^ +(\w+)=", signature, re.MULTILINE))
+    assert architecture_fields().keys() - fields == set()
+    assert "auto_classes" not in fields and "model_type" not in fields
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("is_served", [True, False], ids=["served", "as files"])
 def test_pages_in_a_browser(site, tmp_path, is_served):
     with contextlib.ExitStack() as stack:
@@ -135,6 +145,9 @@ def test_pages_in_a_browser(site, tmp_path, is_served):
         assert driver.find_element(By.TAG_NAME, "h1").text.startswith("layerlock_hf")
         pictures = "return [...document.images].every((image) => image.complete && image.naturalWidth > 0)"
         assert driver.execute_script(pictures)
+        assert driver.execute_script(
+            "return [...document.images].every((image) => image.parentElement.href === image.src)"
+        )
         driver.get(f"{address}/api/training.html#layerlock_hf.training.stages.FreezeSchedule")
         assert "num_freezes" in driver.find_element(By.TAG_NAME, "article").text
         field = driver.find_element(By.CSS_SELECTOR, "input.md-search__input")

@@ -129,7 +129,7 @@ def check_scipy():
         import scipy  # noqa: F401
     except ImportError:
         raise ValueError(
-            "scipy must be installed for rank correlations, got none: pip install layerlock_hf[analysis]"
+            'scipy must be installed for rank correlations, got none: pip install "layerlock_hf[analysis]"'
         ) from None
 
 

@@ -22,7 +22,7 @@ def check_scikit_learn():
         import sklearn  # noqa: F401
     except ImportError:
         raise ValueError(
-            "scikit-learn must be installed for logistic probes, got none: pip install layerlock_hf[analysis]"
+            'scikit-learn must be installed for logistic probes, got none: pip install "layerlock_hf[analysis]"'
         ) from None
 
 

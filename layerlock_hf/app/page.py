@@ -47,7 +47,7 @@ def load_gradio():
         return importlib.import_module("gradio")
     except ImportError as error:
         raise ImportError(
-            f"gradio must be installed for the page ({error}): pip install layerlock_hf[app]", name=error.name
+            f'gradio must be installed for the page ({error}): pip install "layerlock_hf[app]"', name=error.name
         ) from error
 
 

@@ -2,7 +2,7 @@
 
 layerlock demo --output_dir runs/demo
 
-Takes nine and a half minutes on two idle CPU cores; `--max_steps 40 --num_videos 32` is a quick test of all parts.
+Takes ten minutes on two idle CPU cores; `--max_steps 40 --num_videos 32` is a quick test of all parts.
 """
 
 import argparse

@@ -19,14 +19,14 @@ from ..utils.version import VERSION
 from . import programs  # noqa: F401  (how programs end)
 
 
-# What the package needs but no `pip install layerlock_hf` may have brought, and what some settings need
+# What only some settings and programs need, and how it is installed
 OPTIONAL = {
-    "tensorboard": "curves in TensorBoard (report_to)",
-    "scikit-learn": "the tests",
-    "onnxruntime": "layerlock export --to onnx",
-    "gradio": "layerlock app",
-    "mteb": "MVEB, a benchmark of video embeddings",
-    "triton": "torch.compile on GPUs",
+    "tensorboard": ("curves in TensorBoard (report_to)", 'pip install "layerlock_hf[train]"'),
+    "scikit-learn": ("probes of layerlock analyze", 'pip install "layerlock_hf[analysis]"'),
+    "onnxruntime": ("layerlock export --to onnx", 'pip install "layerlock_hf[onnx]"'),
+    "gradio": ("layerlock app", 'pip install "layerlock_hf[app]"'),
+    "mteb": ("MVEB, a benchmark of video embeddings", 'pip install "layerlock_hf[mteb]"'),
+    "triton": ("torch.compile on GPUs", "part of PyTorch for CUDA"),
 }
 GIB = 2**30
 
@@ -89,8 +89,8 @@ def main(arguments: list[str]):
         found = version_of(name)
         print(f"  {name:16} {found or 'missing'}")
         missing += [] if found else [f"pip install {name}"]
-    for name, purpose in OPTIONAL.items():
-        print(f"  {name:16} {version_of(name) or f'not installed: for {purpose}'}")
+    for name, (purpose, how) in OPTIONAL.items():
+        print(f"  {name:16} {version_of(name) or f'not installed: for {purpose} ({how})'}")
     print("\nVideo:")
     for name, text, mend in decoders():
         print(f"  {name:16} {text}")

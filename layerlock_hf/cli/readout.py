@@ -42,7 +42,7 @@ def summarize(results: dict):
     best = sign * results["best"]["metrics"][metric]["value"]
     unbeaten = [name for name, row in results["baselines"].items() if best <= sign * row[metric]["value"]]
     if unbeaten:
-        print(f"The best does not beat {' nor '.join(unbeaten)}, which see no features: it has shown nothing.")
+        print(f"The best does not beat {' or '.join(unbeaten)}, without any features: it has shown nothing.")
     drawn = results["intervals"]
     if drawn["units"] == "groups" and drawn["num_units"] < MIN_GROUPS:
         print(

@@ -52,6 +52,7 @@ def load_videos(
 
     Args:
         source: each of them, a local path or an address that fsspec knows (https://, s3://, hf:// ...), of
+
             - a folder that `layerlock prepare` wrote, or one of the manifests in it;
             - a folder of videos (all its files, including those in subfolders and behind links, but not hidden or side
               files such as texts and images), of tars, of parquet files, or of folders of pictures, a frame each;
@@ -60,6 +61,7 @@ def load_videos(
               which the last is one;
             - a WebDataset tar, uncompressed; or a parquet file with embedded videos, as bytes or {bytes, path};
             - several of these files at once by a pattern: "train-{00000..00099}.tar", "videos/*.parquet";
+
             or a local folder written by `Dataset.save_to_disk`, or the id of a dataset on the Hub.
         split: the split of a dataset with several.
         video_column: name of the column of the videos, if it does not have a usual name.

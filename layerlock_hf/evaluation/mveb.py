@@ -20,7 +20,7 @@ try:
     from mteb.models.model_meta import ScoringFunction
 except ImportError as error:
     raise ImportError(
-        f"mteb must be installed for MVEB ({error}): pip install layerlock_hf[mteb]", name=error.name
+        f'mteb must be installed for MVEB ({error}): pip install "layerlock_hf[mteb]"', name=error.name
     ) from error
 
 

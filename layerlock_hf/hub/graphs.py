@@ -116,7 +116,7 @@ class Form:
         if missing:
             raise ValueError(
                 f"{' and '.join(missing)} must be installed to export to {self.title}, got none: "
-                f"pip install layerlock_hf[{self.extra}]"
+                f'pip install "layerlock_hf[{self.extra}]"'
             )
 
     def file_of(self, variant: str) -> str:

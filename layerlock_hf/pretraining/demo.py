@@ -61,7 +61,7 @@ def run_demo(output: Path, max_steps: int | None = None, seed: int = 0, num_vide
     max_steps = max_steps or recipes["layerlock"]["max_steps"]
     began = time.perf_counter()
     if not is_short:
-        print("This takes nine and a half minutes on two idle CPU cores, more where they are slow or busy.")
+        print("This takes ten minutes on two idle CPU cores, more where they are slow or busy.")
 
     heading(1, "Procedural videos")
     write_data(data, num_videos)

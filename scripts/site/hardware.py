@@ -20,13 +20,17 @@ RECIPES = (
 FSDP2 = ("4ds-e-layerlock",)  # leaves no room for clips on 80 GB otherwise
 GPUS = ("h100", "h200")
 NUM_GPUS = 8
+SMALL = ("small-mae", "small-layerlock")
+SMALL_GPUS = ("l4", "rtx4090")  # one of 24 GB
 TERA = 1e12
+SECONDS = 3600  # of an hour
 
 
 def plans_of(recipe: str) -> dict[str, dict]:
-    """GPU -> what a run costs on a machine with eight of them."""
+    """GPU -> what a run costs on a machine with eight of them, a small one with one."""
     run = planned_run(given_settings(["--config", recipe]), recipe)
-    return {gpu: plan_cost(run, Machine(find_gpu(gpu), NUM_GPUS, recipe in FSDP2)) for gpu in GPUS}
+    gpus, num_gpus = (SMALL_GPUS, 1) if recipe in SMALL else (GPUS, NUM_GPUS)
+    return {gpu: plan_cost(run, Machine(find_gpu(gpu), num_gpus, recipe in FSDP2)) for gpu in gpus}
 
 
 def run_row(plans: dict[str, dict]) -> str:
@@ -36,6 +40,17 @@ def run_row(plans: dict[str, dict]) -> str:
     cells += ["FSDP2" if plan["fsdp2"] else "DDP", f"{plan['total_flops']:.3g}"]
     for one in plans.values():
         cells += [f"{one['batch_size']}", f"{one['peak_memory_bytes'] / GIGA:.1f}", short(one["hours"])]
+    return f"| {' | '.join(cells)} |"
+
+
+def small_row(plans: dict[str, dict]) -> str:
+    """A whole run of a small recipe, with the clips that must be read for a GPU never to wait."""
+    plan = plans[SMALL_GPUS[0]]
+    cells = [f"`{plan['recipe']}`", f"{plan['max_steps']:,}", f"{plan['clips_per_step']:,}"]
+    cells += [f"{plan['total_flops']:.3g}", f"{plan['peak_memory_bytes'] / GIGA:.1f}"]
+    for one in plans.values():
+        clips = one["max_steps"] * one["clips_per_step"]
+        cells += [short(one["hours"]), f"{clips / one['hours'] / SECONDS:,.0f}"]
     return f"| {' | '.join(cells)} |"
 
 
@@ -54,8 +69,14 @@ def stage_rows(plans: dict[str, dict]) -> list[str]:
 
 
 def tables_of(plans: list[dict[str, dict]]) -> dict[str, list[str]]:
-    """The rows of both tables, by their names on the page."""
-    return {"runs": [run_row(one) for one in plans], "stages": [row for one in plans for row in stage_rows(one)]}
+    """The rows of all tables, by their names on the page."""
+    small = [one for one in plans if one.keys() == set(SMALL_GPUS)]
+    large = [one for one in plans if one not in small]
+    return {
+        "small": [small_row(one) for one in small],
+        "runs": [run_row(one) for one in large],
+        "stages": [row for one in large for row in stage_rows(one)],
+    }
 
 
 def counted(name: str, text: str) -> tuple[str, list[str], str]:
@@ -67,7 +88,7 @@ def counted(name: str, text: str) -> tuple[str, list[str], str]:
 
 
 def main():
-    tables = tables_of([plans_of(recipe) for recipe in RECIPES])
+    tables = tables_of([plans_of(recipe) for recipe in (*SMALL, *RECIPES)])
     text = PAGE.read_text(encoding="utf-8")
     for name, rows in tables.items():
         before, _, after = counted(name, text)

@@ -20,6 +20,9 @@ DOCS = "docs/"
 FIRST = "README.md"
 FENCE = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(?<=\]\()[^)\s#]+(?=[)#])")
+PICTURE = re.compile(r'<img [^>]*src="([^"]+)"[^>]*>')
+# A row of the reference for several parameters at once, of which mkdocstrings knows neither types nor defaults
+SEVERAL = re.compile(r"(<code>\w+(?:, \w+)+</code>(?:(?!</tr>).)*?)<em>required</em>", re.DOTALL)
 SETTINGS = re.compile(r"<!-- settings: ([\w.]+)\.(\w+) -->")
 
 
@@ -70,6 +73,11 @@ def on_page_markdown(markdown: str, page: Page, **_) -> str:
     parts = FENCE.split(markdown)
     parts[::2] = [LINK.sub(moved, prose) for prose in parts[::2]]
     return SETTINGS.sub(settings_tables, "".join(parts))
+
+
+def on_page_content(html: str, **_) -> str:
+    """Link pictures to themselves, as a page is too narrow for most; call nothing required that may have a default."""
+    return SEVERAL.sub(r"\1", PICTURE.sub(r'<a href="\1">\g<0></a>', html))
 
 
 def settings_tables(marker: re.Match) -> str:

@@ -90,5 +90,5 @@ def test_what_a_model_that_looks_at_one_patch_loses():
 def test_without_scikit_learn(monkeypatch):
     check_scikit_learn()
     monkeypatch.setitem(sys.modules, "sklearn", None)
-    with pytest.raises(ValueError, match=r"scikit-learn must be installed .*: pip install layerlock_hf\[analysis\]"):
+    with pytest.raises(ValueError, match=r'scikit-learn must be installed .*: pip install "layerlock_hf\[analysis\]"'):
         check_scikit_learn()

@@ -27,7 +27,7 @@ def looking(subject) -> Looking:
 @pytest.fixture
 def served(finished, readouts, tmp_path):
     """The address of the page of a run, served by `layerlock app`."""
-    pytest.importorskip("gradio", reason="the page is served by it: pip install layerlock_hf[app]")
+    pytest.importorskip("gradio", reason='the page is served by it: pip install "layerlock_hf[app]"')
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -82,13 +82,13 @@ def test_why_there_is_no_reconstruction(looking):
 
 def test_without_gradio_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
-    with pytest.raises(ImportError, match=r"^gradio must be installed .*: pip install layerlock_hf\[app\]$"):
+    with pytest.raises(ImportError, match=r'^gradio must be installed .*: pip install "layerlock_hf\[app\]"$'):
         load_gradio()
 
 
 @pytest.mark.slow
 def test_a_port_that_is_taken_is_told(finished):
-    pytest.importorskip("gradio", reason="the page is served by it: pip install layerlock_hf[app]")
+    pytest.importorskip("gradio", reason='the page is served by it: pip install "layerlock_hf[app]"')
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

@@ -13,7 +13,7 @@ from layerlock_hf.app import find_kept, write_space
 
 @pytest.mark.slow
 def test_a_space_runs_without_the_run(finished, readouts, tmp_path):
-    gradio = pytest.importorskip("gradio", reason="the page is served by it: pip install layerlock_hf[app]")
+    gradio = pytest.importorskip("gradio", reason='the page is served by it: pip install "layerlock_hf[app]"')
     run = Path(shutil.copytree(finished, tmp_path / "run"))
     space = write_space(tmp_path / "space", find_kept(run), 'A "page"', **readouts, max_mb=7)
     shutil.rmtree(run)
@@ -34,7 +34,7 @@ def test_a_space_runs_without_the_run(finished, readouts, tmp_path):
 
 
 def test_a_folder_that_holds_something_is_left_alone(finished, tmp_path):
-    pytest.importorskip("gradio", reason="the page is served by it: pip install layerlock_hf[app]")
+    pytest.importorskip("gradio", reason='the page is served by it: pip install "layerlock_hf[app]"')
     (tmp_path / "mine.txt").touch()
     with pytest.raises(ValueError, match="^output_dir must be an empty folder or none, got"):
         write_space(tmp_path, find_kept(finished), "A page")

@@ -99,5 +99,5 @@ def test_results_of_different_encoders_are_kept_apart(encoder_class, folder, tmp
 def test_what_to_install_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "mteb.models", None)
     monkeypatch.delitem(sys.modules, "layerlock_hf.evaluation.mveb", raising=False)
-    with pytest.raises(ImportError, match=r"mteb must be installed .* pip install layerlock_hf\[mteb\]"):
+    with pytest.raises(ImportError, match=r'mteb must be installed .* pip install "layerlock_hf\[mteb\]"'):
         import layerlock_hf.evaluation.mveb  # noqa: F401

@@ -128,7 +128,7 @@ def test_how_far_outputs_are_from_each_other():
 
 def test_a_package_that_is_missing_is_named(monkeypatch):
     monkeypatch.setattr(graphs.importlib.util, "find_spec", lambda name: None if name == "onnxscript" else name)
-    with pytest.raises(ValueError, match=r"onnxscript must be installed .* pip install layerlock_hf\[onnx\]"):
+    with pytest.raises(ValueError, match=r'onnxscript must be installed .* pip install "layerlock_hf\[onnx\]"'):
         ONNX.check_packages()
 
 

@@ -19,7 +19,7 @@ from layerlock_hf.training import (
 
 
 PATHS = [path for path in recipe_paths().values() if path.parent.name != "readouts"]
-PAPERS = [path for path in PATHS if not path.stem.startswith("demo")]
+PAPERS = [path for path in PATHS if not path.stem.startswith(("demo", "small"))]
 STAGE_FIELDS = {field.name for field in dataclasses.fields(StageArguments)}
 TRAINING_FIELDS = {field.name for field in dataclasses.fields(LayerLockTrainingArguments)}
 MASK_FIELDS = {field.name for field in dataclasses.fields(MaskArguments)}
@@ -251,7 +251,7 @@ def read(path):
     model = {name: value for name, value in settings.items() if name in architecture_fields()}
     config = LayerLockViTConfig.from_preset(settings["preset"], **model)
     arguments = StageArguments(**{name: value for name, value in settings.items() if name in STAGE_FIELDS})
-    return settings, config, arguments.build(config)
+    return settings, config, arguments.build(config, max_steps=settings["max_steps"])
 
 
 def find(name):
@@ -272,8 +272,9 @@ def test_recipe_is_understood(path):
         assert isinstance(settings[name], int | float), name  # YAML reads 3e-4 as a string
     assert {depth for s in stages for depth in s.read_depths} == set(config.decoder_depths)
     assert all(s.start < settings["max_steps"] for s in stages)
-    if settings.get("freeze_start") is not None:
-        assert [s.start for s in stages][:2] == [0, settings["freeze_start"]]
+    start = settings.get("freeze_start")
+    if start is not None:
+        assert [s.start for s in stages][:2] == [0, start if start >= 1 else start * settings["max_steps"]]
 
 
 @pytest.mark.parametrize("name", FREEZINGS)
@@ -372,6 +373,21 @@ def test_demonstrations_take_as_many_steps():
     assert steps.pop("demo-salt-teacher") + steps.pop("demo-salt") == 1200
     assert steps.pop("demo-fig1") == 420  # for a baseline and 24 branches
     assert set(steps.values()) == {1200} and len(steps) == 11
+
+
+def test_small_recipes_differ_in_the_freezing_alone():
+    mae, layerlock = load_recipe("small-mae"), load_recipe("small-layerlock")
+    freezing = {"latent_patch_fraction", "freeze_start", "freeze_interval", "layers_per_freeze", "num_freezes"}
+    assert set(layerlock) - set(mae) == freezing | {"switch_warmup_steps", "save_stages"}
+    assert {name: layerlock[name] for name in mae} == mae
+
+
+def test_small_recipes_are_made_shorter_by_max_steps_alone():
+    arguments = StageArguments(**{k: v for k, v in load_recipe("small-layerlock").items() if k in STAGE_FIELDS})
+    config = read(find("small-layerlock"))[1]
+    starts = [stage.start for stage in arguments.build(config, max_steps=1000)]
+    assert starts == [0, *range(500, 900, 50)]
+    assert config.num_hidden_layers - config.num_decoder_layers == 8  # all before those that decode
 
 
 def test_mini_warmups_of_table_6():

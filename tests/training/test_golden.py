@@ -98,12 +98,16 @@ def shrink(path):
     share = NUM_STEPS / settings["max_steps"]
     model = {name: value for name, value in settings.items() if name in architecture_fields()}
     config = LayerLockViTConfig.from_preset(settings["preset"], **{**model, **SIZES})
-    stages = compress(StageArguments(**fields_of(StageArguments, settings)).build(config), share)
+    whole = StageArguments(**fields_of(StageArguments, settings)).build(config, max_steps=settings["max_steps"])
+    stages = compress(whole, share)
     training = {name: value for name, value in settings.items() if name in TRAINING_FIELDS} | RUN
     training["learning_rate"] = min(settings["learning_rate"], MAX_RATE)
     training["warmup_steps"] = round(settings["warmup_steps"] * share)
-    training["switch_warmup_steps"] = min(1, settings.get("switch_warmup_steps", 1))
-    return config, stages, MaskArguments(**fields_of(MaskArguments, settings)), training
+    training["switch_warmup_steps"] = min(1, math.ceil(settings.get("switch_warmup_steps", 1)))
+    masks = MaskArguments(**fields_of(MaskArguments, settings))
+    if masks.mask_past is not None:
+        masks.mask_past = 1  # of the two time steps that are left
+    return config, stages, masks, training
 
 
 def run(path, output_dir):
