@@ -11,7 +11,8 @@ from PIL import Image
 
 import layerlock_hf
 from layerlock_hf.embedding import sheet
-from layerlock_hf.embedding.search import Found, Hit, find_nearest, nearest_by_numpy, unit_means
+from layerlock_hf.embedding.nearest import find_nearest, nearest_by_numpy, unit_means
+from layerlock_hf.embedding.search import Found, Hit
 
 
 SETTINGS = {"window": "8f", "depths": [3, 6], "windows_per_shard": 4, "batch_size": 2}
@@ -88,8 +89,15 @@ def test_refusals(out, videos, save_model, tmp_path):
         layerlock_hf.search(out, str(videos / "text.mp4"))
     with pytest.raises(ValueError, match="holds no vectors: give the OUT of `layerlock embed`"):
         layerlock_hf.search(tmp_path, query)
-    with pytest.raises(ValueError, match="have changed since the vectors were made"):
-        layerlock_hf.search(out, query, model=save_model(tmp_path / "other", seed=1))
+    other = save_model(tmp_path / "other", seed=1)
+    with pytest.raises(
+        ValueError, match=f"got {other}, whose weights or configuration differ: give a copy of the one"
+    ):
+        layerlock_hf.search(out, query, model=other)
+    layerlock_hf.embed(query, tmp_path / "changed", other)
+    save_model(tmp_path / "other", seed=2)
+    with pytest.raises(ValueError, match=f"the weights or the configuration of {other} have changed: give a copy"):
+        layerlock_hf.search(tmp_path / "changed", query)
 
 
 def test_nearest_by_hand():
