@@ -89,6 +89,8 @@ def parse(words: list[str], monkeypatch):
     elif program == "accelerate":
         assert arguments[0] == "launch"
         given = launch_command_parser().parse_args(arguments[1:])
+        if given.training_script == "layerlock_hf":
+            return parse(["layerlock", *given.training_script_args], monkeypatch)
         assert given.training_script in ("scripts/pretrain.py", "layerlock_hf.cli.pretrain")
         return parse_pretraining([*given.training_script_args, "--train_data", "v", "--output_dir", "out", *HERE])
     elif program == "torchrun":

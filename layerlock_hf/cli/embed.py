@@ -7,17 +7,17 @@ the folder or Hub id of an encoder: ours, or any ViT of Transformers for video, 
 one by one.
 
 OUT/data/*.parquet has a row for every vector: video, window, step, start_seconds, end_seconds, first_frame, num_frames
-and depth_K, the vector after K layers. OUT/manifest.json says what made them, and comes when all is done.
-OUT/bad_videos.jsonl lists the videos that cannot be read, or only in part, and why.
+and depth_K, the vector after K layers; with --format safetensors these are tensors. OUT/manifest.json says what made
+them, and comes when all is done. OUT/bad_videos.jsonl lists the videos that cannot be read, or only in part, and why.
 
-If it is killed, the same command continues where it stopped, and ends with the same bytes. On several GPUs or
-machines, give each its own --rank out of --world_size and the same OUT, or start it with torchrun or in a SLURM array,
-which set both. Ranks do not communicate. Exits with status 1 if no video at all can be read.
+If it is stopped or killed, the same command continues where it was, and ends with the same bytes. It makes files anew
+that are missing, or whose size has changed; --verify compares every byte. On several GPUs or machines, give each its
+own --rank out of --world_size and the same OUT, or start it with torchrun, accelerate launch or SLURM, which set both.
+Ranks do not communicate. Exits with status 1 if no video at all can be read.
 """
 
 import argparse
 import os
-import signal
 import sys
 from dataclasses import asdict
 
@@ -25,17 +25,19 @@ import torch
 from transformers.utils import logging
 
 from ..embedding import EmbedArguments, embed
+from ..embedding.records import describe_progress
 from ..utils.cores import count_cores
 from . import programs
 from .predict import device
-from .shares import parse_share, parser_of, slurm_array
+from .run_errors import run_errors_told
+from .shares import GO_ON, goes_on_later, parse_share, parser_of, slurm_share
 
 
 def share() -> tuple[int, int]:
-    """Rank and world size as torchrun and accelerate tell them, else of a SLURM array."""
+    """Rank and world size as torchrun and accelerate tell them, else SLURM."""
     if "RANK" in os.environ:
         return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    return slurm_array()
+    return slurm_share()
 
 
 def default_device() -> torch.device:
@@ -57,20 +59,22 @@ def parse(arguments: list[str]) -> tuple[EmbedArguments, argparse.Namespace]:
         help="Processes that decode while the encoder runs (0: the main process).",
     )
     parser.add_argument("--device", type=device, default=default_device(), help="Device, as PyTorch names it.")
-    return parse_share(parser, arguments, share(), "do", "torchrun or a SLURM array")
+    parser.add_argument(
+        "--verify", action="store_true", help="Compare every byte of files that are there, and make damaged ones anew."
+    )
+    return parse_share(parser, arguments, share(), "do", "torchrun, accelerate or SLURM")
 
 
 def main(arguments: list[str]) -> int:
     with programs.errors_told():
         settings, where = parse(arguments)
     logging.disable_progress_bar()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    try:
-        with programs.errors_told():
-            done = embed(**vars(where), **asdict(settings))
-    except KeyboardInterrupt:
-        print("interrupted: the same command continues the work", file=sys.stderr)
-        return 128 + signal.SIGINT
+    with (
+        programs.errors_told(),
+        run_errors_told("num_workers", f"; {GO_ON}"),
+        goes_on_later(where.out, lambda: describe_progress(where.out, where.rank, where.world_size)),
+    ):
+        done = embed(**vars(where), **asdict(settings))
     counts = done["counts"]
     print(
         f"{counts['rows']} vectors of {counts['windows']} windows of {counts['videos']} videos are in {where.out}: "

@@ -7,22 +7,20 @@ manifest per rank with the place and the facts of every packed video, one report
 and at the end `report.md` and `report.png`. If it is killed, the same command continues where it stopped.
 
 On several machines, give each its own --rank out of --world_size and the same OUT, which they share. They do not
-communicate. In a SLURM array (`sbatch --array=0-31`) both are taken from SLURM_ARRAY_TASK_ID, _MIN and _COUNT.
+communicate. SLURM sets both: the tasks of an array (`sbatch --array=0-31`) and those of `srun` count.
 
 Exits with status 1 if no video at all is packed; other settings or VIDEOS may then be tried with the same OUT.
 """
 
 import argparse
 import concurrent.futures.process
-import signal
 import sys
 
 from ..data.preparing import PrepareArguments, missing_ranks, prepare, read_report
-from ..data.preparing.examining import DISK_FULL
 from ..data.preparing.report import reason_rows, write_report
 from ..utils.cores import count_cores
 from . import programs
-from .shares import parse_share, parser_of, slurm_array
+from .shares import GO_ON, goes_on_later, parse_share, parser_of, slurm_share
 
 
 def parse(arguments: list[str]) -> tuple[PrepareArguments, argparse.Namespace]:
@@ -35,7 +33,7 @@ def parse(arguments: list[str]) -> tuple[PrepareArguments, argparse.Namespace]:
         default=count_cores(),
         help="Number of processes (default: one per available core).",
     )
-    return parse_share(parser, arguments, slurm_array(), "prepare", "a SLURM array")
+    return parse_share(parser, arguments, slurm_share(), "prepare", "SLURM")
 
 
 def run(settings: PrepareArguments, where: argparse.Namespace):
@@ -65,23 +63,14 @@ def run(settings: PrepareArguments, where: argparse.Namespace):
 def main(arguments: list[str]):
     try:
         settings, where = parse(arguments)
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-        run(settings, where)
+        with goes_on_later(where.output):
+            run(settings, where)
     except ValueError as error:
         raise SystemExit(f"error: {error}") from error
-    except KeyboardInterrupt:
-        print("interrupted: the same command continues the work", file=sys.stderr)
-        raise SystemExit(128 + signal.SIGINT) from None
     except concurrent.futures.process.BrokenProcessPool as error:
-        raise SystemExit(
-            "error: a process was killed, perhaps because memory ran out: the same command continues the work"
-        ) from error
+        raise SystemExit(f"error: a process was killed, perhaps because memory ran out: {GO_ON}") from error
     except OSError as error:
         reason = error.strerror or error
-        if error.errno in DISK_FULL:
-            raise SystemExit(
-                f"error: {reason}: {where.output}: free some space, and the same command continues the work"
-            ) from error
         raise SystemExit(
             f"error: {reason}: {error.filename or where.output}: VIDEOS must be readable, and OUT writable"
         ) from error

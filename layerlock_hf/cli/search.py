@@ -1,6 +1,6 @@
 """Find the windows of embedded videos that are most like a clip.
 
-layerlock search OUT --query CLIP [--top 10] [--output_dir DIR]
+layerlock search OUT --query CLIP [--top 10] [--one_per_video] [--output_dir DIR]
 
 OUT is a folder that `layerlock embed` wrote, or is writing. The clip is embedded by the same model with the same
 settings, and every window of OUT compared with the window of the clip that it is most like, by cosine similarity.
@@ -9,12 +9,14 @@ DIR receives search.png, a sheet of the windows, and search.html, the same as a 
 
 import argparse
 import json
+import math
 import sys
 from dataclasses import asdict
 
 from transformers.utils import logging
 
 from ..embedding import search
+from ..embedding.search import Found
 from ..embedding.sheet import time_of, write_sheets
 from ..utils.outputs import check_output, print_table
 from . import programs
@@ -29,6 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("out", metavar="OUT", type=programs.folder, help="Folder that `layerlock embed` wrote.")
     parser.add_argument("--query", required=True, metavar="CLIP", help="Video to look for.")
     parser.add_argument("--top", type=programs.whole(1), default=10, help="Windows to find (default 10).")
+    parser.add_argument("--one_per_video", action="store_true", help="Find of every video the best window alone.")
     parser.add_argument(
         "--query_window",
         type=float,
@@ -47,18 +50,29 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def as_json(found: Found) -> dict:
+    """As JSON has it, which knows no NaN: a time that is unknown is null."""
+
+    def object_of(fields: list[tuple[str, object]]) -> dict:
+        return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in fields}
+
+    return asdict(found, dict_factory=object_of)
+
+
 def main(arguments: list[str]):
     args = build_parser().parse_args(arguments)
     logging.disable_progress_bar()
     with programs.errors_told():
         if args.output_dir is not None:
             check_output(args.output_dir, ())
-        found = search(args.out, args.query, args.top, args.query_window, args.depth, args.model, args.device)
+        found = search(
+            args.out, args.query, args.top, args.query_window, args.depth, args.model, args.device, args.one_per_video
+        )
         sheets = [] if args.output_dir is None else write_sheets(found, args.output_dir)
     if found.note:
         print(f"incomplete: {found.note}", file=sys.stderr)
     if args.json:
-        return print(json.dumps(asdict(found), indent=1, ensure_ascii=False))
+        return print(json.dumps(as_json(found), indent=1, ensure_ascii=False, allow_nan=False))
     rows = [
         {"rank": rank, "score": hit.score, "time": time_of(hit), "video": hit.video}
         for rank, hit in enumerate(found.hits, start=1)

@@ -1,19 +1,64 @@
 """Programs that many processes share without talking to each other: each does its rank's share of the videos."""
 
 import argparse
+import contextlib
 import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from transformers import HfArgumentParser
 
+from ..data.preparing.examining import DISK_FULL
 from . import programs
 
 
-def slurm_array() -> tuple[int, int]:
-    """Rank and world size of this task of a SLURM array: 0 and 1 outside one."""
-    if "SLURM_ARRAY_TASK_ID" not in os.environ:
-        return 0, 1
-    first = int(os.environ.get("SLURM_ARRAY_TASK_MIN", 0))
-    return int(os.environ["SLURM_ARRAY_TASK_ID"]) - first, int(os.environ["SLURM_ARRAY_TASK_COUNT"])
+GO_ON = "run the same command to go on"
+
+
+def slurm_share() -> tuple[int, int]:
+    """Rank and world size of this process among the tasks of a SLURM array, and those that srun starts in each of
+    them: 0 and 1 outside of SLURM."""
+    environment = os.environ
+    rank, world_size = 0, 1
+    if "SLURM_ARRAY_TASK_ID" in environment:
+        rank = int(environment["SLURM_ARRAY_TASK_ID"]) - int(environment.get("SLURM_ARRAY_TASK_MIN", 0))
+        world_size = int(environment["SLURM_ARRAY_TASK_COUNT"])
+    # Of srun alone: sbatch sets SLURM_NTASKS and SLURM_PROCID for its script, too, which is one process
+    num_tasks = int(environment.get("SLURM_STEP_NUM_TASKS", 1))
+    if num_tasks > 1:
+        rank, world_size = rank * num_tasks + int(environment["SLURM_PROCID"]), world_size * num_tasks
+    return rank, world_size
+
+
+class Stopped(SystemExit):
+    """What Ctrl-C and SIGTERM raise in a program that can go on later; its code is the exit status."""
+
+
+@contextlib.contextmanager
+def goes_on_later(out: Path, progress: Callable[[], str] | None = None) -> Iterator[None]:
+    """End a program whose work is kept with one line where it is stopped, or the disk is full.
+
+    Args:
+        out: the folder that it writes to.
+        progress: says what is there.
+    """
+
+    def stop(number: int, _):
+        raise Stopped(128 + number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+    try:
+        yield
+    except Stopped:
+        print(f"stopped: {f'{progress()}; ' if progress else ''}{GO_ON}", file=sys.stderr)
+        raise
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        raise SystemExit(f"error: {error.strerror or error}: {out}: free some space, and {GO_ON}") from error
 
 
 def parser_of(settings: type, description: str) -> HfArgumentParser:

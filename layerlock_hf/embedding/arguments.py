@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from ..data import DECODE_TIMEOUT
 from ..utils.bounds import check_bounds
 from .encoding import POOLS
+from .shards import FORMATS
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,10 @@ class EmbedArguments:
             "would take more than 256 MiB."
         },
     )
+    format: str = field(
+        default="parquet",
+        metadata={"help": "Of the files: parquet, which datasets reads, or safetensors.", "choices": list(FORMATS)},
+    )
     decode_timeout: float = field(
         default=DECODE_TIMEOUT, metadata={"help": "Seconds before giving up on a video that hangs."}
     )
@@ -67,5 +72,6 @@ class EmbedArguments:
         for name in ("num_frames", "image_size", "batch_size", "videos_at_once", "windows_per_shard"):
             check_bounds(self, {name: (1, most)})
         check_bounds(self, {"decode_timeout": (0.1, 1e6), "frame_rate": (1e-3, 1000)})
-        if self.pool not in POOLS:
-            raise ValueError(f"pool must be one of {', '.join(POOLS)}, got {self.pool!r}")
+        for name, choices in (("pool", POOLS), ("format", FORMATS)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")

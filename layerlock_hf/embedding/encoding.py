@@ -89,10 +89,20 @@ class WindowEncoder:
 
     @torch.inference_mode()
     def __call__(self, clips: torch.Tensor) -> list[np.ndarray]:
-        """uint8 (B, T, 3, S, S) -> of every depth float32 (B, steps, values)"""
+        """uint8 (B, T, 3, S, S) -> of every depth float32 (B, steps, values)
+
+        Raises:
+            ValueError: if there are NaNs or infinities among them.
+        """
         device = self.encoder.device
         video = clips.to(device, non_blocking=True).float() / 255
         with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
             taps = self.encoder.tap(video, self.depths)
         pooled = (POOLS[self.pool](tokens.float().unflatten(1, self.grid_size)) for tokens in taps)
-        return [vectors.flatten(2).cpu().numpy() for vectors in pooled]
+        vectors = [vectors.flatten(2).cpu().numpy() for vectors in pooled]
+        if not all(np.isfinite(values).all() for values in vectors):
+            raise ValueError(
+                "model must give finite vectors, got NaN or infinity: take a checkpoint from before it diverged"
+                + (", or leave bf16 out" if self.bf16 else "")
+            )
+        return vectors

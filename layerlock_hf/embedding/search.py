@@ -3,25 +3,23 @@
 n windows, q of the query, D width.
 """
 
-import functools
-import heapq
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 
 from ..data import DECODE_TIMEOUT, DecodingError
+from .nearest import find_nearest, unit_means
+from .records import read_manifest
 from .setup import Setup, set_up_again
-from .writing import SPAN, column_of, read_manifest
+from .shards import SPAN, column_of, read_pieces
 
 
 CHUNK = 64 * 2**20  # bytes of vectors that lie in memory at once
 BATCH = 8  # windows of the query per pass through the encoder
-ABOUT = ("video", "window", *SPAN)
 
 
 @dataclass(frozen=True)
@@ -30,7 +28,8 @@ class Hit:
 
     Attributes:
         score: cosine similarity to the window of the query that it is most like.
-        video, window, start_seconds, end_seconds, first_frame, num_frames: as in the shards.
+        video, window, start_seconds, end_seconds, first_frame, num_frames: as in the shards; times that are unknown,
+            as of folders of pictures, are NaN.
     """
 
     score: float
@@ -49,7 +48,7 @@ class Found:
     Attributes:
         query: the windows of the clip that were looked for, as hits of score 1.
         hits: the nearest windows, best first.
-        num_searched: windows that were looked at.
+        num_searched: windows that were compared.
         depth: at which vectors were compared.
         note: what of the videos could not be searched, None if nothing.
     """
@@ -69,6 +68,7 @@ def search(
     depth: int | None = None,
     model: str | None = None,
     device: str | torch.device = "cpu",
+    one_per_video: bool = False,
 ) -> Found:
     """Find the windows of embedded videos that are most like any window of a clip.
 
@@ -80,9 +80,11 @@ def search(
         depth: whose vectors are compared; by default the last that there is.
         model: what made the vectors, if it is no longer where it was.
         device: of the encoder.
+        one_per_video: find of every video the best window alone.
 
     Raises:
-        ValueError: if the folder holds no vectors, the model is gone or has changed, or the query cannot be read.
+        ValueError: if the folder holds no vectors, or what is damaged, the model is gone or has changed, or the query
+            cannot be read.
     """
     out = Path(out).expanduser()
     manifest = read_manifest(out)
@@ -95,21 +97,33 @@ def search(
     there = [shard for shard in manifest["shards"] if (out / shard["file"]).is_file()]
     if not there:
         raise ValueError(f"{out} holds no shards of vectors: let `layerlock embed` go on, or give another folder")
-    setup = set_up_again(model or manifest["model"]["name"], manifest["settings"], depth, device)
+    setup = set_up_again(manifest, model, depth, device)
     windows, vectors = read_query(setup, query, query_window)
     hits, num_searched = [], 0
     for shard in there:
-        found, num_windows = nearest_in(out / shard["file"], vectors, manifest, depth, top)
-        hits = heapq.nsmallest(top, [*hits, *found], key=lambda hit: (-hit.score, hit.video, hit.window))
+        found, num_windows = nearest_in(out / shard["file"], vectors, manifest, depth, top, one_per_video)
+        hits = best_of([*hits, *found], top, one_per_video)
         num_searched += num_windows
     return Found(windows, hits, num_searched, depth, note_of_missing(manifest, len(there)))
+
+
+def best_of(hits: Iterable[Hit], top: int, one_per_video: bool) -> list[Hit]:
+    """The best hits, best first."""
+    hits = sorted(hits, key=lambda hit: (-hit.score, hit.video, hit.window))
+    if one_per_video:
+        firsts = {}
+        for hit in hits:
+            firsts.setdefault(hit.video, hit)
+        hits = list(firsts.values())
+    return hits[:top]
 
 
 def note_of_missing(manifest: dict, num_there: int) -> str | None:
     """What of the videos is not in the shards that are there."""
     missing, notes = len(manifest["shards"]) - num_there, []
     if missing:
-        notes.append(f"{missing} of {len(manifest['shards'])} shards are missing: bring them back")
+        advice = "the same `layerlock embed` command makes them anew"
+        notes.append(f"{missing} of {len(manifest['shards'])} shards are missing: {advice}")
     if not manifest["is_complete"]:
         notes.append(
             f"not all videos are embedded yet ({manifest['counts']['videos']} are): let `layerlock embed` go on"
@@ -152,68 +166,35 @@ def read_query(setup: Setup, query: str, at: float | None = None) -> tuple[list[
     return windows, np.concatenate(vectors)
 
 
-def unit_means(vectors: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """The mean over steps of time and places, of length 1: (n, ..., D) -> (n, D). `shape` is (steps, ..., D)."""
-    means = vectors.reshape(-1, math.prod(shape[:-1]), shape[-1]).mean(axis=1, dtype=np.float32)
-    return means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), np.finfo(np.float32).tiny)
-
-
-def nearest_in(path: Path, queries: np.ndarray, manifest: dict, depth: int, top: int) -> tuple[list[Hit], int]:
+def nearest_in(
+    path: Path, queries: np.ndarray, manifest: dict, depth: int, top: int, one_per_video: bool
+) -> tuple[list[Hit], int]:
     """The best windows of a shard, and how many it has.
 
     Raises:
-        ValueError: if it cannot be read.
+        ValueError: if it is missing or damaged.
     """
-    steps, column = manifest["steps"], column_of(depth)
+    steps, column, kind = manifest["steps"], column_of(depth), manifest["settings"]["format"]
     shape = (steps, *manifest["columns"][column])
     nearest, hits, num_windows = find_nearest(), [], 0
-    for rows in _chunks(path, [*ABOUT, column], steps, math.prod(shape) * 4):
-        vectors = unit_means(rows.column(column).flatten().to_numpy(), shape)
+    size = steps * max(1, CHUNK // (math.prod(shape) * 4))  # rows of whole windows
+    for rows in read_pieces(path, kind, ("video", "window", *SPAN, column), size):
+        vectors = unit_means(rows[column], shape)
         num_windows += len(vectors)
-        scores, found = nearest(queries, vectors, min(top, len(vectors)))
-        for score, index in zip(scores.tolist(), found.tolist(), strict=True):
-            first, last = (
-                {name: rows.column(name)[row].as_py() for name in ABOUT}
-                for row in (index * steps, index * steps + steps - 1)
-            )
-            end = last["first_frame"] + last["num_frames"]
-            whole = {"end_seconds": last["end_seconds"], "num_frames": end - first["first_frame"]}
-            hits.append(Hit(score=score, **(first | whole)))
+        count = len(vectors) if one_per_video else min(top, len(vectors))
+        scores, found = nearest(queries, vectors, count)
+        if one_per_video:
+            _, firsts = np.unique(np.array(rows["video"])[found * steps], return_index=True)
+            firsts = np.sort(firsts)[:top]
+            scores, found = scores[firsts], found[firsts]
+        hits += [_hit(rows, index * steps, steps, score) for score, index in zip(scores.tolist(), found, strict=True)]
     return hits, num_windows
 
 
-def _chunks(path: Path, columns: list[str], steps: int, window_bytes: int) -> Iterator:
-    """Record batches of whole windows."""
-    size = steps * max(1, CHUNK // window_bytes)
-    try:
-        with pq.ParquetFile(path) as file:
-            yield from file.iter_batches(size, columns=columns)
-    except (OSError, ValueError) as error:  # PyArrow's are these
-        raise ValueError(f"{path} cannot be read: {error}: embed the videos anew") from error
-
-
-@functools.cache
-def find_nearest() -> Callable[[np.ndarray, np.ndarray, int], tuple[np.ndarray, np.ndarray]]:
-    """A function from queries (q, D), vectors (n, D) and a number to the scores and indices of so many vectors whose
-    product with any query is largest: by faiss where it is installed, which takes less time, else by NumPy."""
-    try:
-        import faiss
-    except ImportError:
-        return nearest_by_numpy
-
-    def nearest_by_faiss(queries: np.ndarray, vectors: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-        scores, indices = faiss.knn(queries, vectors, count, metric=faiss.METRIC_INNER_PRODUCT)
-        best = np.full(len(vectors), -np.inf, np.float32)
-        np.maximum.at(best, indices.ravel(), scores.ravel())
-        return _largest(best, count)
-
-    return nearest_by_faiss
-
-
-def nearest_by_numpy(queries: np.ndarray, vectors: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    return _largest((vectors @ queries.T).max(axis=1), count)
-
-
-def _largest(scores: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    indices = np.argpartition(-scores, count - 1)[:count]
-    return scores[indices], indices
+def _hit(rows: dict, start: int, steps: int, score: float) -> Hit:
+    """The window whose rows begin there."""
+    end = start + steps - 1
+    first, last = ({name: rows[name][row].item() for name in ("window", *SPAN)} for row in (start, end))
+    num_frames = last["first_frame"] + last["num_frames"] - first["first_frame"]
+    whole = first | {"end_seconds": last["end_seconds"], "num_frames": num_frames}
+    return Hit(score=score, video=rows["video"][start], **whole)

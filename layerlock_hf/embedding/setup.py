@@ -1,6 +1,7 @@
 """What windows are read with: an encoder, a plan, and the settings by which the same is had again."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -10,6 +11,7 @@ from ..evaluation.feature_sources import fingerprint
 from .arguments import EmbedArguments
 from .encoding import WindowEncoder, find_depths, transform_for
 from .reading import WindowReader
+from .records import check_same_model
 from .windows import Plan, make_plan
 
 
@@ -66,21 +68,31 @@ def set_up(model: str, arguments: EmbedArguments, device: str | torch.device) ->
     return Setup(settings, reads, plan, transform, getattr(config, "_commit_hash", None))
 
 
-def set_up_again(model: str, settings: dict, depth: int, device: str | torch.device) -> Setup:
+def set_up_again(made: dict, model: str | None, depth: int, device: str | torch.device) -> Setup:
     """As it was, but for a single depth.
 
+    Args:
+        made: the manifest.
+        model: what made the vectors, where it is no longer where it was.
+        depth: the one.
+        device: of the encoder.
+
     Raises:
-        ValueError: if the model cannot be loaded, or is another one now.
+        ValueError: if the model cannot be loaded, or is not the one that made the vectors.
     """
     names = ("window", "stride", "frame_rate", "pool", "num_frames", "image_size", "bf16")
+    settings, name = made["settings"], model or made["model"]["name"]
     arguments = EmbedArguments(depths=[depth], **{name: settings[name] for name in names})
-    setup = set_up(model, arguments, device)
-    if setup.settings["model"] != settings["model"]:
-        raise ValueError(
-            f"the weights or the configuration of {model} have changed since the vectors were made: give the model "
-            "that made them (--model), or embed the videos anew"
-        )
+    setup = set_up(name, arguments, device)
+    advice = "give a copy of the one that made them as --model, or embed the videos anew"
+    check_same_model(made, name_of_model(name), setup.settings["model"], advice)
     transform = ClipTransform(
         settings["image_size"], settings["resize_factor"], ignores_aspect=settings["ignores_aspect"]
     )
     return Setup(setup.settings, setup.encoder, setup.plan, transform, setup.revision)
+
+
+def name_of_model(model: str) -> str:
+    """By which it is found from any folder."""
+    path = Path(model).expanduser()
+    return str(path.resolve()) if path.is_dir() else str(model)

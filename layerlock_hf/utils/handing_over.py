@@ -1,10 +1,13 @@
 """How batches come from data workers to the process that trains."""
 
+import functools
 from collections.abc import Callable
 
 import torch
 from torch.utils.data import DataLoader, get_worker_info
 from transformers.utils import logging
+
+from .processes import init_worker, shielded
 
 
 logger = logging.get_logger(__name__)
@@ -50,7 +53,7 @@ class Copied:
 
 
 class Loader(DataLoader):
-    """A `DataLoader` whose batches arrive in any case.
+    """A `DataLoader` whose batches arrive in any case, and whose workers leave Ctrl-C and SIGTERM to their parent.
 
     Args:
         collate_fn: makes a batch of samples.
@@ -59,6 +62,9 @@ class Loader(DataLoader):
 
     def __init__(self, dataset, collate_fn: Callable, **options):
         super().__init__(dataset, collate_fn=HandOver(collate_fn), **options)
+        self.worker_init_fn = functools.partial(init_worker, self.worker_init_fn)
+        if self.num_workers:
+            self.multiprocessing_context = shielded(self.multiprocessing_context)
 
     def __iter__(self):
         return map(received, super().__iter__())

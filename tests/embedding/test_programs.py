@@ -36,6 +36,9 @@ def test_embed_and_search(videos, model, tmp_path, capsys):
     search.main([str(out), "--query", query, "--top", "2", "--json", "--device", "cpu"])
     found = json.loads(capsys.readouterr().out)
     assert found["hits"][0]["video"] == query and found["depth"] == 4
+    search.main([str(out), "--query", query, "--one_per_video", "--json", "--device", "cpu"])
+    names = [hit["video"] for hit in json.loads(capsys.readouterr().out)["hits"]]
+    assert names[0] == query and len(set(names)) == len(names) == 8
 
     with pytest.raises(SystemExit, match="error: .*whose window was '8f' and is now '2s': choose another folder"):
         embed.main([str(videos), str(out), "--model", model, "--depths", "3", "0.95", "--num_workers", "0"])
@@ -59,16 +62,23 @@ def test_refusals(videos, tmp_path):
         search.main([str(tmp_path), "--query", str(videos / "v0.mp4")])
 
 
+ARRAY = {"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_MIN": "4", "SLURM_ARRAY_TASK_COUNT": "5"}
+
+
 @pytest.mark.parametrize(
     ("environment", "share"),
     [
         ({}, (0, 1)),
         ({"RANK": "3", "WORLD_SIZE": "8"}, (3, 8)),
-        ({"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_MIN": "4", "SLURM_ARRAY_TASK_COUNT": "5"}, (3, 5)),
+        (ARRAY, (3, 5)),
+        ({"SLURM_PROCID": "2", "SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "4"}, (2, 4)),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "4"}, (0, 1)),  # the script of sbatch, which is one process
+        (ARRAY | {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2"}, (7, 10)),
+        (ARRAY | {"RANK": "3", "WORLD_SIZE": "8"}, (3, 8)),
     ],
 )
 def test_the_share_of_a_launch(environment, share, monkeypatch):
-    for name in ("RANK", "WORLD_SIZE", "SLURM_ARRAY_TASK_ID"):
+    for name in ("RANK", "WORLD_SIZE", "SLURM_ARRAY_TASK_ID", "SLURM_STEP_NUM_TASKS"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)

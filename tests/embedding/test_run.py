@@ -21,7 +21,7 @@ from transformers import ViTConfig, ViTImageProcessor, ViTModel
 import layerlock_hf
 from layerlock_hf.data import read_clip
 from layerlock_hf.data.transforms import center_crop
-from layerlock_hf.embedding import reading, run, writing
+from layerlock_hf.embedding import making, reading, records, writing
 from layerlock_hf.evaluation import load_encoder
 
 
@@ -102,9 +102,7 @@ class Stopped(Exception):
     """What stands for a kill."""
 
 
-@pytest.mark.parametrize(
-    ("owner", "name"), [(writing.pq, "write_table"), (writing, "write_record"), (writing, "merged")]
-)
+@pytest.mark.parametrize(("owner", "name"), [(writing, "write_aside"), (writing, "write_record"), (records, "merged")])
 @pytest.mark.slow
 def test_stopped_anywhere_it_ends_with_the_same_bytes(owner, name, videos, model, tmp_path, monkeypatch):
     """Before a shard, its record or the manifest is written."""
@@ -162,7 +160,7 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes(videos, model, tmp_p
 
 def test_what_is_done_is_not_done_again(videos, model, tmp_path, monkeypatch):
     first = layerlock_hf.embed(str(videos), tmp_path / "out", model, **SMALL)
-    monkeypatch.setattr(run, "Lanes", None)
+    monkeypatch.setattr(making, "Lanes", None)
     assert layerlock_hf.embed(str(videos), tmp_path / "out", model, **SMALL) == first
 
 
@@ -188,7 +186,8 @@ def test_neither_workers_nor_ranks_change_a_vector(videos, model, tmp_path):
         ({"window": "4f"}, "whose window was '8f' and is now '4f'"),
         ({"depths": [3]}, r"whose depths was \[6\] and is now \[3\]"),
         ({"batch_size": 3}, "whose batch_size was 2 and is now 3"),
-        ({"world_size": 2}, "was written with a world_size other than 2: choose another OUT"),
+        ({"format": "safetensors"}, "whose format was 'parquet' and is now 'safetensors'"),
+        ({"world_size": 2}, "world_size must be 1, with which .* was begun, got 2: give that, or choose another OUT"),
     ],
 )
 def test_other_settings_are_refused(setting, told, videos, model, tmp_path):
@@ -199,29 +198,30 @@ def test_other_settings_are_refused(setting, told, videos, model, tmp_path):
 
 def test_other_weights_and_videos_are_refused(videos, model, tmp_path, save_model):
     layerlock_hf.embed(str(videos / "v0.mp4"), tmp_path / "out", model, **SMALL)
-    with pytest.raises(ValueError, match="whose videos was"):
-        layerlock_hf.embed(str(videos / "v1.mp4"), tmp_path / "out", model, **SMALL)
-    with pytest.raises(ValueError, match="whose model was"):
-        layerlock_hf.embed(str(videos / "v0.mp4"), tmp_path / "out", save_model(tmp_path / "other", seed=1), **SMALL)
+    with pytest.raises(ValueError, match=r"the list has changed \(it had 1 videos and has 9; names and sizes count\)"):
+        layerlock_hf.embed(str(videos), tmp_path / "out", model, **SMALL)
+    other = save_model(tmp_path / "other", seed=1)
+    with pytest.raises(ValueError, match=f"model must be {model}, which made the vectors, got {other}, whose weights"):
+        layerlock_hf.embed(str(videos / "v0.mp4"), tmp_path / "out", other, **SMALL)
+    layerlock_hf.embed(str(videos / "v0.mp4"), tmp_path / "changed", other, **SMALL)
+    save_model(tmp_path / "other", seed=2)
+    with pytest.raises(ValueError, match=f"the weights or the configuration of {other} have changed: give that, or"):
+        layerlock_hf.embed(str(videos / "v0.mp4"), tmp_path / "changed", other, **SMALL)
 
 
-def test_a_lost_shard_and_a_second_process_are_told_of(videos, model, tmp_path):
+def test_a_second_process_is_told_of(videos, model, tmp_path):
     out = tmp_path / "out"
-    manifest = layerlock_hf.embed(str(videos / "v0.mp4"), out, model, **SMALL)
-    (out / manifest["shards"][0]["file"]).unlink()
-    with pytest.raises(ValueError, match="OUT has lost data/.*: bring it back, or delete"):
-        layerlock_hf.embed(str(videos / "v0.mp4"), out, model, **SMALL)
+    layerlock_hf.embed(str(videos / "v0.mp4"), out, model, **SMALL)
+    ready, told = os.pipe()
     pid = os.fork()
     if pid == 0:
-        with writing.locked(out / "ranks" / ".00000"):
+        with records.locked(out / "ranks" / ".00000"):
+            os.write(told, b"1")
             signal.pause()
     try:
-        refusal = "another process is at work on rank 0"
-        while True:  # until the child has it
-            with pytest.raises(ValueError, match="another process|has lost") as error:
-                layerlock_hf.embed(str(videos / "v0.mp4"), out, model, **SMALL)
-            if refusal in str(error.value):
-                break
+        os.read(ready, 1)
+        with pytest.raises(ValueError, match="another process is at work on rank 0"):
+            layerlock_hf.embed(str(videos / "v0.mp4"), out, model, **SMALL)
     finally:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)

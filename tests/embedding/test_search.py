@@ -11,7 +11,8 @@ from PIL import Image
 
 import layerlock_hf
 from layerlock_hf.embedding import sheet
-from layerlock_hf.embedding.search import Found, Hit, find_nearest, nearest_by_numpy, unit_means
+from layerlock_hf.embedding.nearest import find_nearest, nearest_by_numpy, unit_means
+from layerlock_hf.embedding.search import Found, Hit
 
 
 SETTINGS = {"window": "8f", "depths": [3, 6], "windows_per_shard": 4, "batch_size": 2}
@@ -88,38 +89,79 @@ def test_refusals(out, videos, save_model, tmp_path):
         layerlock_hf.search(out, str(videos / "text.mp4"))
     with pytest.raises(ValueError, match="holds no vectors: give the OUT of `layerlock embed`"):
         layerlock_hf.search(tmp_path, query)
-    with pytest.raises(ValueError, match="have changed since the vectors were made"):
-        layerlock_hf.search(out, query, model=save_model(tmp_path / "other", seed=1))
+    other = save_model(tmp_path / "other", seed=1)
+    with pytest.raises(
+        ValueError, match=f"got {other}, whose weights or configuration differ: give a copy of the one"
+    ):
+        layerlock_hf.search(out, query, model=other)
+    layerlock_hf.embed(query, tmp_path / "changed", other)
+    save_model(tmp_path / "other", seed=2)
+    with pytest.raises(ValueError, match=f"the weights or the configuration of {other} have changed: give a copy"):
+        layerlock_hf.search(tmp_path / "changed", query)
 
 
-def test_nearest_by_hand():
-    vectors = unit_means(np.float32([[3, 0], [0, 2], [1, 1], [0, 0]]), (1, 2))
-    scores, found = nearest_by_numpy(np.float32([[1, 0], [0, 1]]), vectors, 3)
-    assert sorted(zip(found.tolist(), scores.tolist(), strict=True)) == [
-        (0, 1.0),
-        (1, 1.0),
-        (2, pytest.approx(0.5**0.5)),
-    ]
+def test_one_per_video(out, videos):
+    """Of every video the window that all of them together have first."""
+    query = str(videos / "v4.mp4")
+    everything = layerlock_hf.search(out, query, top=1000)
+    firsts = {}
+    for hit in everything.hits:
+        firsts.setdefault(hit.video, hit)
+    assert len(firsts) == 8 < len(everything.hits)
+    found = layerlock_hf.search(out, query, top=1000, one_per_video=True)
+    assert found.hits == list(firsts.values()) and found.num_searched == everything.num_searched
+    assert found.hits[0].video == query
+    assert layerlock_hf.search(out, query, top=3, one_per_video=True).hits == list(firsts.values())[:3]
 
 
-def test_faiss_finds_the_same():
-    pytest.importorskip("faiss")
+@pytest.fixture(params=["numpy", "faiss"])
+def nearest(request, monkeypatch):
+    """What compares vectors where faiss is missing, and where it is installed."""
+    if request.param == "faiss":
+        pytest.importorskip("faiss")
+    else:
+        monkeypatch.setitem(sys.modules, "faiss", None)
     find_nearest.cache_clear()
-    draw = np.random.default_rng(0)
-    queries, vectors = (unit_means(draw.normal(size=(n, 16)).astype(np.float32), (1, 16)) for n in (5, 300))
-    ours, theirs = (
-        dict(zip(found.tolist(), scores.tolist(), strict=True))
-        for scores, found in (find(queries, vectors, 7) for find in (nearest_by_numpy, find_nearest()))
-    )
-    assert find_nearest() is not nearest_by_numpy
-    assert ours == pytest.approx(theirs, abs=1e-5)
-
-
-def test_without_faiss(monkeypatch):
+    yield find_nearest()
     find_nearest.cache_clear()
+
+
+def test_without_faiss_numpy_compares(monkeypatch):
     monkeypatch.setitem(sys.modules, "faiss", None)
+    find_nearest.cache_clear()
     assert find_nearest() is nearest_by_numpy
     find_nearest.cache_clear()
+
+
+def test_nearest_by_hand(nearest):
+    vectors = unit_means(np.float32([[1, 1], [3, 0], [0, 0], [0, 2]]), (1, 2))
+    scores, found = nearest(np.float32([[1, 0], [0, 1]]), vectors, 3)
+    assert found.tolist() == [1, 3, 0] and scores.tolist() == [1.0, 1.0, pytest.approx(0.5**0.5)]
+
+
+def test_of_equals_the_first_are_found(nearest):
+    vectors = unit_means(np.ones((50, 8), np.float32), (1, 8))
+    vectors[20] = -vectors[20]
+    assert nearest(vectors[:1], vectors, 4)[1].tolist() == [0, 1, 2, 3]
+    scores, found = nearest(vectors[:1], vectors, 50)
+    assert found.tolist() == [*range(20), *range(21, 50), 20] and scores[-1] == pytest.approx(-1)
+
+
+def test_the_nearest_are_those_of_a_sort(nearest):
+    draw = np.random.default_rng(0)
+    queries, vectors = (unit_means(draw.normal(size=(n, 16)).astype(np.float32), (1, 16)) for n in (30, 300))
+    best = np.sort((vectors @ queries.T).max(axis=1))[::-1]
+    for count in (1, 7, 300):
+        scores, found = nearest(queries, vectors, count)
+        assert len(set(found.tolist())) == count
+        np.testing.assert_allclose(scores, best[:count], atol=1e-5)
+
+
+def test_a_search_does_not_depend_on_what_compares(nearest, out, videos):
+    found = layerlock_hf.search(out, str(videos / "v2.mp4"), top=1000)
+    num_windows = json.loads((out / "manifest.json").read_text())["counts"]["windows"]
+    assert len(found.hits) == num_windows and found.hits[0].score == pytest.approx(1, abs=1e-5)
+    assert found.hits[0].video == str(videos / "v2.mp4")
 
 
 class Page(HTMLParser):
