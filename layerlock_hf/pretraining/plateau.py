@@ -57,12 +57,13 @@ def find_plateau(
         check_output(Path(output_dir), [RESULTS, PICTURE])
     record = read_record(run)
     args = unchecked_arguments(record["settings"], record["max_steps"])
-    num_frozen = max((row["num_frozen"] for row in read_json(run / STAGES) or []), default=0)
+    checkpoints = {step_of(path): path for path in run.glob("checkpoint-*") if (path / "config.json").is_file()}
+    reached = max(checkpoints, default=0)  # stages.json has those that were planned for later, too
+    num_frozen = max((row["num_frozen"] for row in read_json(run / STAGES) or [] if row["start"] < reached), default=0)
     if num_frozen:
         logger.warning(
             f"{run} froze {num_frozen} layers, which count as settled from then on: better look at a run of none"
         )
-    checkpoints = {step_of(path): path for path in run.glob("checkpoint-*") if (path / "config.json").is_file()}
     steps = spaced([step for step in checkpoints if step <= args.max_steps], args.max_steps)
     observations = {}
     if len(steps) >= MIN_CHECKPOINTS:

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from layerlock_hf.cli import analyze, cost
-from layerlock_hf.pretraining.plateau import PICTURE, RESULTS
+from layerlock_hf.pretraining.plateau import PICTURE, RESULTS, find_plateau
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +26,16 @@ def test_every_layer_has_a_step_or_a_reason(checkpointed, videos, capsys):
     assert sorted({row["step"] for row in summary["rows"]}) == [4, 6, 8]
     assert summary["rows"][-1]["projected_drift"] == 0  # nothing is left to train
     assert (checkpointed / "plateau" / PICTURE).is_file()
+
+
+@pytest.mark.parametrize(("start", "is_told"), [(4, True), (100, False)])
+def test_layers_that_froze_count_once_they_have(checkpointed, videos, tmp_path, caplog, start, is_told):
+    run = shutil.copytree(checkpointed, tmp_path / "run")
+    stages = json.loads((run / "stages.json").read_text())
+    (run / "stages.json").write_text(json.dumps([*stages, {**stages[-1], "start": start, "num_frozen": 2}]))
+    with caplog.at_level("WARNING"):
+        find_plateau(run, str(videos))
+    assert ("froze 2 layers" in caplog.text) is is_told
 
 
 @pytest.mark.parametrize(
