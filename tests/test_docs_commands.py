@@ -69,7 +69,7 @@ PARSERS = {
     "pretrain": pretrain,
     "readout": parse_readout,
     "cost": plan,
-    "inspect": lambda arguments: inspect.read_settings([*arguments, *HERE]),
+    "inspect": inspect.read_settings,
     "analyze": analyze,
     "embed": embed.parse,
     "prepare": prepare.parse,

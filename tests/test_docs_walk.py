@@ -29,6 +29,7 @@ SHORT = {
 NOT_RUN = {
     "--num_videos 32": "the next line runs in short",
     "torchrun": "tests/embedding",
+    "accelerate launch": "tests/embedding",
     "--world_size": "tests/embedding",
     "4ds-g-layerlock": "needs its GPUs",
     "small-layerlock": "needs a GPU",

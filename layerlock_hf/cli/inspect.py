@@ -15,6 +15,7 @@ import textwrap
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from ..data.inspection.advice import advice
 from ..data.inspection.plots import plot_times
@@ -51,7 +52,9 @@ def read_settings(arguments: list[str]) -> tuple[argparse.Namespace, RunSettings
     for name, value in vars(own).items():
         if value is not None and not 0 < value < math.inf:
             raise ValueError(f"{name} must be above 0, got {value}")
-    return own, parse(rest, also=vars(own))
+    # Recipes in bf16 ask for a GPU, which reading videos does not need
+    here = [] if torch.cuda.is_available() else ["--use_cpu", "true"]
+    return own, parse([*here, *rest], also=vars(own))
 
 
 def main(arguments: list[str]):
