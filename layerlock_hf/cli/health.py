@@ -8,7 +8,6 @@ status is 0 if nothing is wrong or it is too early to tell, 1 if something is wr
 """
 
 import argparse
-import json
 import sys
 import textwrap
 from itertools import groupby
@@ -18,6 +17,7 @@ from ..analysis.health_plot import plot_health
 from ..hub.words import listed
 from ..pretraining.health import judge_run, read_run
 from ..utils.outputs import check_output, print_table
+from ..utils.records import json_text
 from . import programs
 
 
@@ -81,7 +81,7 @@ def main(arguments: list[str]):
     if own.output_dir is not None:
         plot_health(*read_run(own.run), own.output_dir / PICTURE)
     if own.json:
-        print(json.dumps(health.to_json(), indent=1))
+        print(json_text(health.to_json(), indent=1))
     else:
         print_health(health)
     if not health.is_healthy:

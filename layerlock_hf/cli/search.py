@@ -8,7 +8,6 @@ DIR receives search.png, a sheet of the windows, and search.html, the same as a 
 """
 
 import argparse
-import json
 import sys
 from dataclasses import asdict
 
@@ -17,6 +16,7 @@ from transformers.utils import logging
 from ..embedding import search
 from ..embedding.sheet import time_of, write_sheets
 from ..utils.outputs import check_output, print_table
+from ..utils.records import json_text
 from . import programs
 from .embed import default_device
 from .predict import device
@@ -58,7 +58,7 @@ def main(arguments: list[str]):
     if found.note:
         print(f"incomplete: {found.note}", file=sys.stderr)
     if args.json:
-        return print(json.dumps(asdict(found), indent=1, ensure_ascii=False))
+        return print(json_text(asdict(found), indent=1, ensure_ascii=False))
     rows = [
         {"rank": rank, "score": hit.score, "time": time_of(hit), "video": hit.video}
         for rank, hit in enumerate(found.hits, start=1)
