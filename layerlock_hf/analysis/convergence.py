@@ -9,6 +9,8 @@ import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from ..utils.packages import importing
+
 
 THRESHOLD = 1.0  # per cent
 # As shares: the 16 layers and 14,000 steps of the paper give its layers 3, 6, 9, 12, its steps 2,000 to 12,000, and
@@ -124,13 +126,9 @@ def rank_correlation(first: list[float], second: list[float]) -> float | None:
 
 
 def check_scipy():
-    """Raise a `ValueError` where SciPy, which ranks are left to, is missing."""
-    try:
-        import scipy  # noqa: F401
-    except ImportError:
-        raise ValueError(
-            'scipy must be installed for rank correlations, got none: pip install "layerlock_hf[analysis]"'
-        ) from None
+    """Raise `PackageUnusable` where SciPy, which ranks are left to, cannot be imported."""
+    with importing("scipy", "rank correlations", "analysis"):
+        import scipy.stats  # noqa: F401
 
 
 def summarise_convergence(

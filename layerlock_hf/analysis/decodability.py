@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from ..utils.packages import importing
+
 
 NUM_FOLDS = 3
 MAX_ITERATIONS = 1000
@@ -17,13 +19,9 @@ PATCH_SIZE = 16  # of what a clip keeps, in pixels
 
 
 def check_scikit_learn():
-    """Raise a `ValueError` where scikit-learn, which logistic regression is left to, is missing."""
-    try:
-        import sklearn  # noqa: F401
-    except ImportError:
-        raise ValueError(
-            'scikit-learn must be installed for logistic probes, got none: pip install "layerlock_hf[analysis]"'
-        ) from None
+    """Raise `PackageUnusable` where scikit-learn, which logistic regression is left to, cannot be imported."""
+    with importing("scikit-learn", "logistic probes", "analysis"):
+        import sklearn.linear_model  # noqa: F401
 
 
 def _classifier():

@@ -19,7 +19,8 @@ from .stage_logs import (
 
 
 HEALTHY, TOO_EARLY = "healthy", "too early to tell"
-COLLAPSING, DIVERGING, TOO_SHORT, STARVED = "collapsing", "diverging", "stage too short", "starved of data"
+COLLAPSING, DIVERGING, NOT_LEARNING = "collapsing", "diverging", "not learning"
+TOO_SHORT, STARVED = "stage too short", "starved of data"
 
 # Beside each threshold, what healthy runs of the demo's recipes kept (docs/health.md has the table)
 MIN_ROWS = 10  # lines of the log, below which nothing but trouble is told
@@ -31,6 +32,10 @@ MAX_RELATIVE_LOSS, MAX_RISE = 2.0, 3.0
 # at width 128), and feature_std and the variance of targets as shares of their highest in the stage (0.52 or more)
 MIN_CONTENT, MIN_RANK, MIN_SPREAD = 0.2, 3.0, 0.1
 MIN_SELF_EXPLAINED = 0.3  # of targets that move with the encoder, while nothing is of fixed ones
+# Not learning: a target that hardly varies, or of whose variance no more than 0 is explained in the last third of the
+# lines. Healthy runs come near 0, which is predicting the mean, in the first 50 steps, and leave it within 200
+MIN_VARIANCE = 1e-8  # squared units of the target; a grey level of 255 is 1.5e-5, and rounding 1e-14
+NEAR_MEAN, MAX_STEPS_AT_MEAN = -0.02, 500
 # Too short: the share of a stage's gain in explained variance that it made between its second and its last third.
 # Healthy: 0.13 at most. What rises in a straight line has some 0.4. Below MIN_GAIN, lines only scatter
 MAX_LATE_GAIN, MIN_GAIN = 0.25, 0.05
@@ -125,11 +130,11 @@ def judge(rows: list[dict], stages: list[dict], max_steps: int) -> Health:
 
 
 def _untroubled(losses: list[dict], stage: StageLog) -> Verdict:
-    rates = [row["learning_rate"] for row in losses]
     if len(losses) < MIN_ROWS:
         text = f"the log has {len(losses)} lines with losses, fewer than {MIN_ROWS}"
-    elif rates == sorted(set(rates)):
-        text = f"the learning rate is still rising in step {losses[-1]['step']:,}, to {rates[-1]:.3g} so far"
+    elif _is_warming_up(losses):
+        last = losses[-1]
+        text = f"the learning rate is still rising in step {last['step']:,}, to {last['learning_rate']:.3g} so far"
     else:
         label = stage.labels[-1]
         told = f"explained variance of {label} {stage.rows[-1][f'{label}/{EXPLAINED_VARIANCE}']:.2f}"
@@ -143,13 +148,11 @@ def find_divergence(stage: StageLog) -> Verdict | None:
     """The loss rises from where it was to far above the variance of the target, where predicting its mean would do
     better. Of objectives that are read at the same depth all must, for one may be given up for another."""
     held, worst = [], (0.0, 0)
-    for _, labels in groupby(stage.labels, key=lambda label: label.rpartition("/")[0]):
-        explained = [stage.series(f"{label}/{EXPLAINED_VARIANCE}") for label in labels]
-        steps = sorted(set.intersection(*map(set, explained)))
-        relative = [1 - max(values[step] for values in explained) for step in steps]
+    for explained in _best_explained(stage):
+        relative = [1 - value for value in explained.values()]
         troubled = [
             (value, step)
-            for step, value, lowest in zip(steps, relative, accumulate(relative, min), strict=True)
+            for step, value, lowest in zip(explained, relative, accumulate(relative, min), strict=True)
             if value > max(MAX_RELATIVE_LOSS, MAX_RISE * lowest)
         ]
         if len(troubled) >= MIN_TROUBLED_ROWS:
@@ -170,8 +173,18 @@ def find_divergence(stage: StageLog) -> Verdict | None:
     )
 
 
+def _best_explained(stage: StageLog) -> Iterator[dict[int, float]]:
+    """Of each depth that is read, what is explained of the objective that fares best: step -> explained variance."""
+    for _, labels in groupby(stage.labels, key=lambda label: label.rpartition("/")[0]):
+        explained = [stage.series(f"{label}/{EXPLAINED_VARIANCE}") for label in labels]
+        steps = sorted(set.intersection(*map(set, explained)))
+        yield {step: max(values[step] for values in explained) for step in steps}
+
+
 def find_collapse(stage: StageLog) -> Verdict | None:
     """Features no longer tell clips apart, or the encoder predicts itself instead of the video."""
+    if _unvarying(stage):
+        return None  # there is nothing to tell apart
     told, held, holds = [], [], False
     for text, series, is_trouble in _signs_of_collapse(stage):
         troubled = [step for step, value in series.items() if is_trouble(value)]
@@ -231,6 +244,48 @@ def _self_explained(stage: StageLog, moving: list[str]) -> dict[int, float]:
     return found
 
 
+def find_no_learning(stage: StageLog) -> Verdict | None:
+    """Nothing is explained, and that does not get better; or there is nothing to explain."""
+    if len(stage.rows) < (MIN_STAGE_ROWS if stage.is_over else MIN_ROWS) or find_divergence(stage) is not None:
+        return None
+    for label, variances in _unvarying(stage).items():
+        text = f"the target {label} does not vary: its variance is {max(variances.values()):.2g} at most"
+        advice = "Look at the clips (`layerlock inspect`): they may be empty, or all the same"
+        return _verdict(NOT_LEARNING, stage, list(variances), True, text, advice)
+    if _is_warming_up(stage.rows):
+        return None
+    for explained in _best_explained(stage):
+        values = list(explained.values())
+        third = len(values) // 3
+        first, last = (statistics.fmean(part) for part in (values[:third], values[-third:]))
+        if max(values) < NEAR_MEAN:
+            is_stuck = stage.is_over or last <= max(values[:third])
+        else:
+            is_stuck = stage.is_over and stage.end - stage.start >= MAX_STEPS_AT_MEAN
+        if is_stuck and last <= 0:
+            text = (
+                "the target is predicted no better than by its mean: the explained variance is "
+                f"{first:.2f} in the first third of the lines, {last:.2f} in the last"
+            )
+            rate = max(row["learning_rate"] for row in stage.rows)
+            advice = f"Raise learning_rate, which was {rate:.3g} at most, or look at the clips (`layerlock inspect`)"
+            return _verdict(NOT_LEARNING, stage, list(explained), True, text, advice)
+    return None
+
+
+def _unvarying(stage: StageLog) -> dict[str, dict[int, float]]:
+    """Fixed targets without variance, and that by step. Of moving ones it would be a collapse."""
+    fixed = [label for label in stage.labels if not moves(label, stage.num_frozen)]
+    found = {label: stage.series(f"{label}/target_variance") for label in fixed}
+    return {label: values for label, values in found.items() if values and max(values.values()) < MIN_VARIANCE}
+
+
+def _is_warming_up(rows: list[dict]) -> bool:
+    """Whether the learning rate has only risen."""
+    rates = [row["learning_rate"] for row in rows]
+    return rates == sorted(set(rates))
+
+
 def find_short_stage(stage: StageLog) -> Verdict | None:
     """A target that was new had not been learnt when the stage ended. Of the first stage nothing is said: when to
     begin freezing is a question of its own (`layerlock analyze plateau`)."""
@@ -284,4 +339,4 @@ def _verdict(name: str, stage: StageLog, held: list[int], holds: bool, text: str
     return Verdict(name, text, advice, stage.index, min(held), max(held), holds)
 
 
-RULES = (find_divergence, find_collapse, find_short_stage, find_starvation)
+RULES = (find_divergence, find_collapse, find_no_learning, find_short_stage, find_starvation)

@@ -1,14 +1,13 @@
 """What encoders represent at each depth: `layerlock analyze representations`."""
 
 import csv
-import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..evaluation.adapters import LabelledVideos
 from ..evaluation.any_videos import check_disjoint, read_any_videos
 from ..utils.outputs import check_output
+from ..utils.records import without_nan, write_record
 from .decodability import check_folds, check_scikit_learn
 from .gratings import DOUBLE_DRIFTING, DRIFTING
 from .measures import MEASURES, choose_measures
@@ -132,23 +131,14 @@ def _write(study: Study, folder: Path, data: str, is_sequence: bool):
         "rows": study.rows,
         "similarities": tables,
     }
-    (folder / RESULTS).write_text(json.dumps(_without_nan(content), indent=1) + "\n")
+    write_record(folder / RESULTS, content)
     with (folder / TABLE).open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
-        writer.writerows(_without_nan(study.rows))
+        writer.writerows(without_nan(study.rows))
     if study.rows:  # there may be none, as of attention at depth 0
         plot_depths(study.rows, study.chance, is_sequence, folder / DEPTHS_PICTURE)
     for measure in dict.fromkeys(table["measure"] for table in tables):
         shown = [table for table in tables if table["measure"] == measure]
         title = f"{MEASURES[measure].axis} of {study.num_clips} clips, {content['data']['cka']} estimate"
         plot_similarities(shown, title, folder / f"{measure}.png")
-
-
-def _without_nan(content):
-    """NaN, which JSON does not know, as None."""
-    if isinstance(content, dict):
-        return {name: _without_nan(value) for name, value in content.items()}
-    if isinstance(content, list):
-        return [_without_nan(value) for value in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content

@@ -10,6 +10,7 @@ import torch
 
 from ..data import DecodingError
 from ..data.indexes import VIDEO_SUFFIXES
+from ..utils.packages import importing
 from . import views
 from .reading import Reader, Taken, told
 from .sheets import Sheet
@@ -40,15 +41,11 @@ CSS = """
 def load_gradio():
     """
     Raises:
-        ImportError: saying what to install.
+        PackageUnusable: saying what to install.
     """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when it is imported
-    try:
+    with importing("gradio", "the page", "app"):
         return importlib.import_module("gradio")
-    except ImportError as error:
-        raise ImportError(
-            f'gradio must be installed for the page ({error}): pip install "layerlock_hf[app]"', name=error.name
-        ) from error
 
 
 @dataclass(frozen=True)
@@ -152,7 +149,7 @@ def build_page(subject: Subject, title: str, max_mb: float, max_seconds: float):
         max_mb, max_seconds: as of `Reader`.
 
     Raises:
-        ImportError: without Gradio.
+        PackageUnusable: without Gradio.
     """
     gr = load_gradio()
     looking = Looking(subject, max_mb, max_seconds)

@@ -70,7 +70,7 @@ def write_space(
         max_mb, max_seconds: as of `Reader`.
 
     Raises:
-        ImportError: without Gradio, whose version the Space names.
+        PackageUnusable: without Gradio, whose version the Space names.
         ValueError: if a model cannot be exported, or the folder is not empty.
     """
     gradio = load_gradio()

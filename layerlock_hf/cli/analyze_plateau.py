@@ -12,13 +12,13 @@ Writes to OUT, by default RUN/plateau, plateau.json and plateau.png.
 """
 
 import argparse
-import json
 import sys
 
 from transformers.utils import logging
 
 from ..pretraining.plateau import PICTURE, RESULTS, find_plateau
 from ..training.settling import MAX_DRIFT, MAX_GROWTH, SettlingRule
+from ..utils.records import json_text
 from . import programs
 
 
@@ -60,7 +60,7 @@ def main(arguments: list[str]):
         rule = SettlingRule(args.settled_drift, args.settled_growth)
         summary = find_plateau(args.run, args.data, folder, rule, args.max_frozen)
     if args.json:
-        return print(json.dumps(summary))
+        return print(json_text(summary))
     print_plateau(summary)
     print(f"{folder / PICTURE} shows it, {folder / RESULTS} has the numbers")
 

@@ -49,11 +49,8 @@ def main(arguments: list[str]):
     args = parser.parse_args(arguments)
     logging.disable_progress_bar()
     title = args.title or args.run.resolve().name
-    try:
-        load_gradio()  # before models are loaded, which takes long
-    except ImportError as error:
-        raise SystemExit(f"error: {error}") from None
     with programs.errors_told():
+        load_gradio()  # before models are loaded, which takes long
         kept = find_kept(args.run)
         if args.export is not None:
             write_space(args.export, kept, title, args.classes, args.depth, args.max_mb, args.max_seconds)

@@ -10,7 +10,6 @@ MAE on all patches. RUN is the OUT of `layerlock pretrain`.
 """
 
 import argparse
-import json
 import sys
 import textwrap
 from pathlib import Path
@@ -24,6 +23,7 @@ from ..analysis.runs import Machine, PlannedRun
 from ..hub.words import counted
 from ..pretraining.planning import given_settings, plan_beside_log, planned_run
 from ..utils.outputs import check_output, print_table
+from ..utils.records import json_text
 from . import programs
 from .run_errors import settings_errors_told
 
@@ -142,7 +142,7 @@ def check_run(folder: Path, own: argparse.Namespace, rest: list[str]):
         raise ValueError(f"{name} has no effect beside RUN, whose settings are on record: leave it out")
     _, found, device = plan_beside_log(folder, find_gpu(own.gpu), own.fsdp2)
     if own.json:
-        return print(json.dumps(found, indent=1))
+        return print(json_text(found, indent=1))
     print_check(found, device)
 
 
@@ -199,7 +199,7 @@ def main(arguments: list[str]):
     if own.output_dir is not None:
         plot_cost(plan, own.output_dir / PICTURE)
     if own.json:
-        print(json.dumps(plan, indent=1))
+        print(json_text(plan, indent=1))
     else:
         print_plan(plan)
 

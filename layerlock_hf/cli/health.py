@@ -2,13 +2,13 @@
 
 layerlock health RUN [--json] [--output_dir OUT]
 
-RUN is the OUT of `layerlock pretrain`. Tells from its log whether it is collapsing, diverging, starved of data, or has
-stages that are too short, with the numbers and what to do. Draws `health.png` into OUT, if that is given. The exit
-status is 0 if nothing is wrong or it is too early to tell, 1 if something is wrong, and 2 if RUN cannot be judged.
+RUN is the OUT of `layerlock pretrain`. Tells from its log whether it is collapsing, diverging, not learning, starved
+of data, or has stages that are too short, with the numbers and what to do. Draws `health.png` into OUT, if that is
+given. The exit status is 0 if nothing is wrong or it is too early to tell, 1 if something is wrong, and 2 if RUN
+cannot be judged.
 """
 
 import argparse
-import json
 import sys
 import textwrap
 from itertools import groupby
@@ -18,6 +18,7 @@ from ..analysis.health_plot import plot_health
 from ..hub.words import listed
 from ..pretraining.health import judge_run, read_run
 from ..utils.outputs import check_output, print_table
+from ..utils.records import json_text
 from . import programs
 
 
@@ -81,7 +82,7 @@ def main(arguments: list[str]):
     if own.output_dir is not None:
         plot_health(*read_run(own.run), own.output_dir / PICTURE)
     if own.json:
-        print(json.dumps(health.to_json(), indent=1))
+        print(json_text(health.to_json(), indent=1))
     else:
         print_health(health)
     if not health.is_healthy:

@@ -15,7 +15,6 @@ Writes the scores with 95% intervals over videos, and a picture of them next to 
 """
 
 import argparse
-import json
 import sys
 
 from transformers.utils import logging
@@ -23,6 +22,7 @@ from transformers.utils import logging
 from ..evaluation.probe_models import probe_models
 from ..evaluation.probe_plots import CONTROLS, ONE_FRAME, is_control, plot_probes, print_probes
 from ..utils.outputs import check_output
+from ..utils.records import write_record
 from . import programs
 
 
@@ -85,7 +85,7 @@ def main(arguments: list[str]):
         args = parse(arguments)
         logging.disable_progress_bar()
         scores = probe_models(args.models, args.data, args.resize_factor, args.ceiling, args.ceiling_data, args.bf16)
-    args.output.write_text(json.dumps(scores, indent=1) + "\n")
+    write_record(args.output, scores)
     plot_probes(scores, args.output.with_suffix(".png"))
     print_probes(scores)
 

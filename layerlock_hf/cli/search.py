@@ -8,17 +8,15 @@ DIR receives search.png, a sheet of the windows, and search.html, the same as a 
 """
 
 import argparse
-import json
-import math
 import sys
 from dataclasses import asdict
 
 from transformers.utils import logging
 
 from ..embedding import search
-from ..embedding.search import Found
 from ..embedding.sheet import time_of, write_sheets
 from ..utils.outputs import check_output, print_table
+from ..utils.records import json_text
 from . import programs
 from .embed import default_device
 from .predict import device
@@ -50,15 +48,6 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def as_json(found: Found) -> dict:
-    """As JSON has it, which knows no NaN: a time that is unknown is null."""
-
-    def object_of(fields: list[tuple[str, object]]) -> dict:
-        return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in fields}
-
-    return asdict(found, dict_factory=object_of)
-
-
 def main(arguments: list[str]):
     args = build_parser().parse_args(arguments)
     logging.disable_progress_bar()
@@ -72,7 +61,7 @@ def main(arguments: list[str]):
     if found.note:
         print(f"incomplete: {found.note}", file=sys.stderr)
     if args.json:
-        return print(json.dumps(as_json(found), indent=1, ensure_ascii=False, allow_nan=False))
+        return print(json_text(asdict(found), indent=1, ensure_ascii=False))
     rows = [
         {"rank": rank, "score": hit.score, "time": time_of(hit), "video": hit.video}
         for rank, hit in enumerate(found.hits, start=1)

@@ -387,6 +387,7 @@ class MaskArguments:
             if name not in known:
                 taken = ", ".join(known) or "no settings"
                 raise ValueError(
-                    f"{name} is set but mask={self.mask} takes {taken}: leave it out, or choose another mask"
+                    f"{name} is set but mask={self.mask} takes {taken}: leave it out (--{name} none takes back "
+                    "a recipe's), or choose another mask"
                 )
         return make(**settings)

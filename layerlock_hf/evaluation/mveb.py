@@ -9,19 +9,16 @@ import numpy as np
 import torch
 
 from ..models import LayerLockVideoProcessor
+from ..utils.packages import importing
 from ..utils.weight_hash import hash_weights
 from .encoders import load_encoder
 
 
-try:
+with importing("mteb", "MVEB", "mteb"):
     from mteb.models import ModelMeta
     from mteb.models.abs_encoder import AbsEncoder
     from mteb.models.modality_collators import FramesCollator
     from mteb.models.model_meta import ScoringFunction
-except ImportError as error:
-    raise ImportError(
-        f'mteb must be installed for MVEB ({error}): pip install "layerlock_hf[mteb]"', name=error.name
-    ) from error
 
 
 class MvebEncoder(AbsEncoder):

@@ -1,7 +1,6 @@
 """Predictions of trained readouts for videos: classes, or depth."""
 
 import functools
-import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ from ..data import DECODE_TIMEOUT, DecodingError, Isolated, fetch, load_videos, 
 from ..data.indexes import VIDEO_SUFFIXES
 from ..models.depth_windows import check_processor
 from ..utils.files import put_in_place
+from ..utils.records import json_text
 from .adapters.base import list_videos
 from .predict_depth import predict_depth
 
@@ -200,7 +200,7 @@ def write_predictions(predictions, videos, folder: Path) -> tuple[Counter, list[
     with part.open("w", encoding="utf-8") as file, tqdm(total=len(videos), unit="video") as progress:
         for index, prediction in predictions:
             path = name_of(videos[index], index)
-            file.write(json.dumps({"path": path, **prediction}, ensure_ascii=False) + "\n")
+            file.write(json_text({"path": path, **prediction}, ensure_ascii=False) + "\n")
             if "error" in prediction:
                 kinds[prediction["kind"]] += 1
                 told.append(f"{path}: {prediction['error']}")

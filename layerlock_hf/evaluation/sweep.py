@@ -1,7 +1,6 @@
 """Many readouts trained together: every batch passes the frozen encoder once, for all depths and learning rates."""
 
 import json
-import math
 import pickle
 import random
 import time
@@ -18,6 +17,7 @@ from tqdm import tqdm
 
 from ..utils.files import remove_left_over, write_aside
 from ..utils.handing_over import Loader
+from ..utils.records import json_text
 from .metrics import SampleScores, in_order, measure, without
 from .protocol import SweepArguments, SweepPoint
 
@@ -342,8 +342,7 @@ class Sweep:
             with (self.output / METRICS).open("a") as file:
                 for point, metrics in values.items():
                     where = {"step": step, "depth": point.depth, "learning_rate": point.learning_rate}
-                    finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-                    file.write(json.dumps(where | finite) + "\n")
+                    file.write(json_text(where | metrics) + "\n")
 
     def _cut_metrics(self):
         """What was logged after the checkpoint will be logged again."""

@@ -1,7 +1,5 @@
 """A folder with a model as a graph: files that were compared with the model, and how to run them."""
 
-import json
-import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
@@ -12,6 +10,7 @@ from transformers.utils import VIDEO_PROCESSOR_NAME
 
 from ..models import LayerLockVideoProcessor
 from ..utils.files import write_folder_aside
+from ..utils.records import json_text
 from ..utils.version import VERSION
 from .graphs import (
     CHECKED_BATCHES,
@@ -102,11 +101,6 @@ def size_of(path: Path) -> int:
     return sum(part.stat().st_size for part in path.parent.glob(f"{path.name}*"))
 
 
-def finite(numbers: dict[str, float | None]) -> dict[str, float | None]:
-    """Numbers as JSON has them: without NaN and infinity, which outputs in half precision may reach."""
-    return {name: value if value is not None and math.isfinite(value) else None for name, value in numbers.items()}
-
-
 def describe(
     folder: Path,
     model: PreTrainedModel,
@@ -130,7 +124,7 @@ def describe(
         **chosen.details,
         "versions": {"layerlock_hf": VERSION, **versions},
         "tolerance": TOLERANCE,
-        "files": {name: {"bytes": sizes[name], **finite(asdict(differences[name]))} for name in differences},
+        "files": {name: {"bytes": sizes[name], **asdict(differences[name])} for name in differences},
     }
     text = render(
         TEMPLATE,
@@ -146,5 +140,5 @@ def describe(
         batches=listed([str(number) for number in CHECKED_BATCHES]),
         files=[(name, sizes[name], differences[name]) for name in differences],
     )
-    (folder / ABOUT).write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / ABOUT).write_text(json_text(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     (folder / README).write_text(text, encoding="utf-8")

@@ -5,7 +5,7 @@ B batch, T frames, C channels, H and W pixels.
 """
 
 import contextlib
-import importlib.util
+import importlib
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +15,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from ..utils.packages import importing
 
 
 INPUT = "pixel_values_videos"
@@ -111,13 +113,10 @@ class Form:
     details: Mapping[str, int] = field(default_factory=dict)
 
     def check_packages(self):
-        """Raise a `ValueError` where a package is missing."""
-        missing = [name for name in self.packages if importlib.util.find_spec(name) is None]
-        if missing:
-            raise ValueError(
-                f"{' and '.join(missing)} must be installed to export to {self.title}, got none: "
-                f'pip install "layerlock_hf[{self.extra}]"'
-            )
+        """Raise `PackageUnusable` where a package cannot be imported."""
+        for name in self.packages:
+            with importing(name, f"an export to {self.title}", self.extra):
+                importlib.import_module(name)
 
     def file_of(self, variant: str) -> str:
         """Name of the file of a variant."""

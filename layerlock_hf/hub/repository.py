@@ -1,7 +1,6 @@
 """A folder that is a complete repository of the Hub: weights, configuration, code, processor, card and licence."""
 
 import fcntl
-import json
 import os
 import shutil
 import tempfile
@@ -12,6 +11,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, VIDEO_PROCESSOR_NAME
 
 from ..models import LayerLockReadoutConfig, LayerLockVideoProcessor, LayerLockViTConfig
+from ..utils.records import json_text
 from .architecture import WEIGHTS_FILES, count_parameters
 from .cards import CONFIGS, card_of
 from .documents import SETTINGS, documents_of, read_object
@@ -92,7 +92,7 @@ def complete(folder: Path, documents: dict[str, dict | list]):
         documents: what is on record, by the names of the files.
     """
     for name, content in documents.items():
-        (folder / name).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        (folder / name).write_text(json_text(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     shutil.copyfile(Path(__file__).with_name(LICENSE), folder / LICENSE)
     (folder / CARD).write_text(card_of(folder), encoding="utf-8")
 

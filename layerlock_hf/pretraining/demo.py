@@ -11,6 +11,7 @@ from ..recipes import load_recipe
 from ..recipes.shortening import shortened
 from ..utils.cores import count_cores
 from ..utils.outputs import check_output
+from ..utils.records import write_record
 from .demo_data import write_data
 from .demo_plots import plot_losses, plot_reconstruction
 from .jobs import Run, RunFailed, alone, environment, run_together
@@ -102,7 +103,7 @@ def run_demo(output: Path, max_steps: int | None = None, seed: int = 0, num_vide
 
     seconds = time.perf_counter() - began
     summary = {"stages": stages, "probes": json.loads((output / "probes.json").read_text()), "seconds": seconds}
-    (output / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    write_record(output / "summary.json", summary)
     print(f"\nDone in {seconds:.0f} s. Look at:")
     for name in REPORTS:
         print(f"  {output / name}")

@@ -1,6 +1,5 @@
 """When the layers of a run have settled, by its checkpoints."""
 
-import json
 import sys
 from pathlib import Path
 
@@ -18,8 +17,8 @@ from ..training.checkpoints import FOLDER
 from ..training.diagnostics import weight_norms
 from ..training.schedules import scheduled_factors
 from ..training.settling import NUM_CLIPS, Observation, SettlingRule, view_layers
-from ..utils.files import write_aside
 from ..utils.outputs import check_output
+from ..utils.records import write_record
 from ..utils.similarity import MIN_CLIPS
 from .planning import unchecked_arguments
 
@@ -73,8 +72,7 @@ def find_plateau(
     if output_dir is not None:
         folder = Path(output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        with write_aside(folder / RESULTS) as aside:
-            aside.write_text(json.dumps(summary, indent=1) + "\n")
+        write_record(folder / RESULTS, summary)
         plot_plateau(summary, f"{run.resolve().name}: when have its layers settled?", folder / PICTURE)
     return summary
 

@@ -1,6 +1,5 @@
 """What a run of pretraining leaves beside its model and checkpoints."""
 
-import json
 import uuid
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from ..models import Stage
 from ..training.run_file import target_label
 from ..utils.files import write_aside
 from ..utils.outputs import read_lines
+from ..utils.records import json_text, write_record
 
 
 logger = logging.get_logger(__name__)
@@ -43,8 +43,7 @@ class Reports(TrainerCallback):
 
     def _write_stages(self):
         rows = [self.rows[one.num_frozen, target_label(one)] | {"start": one.start} for one in self.stages]
-        with write_aside(self.folder / STAGES) as aside:
-            aside.write_text(json.dumps(rows, indent=1) + "\n")
+        write_record(self.folder / STAGES, rows)
         self.num_stages_written = len(rows)
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -52,8 +51,7 @@ class Reports(TrainerCallback):
             self._write_stages()
             before = read_json(self.folder / SETTINGS) if state.global_step else None
             record = {"run_id": (before or {}).get("run_id", uuid.uuid4().hex), **self.record}
-            with write_aside(self.folder / SETTINGS) as aside:
-                aside.write_text(json.dumps(record, indent=1) + "\n")
+            write_record(self.folder / SETTINGS, record)
             if state.global_step == 0:
                 for name in (METRICS, BAD_VIDEOS):
                     (self.folder / name).write_text("")
@@ -61,7 +59,7 @@ class Reports(TrainerCallback):
                 # What a run logged after the checkpoint that it resumes from is logged again
                 kept = [line for line in read_lines(self.folder / METRICS) if line["step"] <= state.global_step]
                 with write_aside(self.folder / METRICS) as aside:
-                    aside.write_text("".join(json.dumps(line) + "\n" for line in kept))
+                    aside.write_text("".join(json_text(line) + "\n" for line in kept))
         # The others read videos from here on: what they report must not be emptied
         PartialState().wait_for_everyone()
 
@@ -76,4 +74,4 @@ class Reports(TrainerCallback):
                 logger.warning(self.bad_videos.summary())
                 self.num_told = logs["bad_videos"]
             with (self.folder / METRICS).open("a") as file:
-                file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+                file.write(json_text({"step": state.global_step, **logs}) + "\n")

@@ -1,12 +1,16 @@
 """Settings from a recipe, overridden by flags: what all programs with a `--config` share."""
 
 import difflib
+import functools
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from transformers import HfArgumentParser
 
 from . import load_recipe
+
+
+NONE = "none"
 
 
 class UsageError(ValueError):
@@ -22,10 +26,38 @@ class UsageError(ValueError):
 
 
 class SettingsParser(HfArgumentParser):
-    """Raises a `UsageError` where argparse would print and exit, as functions parse settings too."""
+    """Raises a `UsageError` where argparse would print and exit, as functions parse settings too.
+
+    A setting that is None by default takes the word "none" for that, by which a flag takes back what a recipe sets.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._optional = [action for action in self._actions if action.default is None and action.type is not None]
+        self._optional = [action for action in self._optional if NONE not in (action.choices or ())]
+        for action in self._optional:
+            action.type = _or_none(action.type)
+            action.choices = action.choices and [*action.choices, NONE]
+
+    def parse_known_args(self, args=None, namespace=None):
+        parsed, unknown = super().parse_known_args(args, namespace)
+        for action in self._optional:
+            if getattr(parsed, action.dest, None) in (NONE, [NONE]):
+                setattr(parsed, action.dest, None)
+        return parsed, unknown
 
     def error(self, message: str):
         raise UsageError(message, self.format_usage())
+
+
+def _or_none(kind: Callable[[str], object]) -> Callable[[str], object]:
+    """A type of an argument that lets the word pass."""
+
+    @functools.wraps(kind)  # whose name errors have
+    def parse(text: str):
+        return NONE if text == NONE else kind(text)
+
+    return parse
 
 
 def flags_of(settings: Mapping[str, object]) -> list[str]:
@@ -48,7 +80,7 @@ def parse_with_recipe(parser: SettingsParser, arguments: list[str], also: Iterab
     Raises:
         ValueError: naming the setting that is unknown, or saying what is wrong with the recipe.
     """
-    flags = _with_recipe(parser, arguments)
+    flags = _with_recipe(parser, arguments, also)
     *parsed, unknown = parser.parse_args_into_dataclasses(flags, return_remaining_strings=True)
     _refuse(unknown, parser, also)
     return tuple(parsed)
@@ -60,7 +92,7 @@ def given_with_recipe(parser: SettingsParser, arguments: list[str], also: Iterab
     Raises:
         ValueError: as `parse_with_recipe`.
     """
-    given, unknown = parser.parse_known_args(_with_recipe(parser, arguments))
+    given, unknown = parser.parse_known_args(_with_recipe(parser, arguments, also))
     _refuse(unknown, parser, also)
     return vars(given)
 
@@ -69,8 +101,11 @@ def _known(parser: SettingsParser) -> set[str]:
     return {name for kind in parser.dataclass_types for name in kind.__dataclass_fields__}
 
 
-def _with_recipe(parser: SettingsParser, arguments: list[str]) -> list[str]:
+def _with_recipe(parser: SettingsParser, arguments: list[str], also: Iterable[str]) -> list[str]:
     """The settings of the recipe as flags, and then the arguments."""
+    # Before argparse would miss the required one that is misspelt
+    flags = {flag for action in parser._actions for flag in action.option_strings}
+    _refuse([one for one in arguments if one.startswith("--") and one.partition("=")[0] not in flags], parser, also)
     config = SettingsParser(allow_abbrev=False, add_help=False)
     config.add_argument("--config")
     recipe = config.parse_known_args(arguments)[0].config

@@ -11,6 +11,7 @@ features.
 import torch
 
 from ..evaluation.probes import encode
+from ..hub.words import public_text
 from ..pretraining.exporting import load
 from .clips import Clips
 from .pictures import as_bytes, data_uri, enlarged, montage
@@ -88,6 +89,7 @@ def feature_pictures(run) -> dict:
             {"name": one.name, "step": one.step, "num_frozen": one.num_frozen, "pictures": pictures}
             for one, pictures in zip(snapshots, rows, strict=True)
         ],
+        "left_out": [public_text(line) for line in run.left_out],
     }
 
 

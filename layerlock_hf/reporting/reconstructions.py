@@ -40,7 +40,10 @@ def reconstruction_pictures(run) -> dict:
         if one.source.kind == "pretraining" and one.trained_in is not None and pixel_objective(stages[one.trained_in])
     ]
     if not kept:
-        raise ValueError("no model was kept of a stage that predicts pixels: keep them by --save_stages true")
+        left_out = f". Left out: {'; '.join(run.left_out)}" if run.left_out else ""
+        raise ValueError(
+            f"no model was kept of a stage that predicts pixels: keep them by --save_stages true{left_out}"
+        )
     snapshot, clips = kept[-1], run.clips
     objective = pixel_objective(stages[snapshot.trained_in])
     model = load(snapshot.source).float().eval()

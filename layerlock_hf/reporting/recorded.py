@@ -101,7 +101,16 @@ class Run:
         sources = self.record.get("data", {}).get("sources", [])
         return find_clips(self.record.get("settings", {}), self.planned.config, self.data, sources)
 
-    @functools.cached_property
+    @property
     def snapshots(self) -> list[Snapshot]:
         """The models that it has kept."""
+        return self._found_snapshots[0]
+
+    @property
+    def left_out(self) -> list[str]:
+        """Which of them cannot be shown, and why."""
+        return self._found_snapshots[1]
+
+    @functools.cached_property
+    def _found_snapshots(self) -> tuple[list[Snapshot], list[str]]:
         return find_snapshots(self.folder, self.stages)

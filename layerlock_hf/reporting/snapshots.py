@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..hub.documents import SETTINGS
-from ..pretraining.exporting import Source, find_source, number_of
-from ..training.checkpoints import STAGES_FOLDER
+from ..hub.repository import check_weights
+from ..pretraining.exporting import Source, find_source, is_sharded, number_of
+from ..training.checkpoints import STAGES_FOLDER, fault
 from .spreading import spread
 
 
@@ -34,35 +35,53 @@ class Snapshot:
     source: Source
 
 
-def find_snapshots(folder: Path, stages: list[dict]) -> list[Snapshot]:
-    """In the order of steps; at most `MAX_SNAPSHOTS`, evenly spread.
+def find_snapshots(folder: Path, stages: list[dict]) -> tuple[list[Snapshot], list[str]]:
+    """In the order of steps; at most `MAX_SNAPSHOTS`, evenly spread. And why others are left out: they are damaged, or
+    an earlier run left them in the folder.
 
     Args:
         folder: of a run.
         stages: rows of its `stages.json`.
 
     Raises:
-        ValueError: if it has kept none.
+        ValueError: if it has kept none that is whole.
     """
     kept = sorted(folder.glob(f"{STAGES_FOLDER}/stage-*"), key=number_of)
     kept = kept or sorted(folder.glob("checkpoint-*"), key=number_of)
-    found = []
+    found, left_out = [], []
     for path in kept:
         try:
             found.append(_snapshot(find_source(path), stages))
-        except ValueError as error:  # what an earlier run left in the folder, or is being deleted
-            logger.warning(f"{path} is left out of the pictures: {error}")
+        except ValueError as error:
+            left_out.append(_told(error, path, folder))
     try:
         end = find_source(folder)
     except ValueError:
         if not found:
             raise
-        return spread(found, MAX_SNAPSHOTS)  # a run that has begun
-    last = _snapshot(end, stages, name="end of the run" if end.folder == folder else None)
-    return spread([one for one in found if one.step < last.step] + [last], MAX_SNAPSHOTS)
+        return spread(found, MAX_SNAPSHOTS), left_out  # a run that has begun
+    try:
+        last = _snapshot(end, stages, name="end of the run" if end.folder == folder else None)
+    except ValueError as error:
+        if not found:
+            raise
+        if end.folder not in kept:  # of these it has been told
+            left_out.append(_told(error, end.folder, folder))
+        return spread(found, MAX_SNAPSHOTS), left_out
+    return spread([one for one in found if one.step < last.step] + [last], MAX_SNAPSHOTS), left_out
+
+
+def _told(error: ValueError, path: Path, folder: Path) -> str:
+    """Why a model is left out, of which the terminal is told, too."""
+    logger.warning(f"{path} is left out of the pictures: {error}")
+    return str(error).replace(f"{folder}/", "")
 
 
 def _snapshot(source: Source, stages: list[dict], name: str | None = None) -> Snapshot:
+    if is_sharded(source):
+        if reason := fault(source.folder):
+            raise ValueError(f"{source.folder} is not complete: {reason}")
+    check_weights(source.folder)
     record = source.documents[SETTINGS]
     if "progress" not in record:
         raise ValueError(f"{source.folder} cannot be placed: the log of its run is missing")

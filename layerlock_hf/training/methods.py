@@ -142,13 +142,14 @@ class StageArguments:
         elif self.freeze_start is not None:
             stages = self._lock(stages, settings, config)
         for name in settings.unread():
+            hint = f"leave it out (--{name} none takes back a recipe's)"
             if self.schedule == AUTO:
-                raise ValueError(f"{name} is set but schedule=auto does not read it: leave it out")
+                raise ValueError(f"{name} is set but schedule=auto does not read it: {hint}")
             if name in RULE_SETTINGS.values():
                 raise ValueError(f"{name} is set but schedule is not auto: set it, or leave {name} out")
             if self.freeze_start is None and name in LOCKING_SETTINGS:
                 raise ValueError(f"{name} is set but freeze_start is not: without it nothing is ever frozen")
-            raise ValueError(f"{name} is set but the method {self.method} does not read it")
+            raise ValueError(f"{name} is set but the method {self.method} does not read it: {hint}")
         return stages
 
     def freezing(self, config: LayerLockViTConfig, max_steps: int, switch_warmup_steps: int) -> AutoFreezing | None:

@@ -1,5 +1,7 @@
 """What programs that write to a folder OUT share: checking it, reading logs, and printing tables."""
 
+import atexit
+import contextlib
 import json
 import logging
 import tempfile
@@ -13,11 +15,16 @@ logger = logging.getLogger(__name__)
 def check_output(folder: Path, reports: Iterable[str], setting: str = "output_dir"):
     """Make sure that a folder and the reports in it can be written, without changing what it holds.
 
+    A folder that is made for it and is still empty when the program ends is removed: what is refused after this, or
+    interrupted, leaves nothing behind.
+
     Raises:
         ValueError: if they cannot.
     """
     path = folder
     try:
+        made = [one for one in (folder.absolute(), *folder.absolute().parents) if not one.exists()]
+        atexit.register(_remove_empty, made)
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
         for path in (folder / name for name in reports):
@@ -25,6 +32,13 @@ def check_output(folder: Path, reports: Iterable[str], setting: str = "output_di
                 path.open("a").close()
     except OSError as error:
         raise ValueError(f"{setting}: cannot write to {path}: {error.strerror}: choose another folder") from error
+
+
+def _remove_empty(folders: list[Path]):
+    """The deepest first."""
+    with contextlib.suppress(OSError):  # one that holds something, or is gone
+        for folder in folders:
+            folder.rmdir()
 
 
 def read_lines(path: Path) -> list[dict]:

@@ -1,9 +1,28 @@
-"""Records of what is done, by which a program that was stopped does the rest."""
+"""JSON that any program reads, and records of what is done, by which a program that was stopped does the rest."""
 
 import json
+import math
 from pathlib import Path
 
 from .files import write_aside
+
+
+def json_text(content, indent: int | None = None, ensure_ascii: bool = True) -> str:
+    """Content as JSON, which has neither NaN nor infinity: null stands for them.
+
+    Args:
+        indent, ensure_ascii: as for `json.dumps`.
+    """
+    return json.dumps(without_nan(content), indent=indent, ensure_ascii=ensure_ascii, allow_nan=False)
+
+
+def without_nan(content):
+    """Content in which None stands for numbers that are not finite."""
+    if isinstance(content, dict):
+        return {name: without_nan(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [without_nan(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def read_record(path: Path, settings) -> dict | None:
@@ -23,4 +42,4 @@ def read_record(path: Path, settings) -> dict | None:
 def write_record(path: Path, record):
     """Whole or not at all."""
     with write_aside(path) as aside:
-        aside.write_text(json.dumps(record, indent=1) + "\n")
+        aside.write_text(json_text(record, indent=1) + "\n")

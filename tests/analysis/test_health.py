@@ -10,6 +10,7 @@ from layerlock_hf.analysis.health import (
     COLLAPSING,
     DIVERGING,
     HEALTHY,
+    NOT_LEARNING,
     STARVED,
     TOO_EARLY,
     TOO_SHORT,
@@ -20,7 +21,14 @@ from layerlock_hf.analysis.health_plot import plot_health
 
 
 LOGS = Path(__file__).parent / "health_logs"  # every few lines of a log, to three digits
-FAULTS = {"diverging": DIVERGING, "collapse-hot": COLLAPSING, "too-short": TOO_SHORT, "starved": STARVED}
+FAULTS = {
+    "diverging": DIVERGING,
+    "collapse-hot": COLLAPSING,
+    "too-short": TOO_SHORT,
+    "starved": STARVED,
+    "learning-rate-too-low": NOT_LEARNING,
+    "constant-videos": NOT_LEARNING,
+}
 SOUND = sorted(path.stem for path in LOGS.glob("demo*.json"))
 
 
@@ -173,6 +181,48 @@ def test_a_stage_that_goes_on_with_the_target_before_has_no_fresh_head():
     stages = [stage_row(), stage_row(200, 1)]
     rows = made_log(RISING) + made_log([0.4 + 0.05 * place for place in range(12)], stage=1, start=200)
     assert names(judge(rows, stages, 320)) == [HEALTHY]
+
+
+def test_nothing_is_explained():
+    (verdict,) = judge(*recorded("learning-rate-too-low")).verdicts
+    assert "the explained variance is -2.94 in the first third of the lines, -2.92 in the last" in verdict.text
+    assert verdict.holds
+    assert "Raise learning_rate, which was 9.9e-10 at most" in verdict.advice
+    (verdict,) = judge(*recorded("constant-videos")).verdicts
+    assert "the target pixels does not vary: its variance is 8.9e-16 at most" in verdict.text
+
+
+NEARING = [-0.5 * 0.8**place for place in range(20)]  # the mean of the target
+
+
+@pytest.mark.parametrize(
+    ("explained", "num_steps", "expected"),
+    [
+        ([-0.3 + 0.02 * (place % 3) for place in range(20)], 1000, NOT_LEARNING),
+        (NEARING, 200, HEALTHY),  # it may be about to learn
+        ([-3.0 + 0.02 * place for place in range(20)], 1000, HEALTHY),  # while it gets better,
+        ([-3.0 + 0.02 * place for place in range(20)], 200, NOT_LEARNING),  # until it ends far off
+        ([-0.001] * 20, 200, HEALTHY),
+        ([-0.001] * 50, 500, NOT_LEARNING),
+        ([-0.001] * 50, 1000, HEALTHY),
+        ([-0.001] * 45 + [0.1] * 5, 500, HEALTHY),
+        ([-0.3] * 9, 1000, TOO_EARLY),
+    ],
+)
+def test_a_stage_that_explains_nothing(explained, num_steps, expected):
+    assert names(judge(made_log(explained), [stage_row()], num_steps)) == [expected]
+
+
+def test_latents_that_are_never_explained():
+    (verdict,) = judge(*two_stages([-0.1, -0.04, -0.05, -0.03, -0.1, -0.03, -0.08])).verdicts
+    assert (verdict.name, verdict.stage, verdict.first_step) == (NOT_LEARNING, 1, 210)
+
+
+def test_a_warm_up_explains_nothing_yet():
+    rows = made_log([-0.3] * 20)
+    for place, row in enumerate(rows):
+        row["learning_rate"] = 1e-5 * place
+    assert names(judge(rows, [stage_row()], 1000)) == [TOO_EARLY]
 
 
 def test_waiting_for_data_in_a_late_stage():

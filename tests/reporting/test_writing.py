@@ -186,3 +186,24 @@ def test_errors_name_what_to_change(finished, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="output: cannot write to"):
         report(finished, tmp_path / "file" / "page.html")
+
+
+@pytest.mark.parametrize(
+    ("damaged", "missing"),
+    [
+        ("model.safetensors", {"readouts"}),
+        ("stages/stage-1/model.safetensors", {"readouts", "reconstructions"}),  # the only one of the stage of pixels
+    ],
+)
+def test_damaged_weights_cost_no_more_than_their_pictures(copied, videos, page_of, caplog, damaged, missing):
+    weights = copied / damaged
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    page = page_of(copied, videos)
+    assert set(page.missing) == missing
+    assert page.parts["features"].count("data-stage=") == 3 * 6
+    (line,) = re.findall(r"Left out: (.*)</p>", page.parts["features"])
+    assert line.startswith(f"{damaged} is damaged, or only half of it is there")
+    if "reconstructions" in missing:
+        assert f"Left out: {damaged} is damaged" in page.missing["reconstructions"]
+    assert str(copied) not in page.source
+    assert "model.safetensors is damaged" in caplog.text

@@ -16,6 +16,7 @@ import torch
 from datasets.utils.py_utils import convert_file_size_to_int
 
 from ...utils.files import put_in_place
+from ...utils.records import json_text
 from ..files import is_url
 from ..manifests import manifest_name
 from ..sources import LABEL_COLUMN, load_videos
@@ -196,7 +197,7 @@ def write_report(job: Job, journal: Journal):
                 "is_packed": is_packed(video, job.arguments),
                 **{key: value for key, value in video.items() if key != "stamp"},
             }
-            file.write(json.dumps(line) + "\n")
+            file.write(json_text(line) + "\n")
     put_in_place(part, job.report)
 
 
