@@ -3,6 +3,8 @@ VENV ?= .venv
 
 bin := $(VENV)/bin
 installed := $(VENV)/.installed
+# By files, because tests of one share what it sets up
+in_parallel := -n 2 --dist loadfile
 
 .PHONY: help demo docs test test-slow test-all style quality
 
@@ -16,11 +18,11 @@ docs: $(installed)  ## build the documentation as a site that needs no network, 
 	NO_MKDOCS_2_WARNING=1 $(bin)/mkdocs build --strict
 
 test: $(installed)  ## run the fast tests
-	$(bin)/python -m pytest -m "not slow" -n 2
+	$(bin)/python -m pytest -m "not slow" $(in_parallel)
 
-# One at a time, because slow tests start processes of their own. Exit status 5: no test is marked slow.
-test-slow: $(installed)  ## run the slow tests, one at a time
-	$(bin)/python -m pytest -m slow --durations=15 || [ $$? -eq 5 ]
+# Exit status 5: no test is marked slow.
+test-slow: $(installed)  ## run the slow tests
+	$(bin)/python -m pytest -m slow --durations=15 $(in_parallel) || [ $$? -eq 5 ]
 
 test-all: test test-slow  ## run all tests
 

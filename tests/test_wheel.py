@@ -14,6 +14,15 @@ from layerlock_hf.data.procedural import write_procedural_dataset
 
 ROOT = Path(__file__).resolve().parents[1]
 PIP = [sys.executable, "-m", "pip"]
+# In one process, because importing takes seconds
+HELP = """
+from layerlock_hf.cli.main import main
+for name in {names!r}:
+    try:
+        main([name, "--help"])
+    except SystemExit as end:
+        assert not end.code, (name, end)
+"""
 PRETRAIN = """
 import layerlock_hf
 assert layerlock_hf.__file__.startswith({site!r}), layerlock_hf.__file__
@@ -59,8 +68,9 @@ def test_the_programs_and_functions_of_a_wheel(site, tmp_path):
         return ended.stdout
 
     assert "4ds-g-layerlock" in run("layerlock", "recipes")
-    for name in set(PROGRAMS) - {"recipes", "env"}:
-        assert run("layerlock", name, "--help").startswith("usage: layerlock")
+    names = sorted(set(PROGRAMS) - {"recipes", "env"})
+    texts = run(sys.executable, "-c", HELP.format(names=names)).split("usage: ")
+    assert [" ".join(text.split()[:2]) for text in texts[1:]] == [f"layerlock {name}" for name in names]
     run(sys.executable, "-c", PRETRAIN.format(site=str(site)))
-    run("layerlock", "readout", "--help")
+    assert run("layerlock", "readout", "--help").startswith("usage: layerlock readout")
     assert "16 of 16 videos are packed" in run("layerlock", "prepare", "videos", "packed", "--num_workers", "1")

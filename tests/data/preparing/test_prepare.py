@@ -17,6 +17,7 @@ from layerlock_hf.data.procedural import write_procedural_dataset
 
 PROGRAM = ("-m", "layerlock_hf.cli.prepare")
 MANIFEST = "manifest-00000-of-00001.parquet"
+NUM_WORKERS = 2  # of the runs that are killed
 
 
 @pytest.fixture(scope="module")
@@ -134,20 +135,17 @@ def test_only_local_files_are_prepared(main, tmp_path):
 
 
 def start(videos, output):
-    options = ["--num_workers", "2", "--short_side", "48", "--shard_size", "40KB"]
+    options = ["--num_workers", str(NUM_WORKERS), "--short_side", "48", "--shard_size", "40KB"]
     command = [sys.executable, *PROGRAM, str(videos), str(output), *options]
     return psutil.Popen(command, stdout=subprocess.DEVNULL)
 
 
 def wait_for_work(process):
     """Until the processes of a run are there, or it has ended; returns them."""
-    seen = set()
     while process.poll() is None:  # is_running() holds for a zombie, too
-        # Not those that imports start for a moment, such as ldconfig
-        workers = {child for child in process.children() if name_of(child).startswith("python")}
-        if workers & seen:
+        # All of them: imports start processes, too, one at a time, which are called python until they become ldconfig
+        if sum(name_of(child).startswith("python") for child in process.children()) == NUM_WORKERS:
             break
-        seen = workers
         time.sleep(0.01)
     return children_of(process)
 
