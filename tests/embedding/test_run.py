@@ -269,6 +269,10 @@ def test_folders_of_pictures(model, tmp_path):
         Image.new("RGB", (20, 16), (8 * index,) * 3).save(folder / f"{index}.png")
     layerlock_hf.embed(str(tmp_path / "frames"), tmp_path / "out", model, window="2s", frame_rate=2.0)
     assert [(row["first_frame"], row["start_seconds"]) for row in rows_of(tmp_path / "out")] == [(0, 0.0), (4, 2.0)]
+    (folder / "3.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    layerlock_hf.embed(str(tmp_path / "frames"), tmp_path / "damaged", model, window="2s", frame_rate=2.0)
+    assert [(row["num_frames"], row["start_seconds"]) for row in rows_of(tmp_path / "damaged")] == [(3, 0.0), (4, 2.0)]
+    assert "only 7 of 8 frames decode" in (tmp_path / "damaged/bad_videos.jsonl").read_text()
     layerlock_hf.embed(str(tmp_path / "frames"), tmp_path / "refused", model, window="2s")
     assert "give window and stride in frames, or a frame_rate" in (tmp_path / "refused/bad_videos.jsonl").read_text()
 
