@@ -114,7 +114,7 @@ class _Stream:
         self.note: str | None = None
         self._cuts: Iterator[Cut | None] | None = None  # begun by the child: what is open here would be open there
         self._num_read = 0
-        self._interval, self._duration = math.nan, None
+        self._interval, self._duration, self._has_gaps = math.nan, None, False
 
     def advance(self, position: int) -> Cut | End | None:
         """The window at a position; None if it takes long."""
@@ -146,7 +146,7 @@ class _Stream:
             if begin is None:
                 raise
             self.note = str(error)  # what precedes it is kept
-        for window in cutter.finish(self._interval):
+        for window in cutter.finish(self._interval, self._has_gaps):
             yield self._finished(window, begin)
 
     def _finished(self, window: Window, begin: float) -> Cut:
@@ -155,10 +155,10 @@ class _Stream:
         return Cut(window.spans(self.num_steps), window.number, clip, min(1.0, max(0.0, progress)))
 
     def _frames(self) -> Iterator[tuple[float, Callable[[], np.ndarray]]]:
-        """Of every frame before the first damage, when it begins and what makes its pixels."""
+        """Of every frame that decodes, also after damage, when it begins and what makes its pixels."""
         uprights, seconds = {}, None
         with openable(self.source) as file:
-            decoding = Decoding(file)
+            decoding = Decoding(file, stops_at_damage=False)
             with as_decoding_errors():
                 for frame in decoding:
                     self._interval, self._duration = 1 / (decoding.average_rate or 1), decoding.duration
@@ -171,7 +171,7 @@ class _Stream:
                     yield seconds, functools.partial(self._render, frame, decoding.pixel_aspect, uprights)
         if seconds is None:
             raise DecodingError("no frame can be decoded")
-        self.note = decoding.note
+        self.note, self._has_gaps = decoding.note, decoding.is_damaged
 
     def _render(self, frame, pixel_aspect: float, uprights: dict[tuple, Upright]) -> np.ndarray:
         """What is shown of a frame; the size of the frames may change within a video."""
@@ -191,13 +191,19 @@ class _Stream:
             raise DecodingError("the folder holds no pictures", "empty")
         if self.frame_rate is not None:
             self._interval, self._duration = 1 / self.frame_rate, len(paths) / self.frame_rate
+        failed = []  # the reasons
         for index, path in enumerate(paths):
             try:
                 picture = read_picture(path)
             except ValueError as error:
-                raise DecodingError(f"only {index} of {len(paths)} frames decode: {one_line(error)}") from error
+                failed.append(one_line(error))
+                continue
             shown = self.transform.center(*picture.shape[-2:]).crop(picture)
             yield index * self._interval, functools.partial(self._resized, shown)
+        if len(failed) == len(paths):
+            raise DecodingError(f"no frame can be decoded: {failed[0]}")
+        if failed:
+            self.note = f"only {len(paths) - len(failed)} of {len(paths)} frames decode: {failed[0]}"
 
     def _resized(self, pixels: torch.Tensor) -> np.ndarray:
         return resize(pixels[None], self.transform.image_size)[0].numpy()

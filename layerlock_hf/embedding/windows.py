@@ -169,17 +169,19 @@ class WindowCutter:
         self._last, self._render = Frame(index, seconds, place), render
         return windows
 
-    def finish(self, interval: float) -> list[Window]:
+    def finish(self, interval: float, has_gaps: bool = False) -> list[Window]:
         """The windows that are left when the last frame has been added.
 
         Args:
             interval: seconds that a video of one frame shows it; of others it is the average.
+            has_gaps: whether frames are missing in between, so that the last one is not shown for longer than this.
         """
         if self._last is None:
             return []
         last = self._last
         if last.index > 0:
-            interval = (last.seconds - self._first_seconds) / last.index
+            average = (last.seconds - self._first_seconds) / last.index
+            interval = min(interval, average) if has_gaps else average
         end = last.place + (interval if self.plan.in_seconds else 1)
         windows = self._settle(last.seconds + interval, end, is_end=True)
         begun = self._number * self.plan.stride

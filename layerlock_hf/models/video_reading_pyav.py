@@ -36,6 +36,7 @@ from .video_reading_timeline import (
 )
 
 
+OUTPUT_CORRUPT = 1 << 3  # AV_CODEC_FLAG_OUTPUT_CORRUPT of FFmpeg: frames come though some of their references do not
 CONTAINER_TICKS = 1_000_000  # a second, where FFmpeg speaks of a whole file (AV_TIME_BASE)
 
 
@@ -215,10 +216,12 @@ def _read_up_to_damage(file: str | io.BytesIO, choose: Choose | None, frame_rate
 
 
 class Decoding:
-    """The frames of a file before the first damage, in order of presentation, to be passed once.
+    """The frames of a file, in order of presentation, to be passed once.
 
     Args:
         file: what `openable` gives for the video.
+        stops_at_damage: whether frames end before the first damage. If not, packets that do not decode are passed
+            over, and FFmpeg conceals what later frames miss, as the `ffmpeg` program does.
 
     Attributes, from the first frame on:
         tick: unit of the frames' times, in seconds.
@@ -232,10 +235,12 @@ class Decoding:
         note: what the file has lost, None if nothing.
     """
 
-    def __init__(self, file: str | io.BytesIO):
-        self.file = file
+    def __init__(self, file: str | io.BytesIO, stops_at_damage: bool = True):
+        self.file, self.stops_at_damage = file, stops_at_damage
         self.is_damaged = False
         self.note: str | None = None
+        self._failed: list[int | None] = []  # times of packets, in ticks
+        self._concealed: list[int | None] = []  # of frames, likewise
 
     def __iter__(self) -> Iterator[Any]:
         with open_video(self.file) as container:
@@ -244,19 +249,25 @@ class Decoding:
             self.duration = container.duration and container.duration / CONTAINER_TICKS
             self.has_times = container.format.name != "avi"
             num_frames = num_packets = 0
-            last = None
+            last, is_cut = None, False
+            if not self.stops_at_damage:
+                stream.codec_context.thread_count = 1  # of dav1d: more would lose frames beside the damage
             for packet in read_packets(container, stream):
                 if packet is None:
-                    self.is_damaged = True
+                    self.is_damaged = is_cut = True
                     break
                 if packet.size:
                     num_packets, last = num_packets + 1, packet.dts
                 for frame in self._decode(packet, num_frames > 0):
                     if num_frames == 0:
                         self.pixel_aspect = upright_aspect(stream.sample_aspect_ratio, frame)
+                        if not self.stops_at_damage:
+                            # Without it HEVC leaves out what follows damage, up to the next keyframe. With it from
+                            # the start, H.264 would give what precedes the first keyframe, too
+                            stream.codec_context.flags |= OUTPUT_CORRUPT
                     num_frames += 1
                     yield frame
-            if self.is_damaged:
+            if is_cut or self.is_damaged and self.stops_at_damage:
                 # Frames after the damage refer to missing ones; those still in the decoder precede it
                 with contextlib.suppress(ffmpeg_error()):
                     for frame in stream.decode(None):
@@ -266,17 +277,41 @@ class Decoding:
                 self.note = _note_of_lost(num_frames, claimed) or "cannot be read to its end"
             elif num_lost := lost_frames(container, stream, num_packets, last):
                 self.note = _note_of_lost(num_frames, num_packets + num_lost)
+            if not self.stops_at_damage:
+                notes = filter(None, (self._note_of_damage(num_packets, num_frames), self.note))
+                self.note = "; ".join(notes) or None
 
     def _decode(self, packet, has_begun: bool) -> list[Any]:
-        """What follows the damage is counted, and not decoded."""
-        if self.is_damaged:
+        """What follows the damage is counted and, where frames stop at it, not decoded."""
+        if self.stops_at_damage and self.is_damaged:
             return []
         try:
-            return packet.decode()
+            frames = packet.decode()
         except ffmpeg_error():
             # A recording may start in the middle of a group of pictures: what precedes the first frame is skipped
-            self.is_damaged = has_begun
+            if has_begun:
+                self.is_damaged = True
+                self._failed.append(self._tick_of(packet))
             return []
+        if not self.stops_at_damage:
+            self._concealed += [self._tick_of(frame) for frame in frames if frame.is_corrupt]
+            self.is_damaged |= bool(self._concealed)
+        return frames
+
+    def _tick_of(self, item) -> int | None:
+        """When a frame, or that of a packet, is shown."""
+        return item.pts if self.has_times else item.dts
+
+    def _note_of_damage(self, num_packets: int, num_frames: int) -> str | None:
+        """What to tell of damage that was passed; None if there was none."""
+        told = []
+        if self._failed:
+            told.append(f"{len(self._failed)} of {num_packets} packets do not decode")
+        if self._concealed:
+            told.append(f"{len(self._concealed)} of {num_frames} frames have errors that FFmpeg conceals")
+        ticks = [tick for tick in self._failed + self._concealed if tick is not None]
+        place = f" at {min(ticks) * self.tick:.2f} s" if ticks else ""
+        return f"damaged{place}: {', '.join(told)}" if told else None
 
 
 def _note_of_lost(num_frames: int, num_claimed: int) -> str | None:

@@ -46,13 +46,31 @@ def write_video():
     return write
 
 
+def zero_packet(path, index):
+    """Overwrite the data of a packet by zeros, so that it does not decode."""
+    with av.open(str(path)) as container:
+        packet = [packet for packet in container.demux(video=0) if packet.size][index]
+        start, size = packet.pos, packet.size
+    data = bytearray(path.read_bytes())
+    data[start : start + size] = bytes(size)
+    path.write_bytes(data)
+    return path
+
+
+@pytest.fixture(scope="session")
+def damaged(tmp_path_factory, write_video):
+    """A video of 40 frames at 10 a second, of which frame 20 does not decode."""
+    return zero_packet(write_video(tmp_path_factory.mktemp("damaged") / "damaged.mp4", 40), 20)
+
+
 @pytest.fixture(scope="session")
 def videos(tmp_path_factory, write_video):
-    """Six of 12 to 37 frames, each of its own tint; one that is cut short, one that is text, and one of 3 frames."""
+    """Six of 12 to 37 frames, each of its own tint; one that is damaged in the middle and cut short, one that is text,
+    and one of 3 frames."""
     folder = tmp_path_factory.mktemp("videos")
     for number in range(6):
         write_video(folder / f"v{number}.mp4", 12 + 5 * number, rate=10 + number, tint=40 * number)
-    whole = write_video(folder / "cut.mp4", 40).read_bytes()
+    whole = zero_packet(write_video(folder / "cut.mp4", 40), 12).read_bytes()
     (folder / "cut.mp4").write_bytes(whole[: len(whole) * 7 // 10])
     (folder / "text.mp4").write_text("no video")
     write_video(folder / "short.mp4", 3)

@@ -10,6 +10,7 @@ from layerlock_hf.data import ClipTransform, DecodingError
 from layerlock_hf.embedding import reading
 from layerlock_hf.embedding.reading import WindowReader
 from layerlock_hf.embedding.windows import Plan
+from layerlock_hf.models.video_reading_pyav import Decoding
 
 
 REST = (1, ClipTransform(16, 1.0), None)
@@ -41,6 +42,31 @@ def test_bytes_and_notes(videos):
     assert 1 <= len(windows) < 5 and "of 40 frames decode" in reader.note
     with pytest.raises(DecodingError, match="text, no video"):
         next(WindowReader(str(videos / "text.mp4"), Plan(8, 8, False, 4), *REST, 0).windows())
+
+
+def test_windows_after_damage_have_their_times(damaged):
+    """Frame 20, at 2 s, does not decode: the window before it lasts until the frame after it."""
+    reader = WindowReader(str(damaged), Plan(1, 1, True, 4), *REST, 0)
+    (spans,) = zip(*(cut.spans for cut in reader.windows()), strict=True)
+    assert [(span["first_frame"], span["num_frames"]) for span in spans] == [(0, 10), (10, 10), (20, 9), (29, 10)]
+    assert [span["start_seconds"] for span in spans] == pytest.approx([0, 1, 2.1, 3])
+    assert [span["end_seconds"] for span in spans] == pytest.approx([1, 2.1, 3, 4])
+    assert reader.note == "damaged at 2.00 s: 1 of 40 packets do not decode"
+
+
+def test_clocks_that_go_back_after_damage(damaged, monkeypatch):
+    """What goes back follows in usual steps: windows never overlap in time."""
+    real = Decoding.__iter__
+
+    def going_back(decoding):
+        for index, frame in enumerate(real(decoding)):
+            frame.pts -= 10_000 * (20 <= index < 25)
+            yield frame
+
+    monkeypatch.setattr(Decoding, "__iter__", going_back)
+    reader = WindowReader(str(damaged), Plan(5, 5, False, 4), *REST, 0)
+    starts = [cut.spans[0]["start_seconds"] for cut in reader.windows()]
+    assert starts == pytest.approx([0, 0.5, 1, 1.5, 2, 2.6, 3.1, 3.5], abs=0.01)
 
 
 def test_slow_videos_are_no_hanging_ones(videos, monkeypatch):

@@ -247,6 +247,22 @@ def test_a_video_that_crashes_its_decoder_keeps_what_precedes(videos, model, tmp
     assert '"kind": "crash"' in (tmp_path / "out" / "bad_videos.jsonl").read_text()
 
 
+@pytest.mark.slow
+def test_a_video_that_hangs_its_decoder_keeps_what_precedes(videos, model, tmp_path, monkeypatch):
+    real = reading._Stream._render
+
+    def render(reader, frame, *rest):
+        time.sleep(60 * (frame.pts * frame.time_base >= 1))
+        return real(reader, frame, *rest)
+
+    monkeypatch.setattr(reading._Stream, "_render", render)
+    settings = SMALL | {"window": "4f", "decode_timeout": 5.0}
+    counts = layerlock_hf.embed(str(videos / "v3.mp4"), tmp_path / "out", model, **settings)["counts"]
+    assert [row["first_frame"] for row in rows_of(tmp_path / "out")] == [0, 4, 8]
+    assert (counts["partial"], counts["unreadable"]) == (1, 0)
+    assert '"kind": "timeout"' in (tmp_path / "out" / "bad_videos.jsonl").read_text()
+
+
 def test_a_model_of_images_sees_the_frames_one_by_one(videos, tmp_path):
     sizes = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
     ViTModel(ViTConfig(image_size=16, patch_size=8, **sizes), add_pooling_layer=False).save_pretrained(
@@ -269,6 +285,10 @@ def test_folders_of_pictures(model, tmp_path):
         Image.new("RGB", (20, 16), (8 * index,) * 3).save(folder / f"{index}.png")
     layerlock_hf.embed(str(tmp_path / "frames"), tmp_path / "out", model, window="2s", frame_rate=2.0)
     assert [(row["first_frame"], row["start_seconds"]) for row in rows_of(tmp_path / "out")] == [(0, 0.0), (4, 2.0)]
+    (folder / "3.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    layerlock_hf.embed(str(tmp_path / "frames"), tmp_path / "damaged", model, window="2s", frame_rate=2.0)
+    assert [(row["num_frames"], row["start_seconds"]) for row in rows_of(tmp_path / "damaged")] == [(3, 0.0), (4, 2.0)]
+    assert "only 7 of 8 frames decode" in (tmp_path / "damaged/bad_videos.jsonl").read_text()
     layerlock_hf.embed(str(tmp_path / "frames"), tmp_path / "refused", model, window="2s")
     assert "give window and stride in frames, or a frame_rate" in (tmp_path / "refused/bad_videos.jsonl").read_text()
 

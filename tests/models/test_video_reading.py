@@ -17,6 +17,7 @@ from layerlock_hf import LayerLockVideoProcessor
 from layerlock_hf.data import files, read_clip
 from layerlock_hf.models import video_reading, video_reading_opening
 from layerlock_hf.models.video_reading import read_file, read_windows
+from layerlock_hf.models.video_reading_pyav import Decoding
 from layerlock_hf.models.video_reading_rgb import Upright
 from layerlock_hf.models.video_reading_timeline import MAX_GAPS, shown_frames
 from layerlock_hf.models.video_reading_torchcodec import read_decoder, read_decoder_windows
@@ -197,6 +198,48 @@ def test_windows_end_at_damage(tmp_path, caplog):
     assert f"only {num_read} of 60 frames decode" in caplog.text
     with pytest.raises(ValueError, match="64 bytes: "):
         next(read_windows(bytes(64), lambda rate: 8))
+
+
+@pytest.mark.parametrize(("codec", "num_concealed"), [("libx264", 0), ("libx265", 9)])
+def test_frames_after_damage_come_if_asked_for(tmp_path, codec, num_concealed):
+    """With their times, as from `ffmpeg`; the frame whose packet does not decode is missing.
+
+    In HEVC, FFmpeg takes all frames until the next keyframe for concealed, and would leave them out.
+    """
+    path, images = tmp_path / "a.mp4", brightening(60)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=10, options={"bf": "0", "x265-params": "bframes=0:log-level=none"})
+        _, stream.height, stream.width, _ = images.shape
+        stream.pix_fmt, stream.gop_size = "yuv420p", 30
+        for image in images:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode(None))
+    with av.open(str(path)) as container:
+        lost = [packet for packet in container.demux(video=0) if packet.size][20]
+        data = bytearray(path.read_bytes())
+        data[lost.pos : lost.pos + lost.size] = bytes(lost.size)
+    path.write_bytes(data)
+    before, all_there_are = Decoding(str(path)), Decoding(str(path), stops_at_damage=False)
+    assert [round(10 * frame.time) for frame in before] == list(range(20))
+    assert before.note == "only 20 of 60 frames decode" and before.is_damaged
+    assert [round(10 * frame.time) for frame in all_there_are] == [*range(20), *range(21, 60)]
+    note = "damaged at 2.00 s: 1 of 60 packets do not decode"
+    if num_concealed:
+        note += f", {num_concealed} of 59 frames have errors that FFmpeg conceals"
+    assert all_there_are.note == note and all_there_are.is_damaged
+
+
+def test_a_file_that_is_cut_short_after_damage_is_told_with_both(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 200, (60, 48, 64, 3), dtype=np.uint8)
+    path = Path(write_avi(tmp_path / "a.avi", noise, "mpeg4", 0))
+    data = bytearray(path.read_bytes()[: path.stat().st_size * 3 // 4])
+    middle = len(data) // 2
+    data[middle : middle + 2000] = bytes(2000)
+    path.write_bytes(data)
+    decoding = Decoding(str(path), stops_at_damage=False)
+    num_read = sum(1 for _ in decoding)
+    concealed = r"damaged at \d\.\d0 s: .*\d+ of \d+ frames have errors that FFmpeg conceals"
+    assert re.fullmatch(rf"{concealed}; only {num_read} of 60 frames decode", decoding.note)
 
 
 # With B-frames AVI has no times of showing: frames are counted
