@@ -26,6 +26,7 @@ from crash_run import (
 )
 from transformers import TrainerCallback
 
+from layerlock_hf.training import callbacks
 from layerlock_hf.training.checkpoints import remove
 
 
@@ -113,6 +114,7 @@ class Early(TrainerCallback):
     """Sends SIGTERM to the process group as soon as there are data workers, which are far from `init_worker` then."""
 
     def on_epoch_begin(self, args, state, control, **kwargs):
+        callbacks.MAX_WAIT_S = 100  # workers import torch before their first batch; of this process alone
         num_before = self._count()
         threading.Thread(target=self._hit, args=(num_before + 2,), daemon=True).start()
 
