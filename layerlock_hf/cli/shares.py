@@ -48,8 +48,9 @@ def goes_on_later(out: Path, progress: Callable[[], str] | None = None) -> Itera
     def stop(number: int, _):
         raise Stopped(128 + number)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop)
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    # What is ignored stays so, as Ctrl-C is by what scripts start in the background
+    before = {number: signal.signal(number, stop) for number in numbers if signal.getsignal(number) != signal.SIG_IGN}
     try:
         yield
     except Stopped:
@@ -59,6 +60,9 @@ def goes_on_later(out: Path, progress: Callable[[], str] | None = None) -> Itera
         if error.errno not in DISK_FULL:
             raise
         raise SystemExit(f"error: {error.strerror or error}: {out}: free some space, and {GO_ON}") from error
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def parser_of(settings: type, description: str) -> HfArgumentParser:

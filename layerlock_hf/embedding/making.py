@@ -62,7 +62,8 @@ class ShardMaker:
         """
         plan, transform, num_steps = self.setup.plan, self.setup.transform, self.setup.encoder.num_steps
         rate, timeout = self.arguments.frame_rate, self.arguments.decode_timeout
-        lanes = Lanes(self.videos, self.lanes, self.position, plan, num_steps, transform, rate, timeout)
+        position = copy.deepcopy(self.position)  # where the lanes begin, while this moves on
+        lanes = Lanes(self.videos, self.lanes, position, plan, num_steps, transform, rate, timeout)
         num_videos = sum(map(len, self.lanes))
         workers = min(num_workers, num_videos, len(self.lanes))
         progress = [0.0] * len(self.lanes)  # of the video of each that is being read

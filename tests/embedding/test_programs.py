@@ -1,6 +1,7 @@
 """`layerlock embed` and `layerlock search`, from their arguments to what they print."""
 
 import json
+import signal
 
 import pytest
 
@@ -49,7 +50,9 @@ def test_embed_and_search(videos, model, tmp_path, capsys):
 def test_only_bad_videos_end_with_status_1(videos, model, tmp_path, capsys):
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "text.mp4").write_text("no video")
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     assert embed.main([str(tmp_path / "bad"), str(tmp_path / "out"), "--model", model, "--num_workers", "0"]) == 1
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
     assert "1 cannot be read" in capsys.readouterr().out
 
 
