@@ -13,7 +13,7 @@ ANALYSIS = ["scikit-learn", "scipy"]
 ONNX = ["onnx", "onnxruntime", "onnxscript"]
 APP = ["gradio>=6.31,<7"]
 MTEB = ["mteb[video]>=2.26"]
-TEST = [*ANALYSIS, *ONNX, "pytest", "pytest-timeout", "pytest-xdist", "torchmetrics"]
+TEST = [*ANALYSIS, *ONNX, "faiss-cpu", "pytest", "pytest-timeout", "pytest-xdist", "torchmetrics"]
 DOCS = ["mkdocs<2", "mkdocs-material", "mkdocstrings[python]"]
 DEV = [*TRAIN, *TEST, *DOCS, *APP, "selenium", "ruff", "codespell", "pre-commit"]
 DEV += [f"{one}; python_version >= '3.11'" for one in MTEB]  # which mteb needs
