@@ -95,6 +95,13 @@ def stage_logs(rows: list[dict], stages: list[dict], max_steps: int) -> list[Sta
     ends = [*(stage["start"] for stage in stages), max_steps]
     for index, (stage, (start, end)) in enumerate(zip(stages, pairwise(ends), strict=True)):
         own = [row for row in rows if row["stage"] == index]
+        stray = next((row["step"] for row in own if not start < row["step"] <= end), None)
+        if stray is not None:
+            raise ValueError(
+                f"metrics.jsonl must be of the stages of stages.json and the {max_steps:,} steps of settings.json, "
+                f"got step {stray:,} in stage {index}, which is that of steps {start + 1:,} to {end:,}: were files of "
+                "two runs mixed?"
+            )
         if own:
             labels = labels_of(own[-1])
             new = [label for label in labels if label not in before]

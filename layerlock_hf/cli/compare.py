@@ -16,7 +16,7 @@ from . import programs
 
 
 def main(arguments: list[str]):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = programs.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "results", type=programs.folder, nargs="+", metavar="RESULTS", help="results.json files, or their folders"
     )

@@ -35,7 +35,7 @@ def fraction(text: str) -> float:
 
 
 def main(arguments: list[str]):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = programs.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=local_file, required=True, help="NumPy archive (.npz) as released.")
     parser.add_argument("--output_dir", type=programs.folder, required=True, help="Folder for the converted model.")
     parser.add_argument(

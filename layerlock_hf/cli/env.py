@@ -77,7 +77,7 @@ def devices() -> list[str]:
 
 
 def main(arguments: list[str]):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = programs.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.parse_args(arguments)
     missing = []
     print(f"layerlock_hf {VERSION}, Python {platform.python_version()}, {platform.platform()}")

@@ -52,7 +52,7 @@ def add_source(parser: argparse.ArgumentParser):
 
 
 def main(arguments: list[str]):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = programs.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_source(parser)
     parser.add_argument("output_dir", metavar="OUT", type=programs.folder, help="Folder to make, empty or not there.")
     parser.add_argument("--repo_id", metavar="ORG/NAME", help="Where the card says that the model is loaded from.")

@@ -28,7 +28,7 @@ TROUBLED, NOT_JUDGED = 1, 2  # exit statuses
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = programs.Parser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("run", type=programs.folder, metavar="RUN", help="Folder of the run.")

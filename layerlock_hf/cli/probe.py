@@ -32,7 +32,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     Raises:
         ValueError: naming the argument that is wrong.
     """
-    parser = argparse.ArgumentParser(
+    parser = programs.Parser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--models", nargs="+", required=True, metavar="NAME=FOLDER", help="Models to probe.")

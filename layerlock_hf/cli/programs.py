@@ -4,6 +4,7 @@ answered then, too.
 
 import argparse
 import contextlib
+import difflib
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -40,6 +41,18 @@ class PatientOutput:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())
             os.close(nowhere)
+
+
+class Parser(argparse.ArgumentParser):
+    """Says which flag one that is misspelt is like."""
+
+    def error(self, message: str):
+        unknown = message.removeprefix("unrecognized arguments: ")
+        if unknown != message:
+            flags = [flag for action in self._actions for flag in action.option_strings]
+            close = difflib.get_close_matches(unknown.split()[0].partition("=")[0], flags, n=1)
+            message += f": did you mean {close[0]}?" if close else ""
+        super().error(message)
 
 
 def folder(text: str) -> Path:

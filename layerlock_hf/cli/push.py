@@ -45,7 +45,7 @@ def print_plan(args: argparse.Namespace):
 
 
 def main(arguments: list[str]):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = programs.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_source(parser)
     parser.add_argument("--repo_id", metavar="ORG/NAME", required=True, help="Where to; made if it is not there.")
     parser.add_argument("--private", action="store_true", default=None, help="Make new repositories private.")

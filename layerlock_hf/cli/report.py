@@ -16,7 +16,7 @@ from . import programs
 
 
 def main(arguments: list[str]):
-    parser = argparse.ArgumentParser(
+    parser = programs.Parser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("run", metavar="RUN", type=programs.folder, help="Folder of a run.")

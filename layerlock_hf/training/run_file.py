@@ -1,6 +1,7 @@
 """What a checkpoint records about its run, so that no other run resumes from it by mistake."""
 
 import json
+import re
 from dataclasses import asdict
 from itertools import zip_longest
 from pathlib import Path
@@ -90,10 +91,13 @@ def check_run_file(
                 f"{checkpoint} was written by a run with other stages: stage {number} was '{_describe(then, now)}', "
                 f"but is now '{_describe(now, then)}'"
             )
-    for name, value in identity.items():
-        if record["identity"].get(name) != value:
+    for name, now in identity.items():
+        then = record["identity"].get(name)
+        if then != now:
+            then, now = _differing(str(then), str(now))
             raise CheckpointRefused(
-                f"{checkpoint} was written with {name} {record['identity'].get(name)}, but it is now {value}"
+                f"{checkpoint} was written with {name} {then}, but it is now {now}: resume with the settings that it "
+                "was written with, or start anew in another output_dir"
             )
     then = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
     differing = [
@@ -120,6 +124,15 @@ def _describe(stage: dict | None, other: dict | None) -> str:
     if stage is None:
         return "none"
     return stage["is"] if other is None or stage["is"] != other["is"] else json.dumps(stage["objectives"])
+
+
+def _differing(then: str, now: str) -> tuple[str, str]:
+    """Of plans in words, which have clauses with semicolons between them, those that differ."""
+    if not ("; " in then and "; " in now):
+        return then, now
+    pairs = zip_longest(*(re.split(r"; |, |: ", text.rstrip(")")) for text in (then, now)), fillvalue="nothing more")
+    thens, nows = zip(*(pair for pair in pairs if pair[0] != pair[1]), strict=True)
+    return "; ".join(thens), "; ".join(nows)
 
 
 def _as_json(stages: list[Stage]) -> list[dict]:

@@ -270,6 +270,22 @@ def test_logs_that_cannot_be_judged():
         judge(made_log(RISING, stage=1), [stage_row()], 10)
 
 
+@pytest.mark.parametrize(
+    ("stages", "max_steps", "told"),
+    [
+        (
+            [stage_row()],
+            150,
+            "the 150 steps of settings.json, got step 160 in stage 0, which is that of steps 1 to 150",
+        ),
+        ([stage_row(), stage_row(1240, 1)], 200, "got step 10 in stage 1, which is that of steps 1,241 to 200"),
+    ],
+)
+def test_files_of_two_runs(stages, max_steps, told):
+    with pytest.raises(ValueError, match=f"{told}: were files of two runs mixed"):
+        judge(made_log(RISING, stage=len(stages) - 1), stages, max_steps)
+
+
 def test_the_summary_of_a_stage():
     found = judge(*recorded("demo"))
     pixels, first_latents, second = found.stages

@@ -37,6 +37,23 @@ def test_errors_in_one_line(tmp_path):
         raise ValueError("two\n   lines")
 
 
+@pytest.mark.parametrize(
+    ("flag", "told"),
+    [
+        ("--jsonn", "unrecognized arguments: --jsonn: did you mean --json?"),
+        ("--output-dir=a", "unrecognized arguments: --output-dir=a: did you mean --output_dir?"),
+        ("--zzz", "unrecognized arguments: --zzz\n"),
+    ],
+)
+def test_a_misspelt_flag(capsys, flag, told):
+    parser = programs.Parser(allow_abbrev=False)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--output_dir")
+    with pytest.raises(SystemExit):
+        parser.parse_args([flag])
+    assert told in capsys.readouterr().err
+
+
 def test_folder():
     assert programs.folder("~/a") == Path.home() / "a"
     with pytest.raises(argparse.ArgumentTypeError, match="must be a path, got '': is a shell variable unset"):
