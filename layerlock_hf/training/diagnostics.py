@@ -1,11 +1,32 @@
 """Health checks of the features, which cost an extra forward pass now and then, and of the weights."""
 
 import torch
+from accelerate import Accelerator
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from ..models.modeling_layerlock_pretraining import LayerLockViTForPretraining
+from ..models.objectives import Stage
+
 
 MAX_ROWS = 2048
+
+
+@torch.no_grad()
+def stage_statistics(
+    model: LayerLockViTForPretraining, stage: Stage, video: torch.Tensor, accelerator: Accelerator
+) -> dict[str, torch.Tensor]:
+    """`feature_statistics` where the decoders of a stage read whole clips, (B, T, C, H, W), and `weight_statistics`.
+    A clip alone differs from no other, and has none of the first."""
+    depths_read = stage.read_depths if len(video) > 1 else []
+    depths = {read_at: model.decoders[str(read_at)].context_depth for read_at in depths_read}
+    with accelerator.autocast():
+        taps = model.encoder.tap(video, list(depths.values()))
+    found = {}
+    for read_at, features in zip(depths, taps, strict=True):
+        prefix = f"depth_{read_at}/" if len(depths) > 1 else ""
+        found |= {prefix + name: value for name, value in feature_statistics(features).items()}
+    return found | weight_statistics(model.encoder.layers)
 
 
 @torch.no_grad()

@@ -1,6 +1,6 @@
 """What has to be built again around the parameters that learn from a switch on."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from accelerate import Accelerator
@@ -39,6 +39,33 @@ def freeze(model: LayerLockViTForPretraining, stage: Stage, frozen_dtype: str | 
         for module in layer.modules():
             if isinstance(module, nn.Linear):
                 module.to(getattr(torch, frozen_dtype) if depth <= stage.num_frozen else torch.float32)
+
+
+def fresh_heads(before: Stage, stage: Stage) -> set[tuple[int, str]]:
+    """The heads (depth, name) that a stage uses for targets that the one before it did not have."""
+    known = {(objective.read_at, objective.target) for objective in before.objectives}
+    return {
+        (objective.read_at, objective.target.head)
+        for objective in stage.objectives
+        if (objective.read_at, objective.target) not in known
+    }
+
+
+def mean_targets(
+    model: LayerLockViTForPretraining,
+    stage: Stage,
+    batches: Iterable[dict],
+    teacher: nn.Module | None,
+    accelerator: Accelerator,
+) -> list[torch.Tensor]:
+    """Of every objective the mean target over the batches of all processes, as its head predicts it: one
+    (D or P,) each."""
+    means = []
+    for batch in batches:
+        video, *ids = (batch.get(name) for name in ("pixel_values_videos", "context_ids", "target_ids"))
+        with accelerator.autocast():
+            means.append(model.target_means(video, *ids, stage=stage, teacher=teacher))
+    return [accelerator.reduce(torch.stack(parts).mean(dim=0), "mean") for parts in zip(*means, strict=True)]
 
 
 def rewrap(wrapper: nn.Module, accelerator: Accelerator) -> bool:

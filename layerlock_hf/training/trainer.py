@@ -24,7 +24,7 @@ from .callbacks import ScheduleCallback, StageCallback
 from .checkpoints import ASIDE, STAGES_FOLDER, publish
 from .checks import check_batches, check_masks
 from .compilation import compile_layers
-from .diagnostics import feature_statistics, weight_statistics
+from .diagnostics import stage_statistics
 from .fault_tolerance import FaultTolerantTrainer
 from .flops import step_flops
 from .freezing import AutoFreezing, Freezer, possible_stages
@@ -34,7 +34,7 @@ from .running_means import RunningMeans
 from .schedules import check_schedule, cosine, linear, scheduled_factor
 from .settling import Observation, observe
 from .sharding import let_methods_gather, set_up_sharding
-from .stage_switch import discard_a_backward, freeze, rebuild_optimizer, rewrap
+from .stage_switch import discard_a_backward, freeze, fresh_heads, mean_targets, rebuild_optimizer, rewrap
 from .stages import check_stages, stage_at
 from .teachers import teacher_of_run
 
@@ -219,12 +219,7 @@ class LayerLockTrainer(FaultTolerantTrainer):
         if stage == self.stage:
             return
         model = self._core()
-        known = {(objective.read_at, objective.target) for objective in self.stage.objectives}
-        fresh = {
-            (objective.read_at, objective.target.head)
-            for objective in stage.objectives
-            if (objective.read_at, objective.target) not in known
-        }
+        fresh = fresh_heads(self.stage, stage)
         self.stage = stage
         freeze(model, stage, self.args.frozen_dtype)
         # Seeded by (seed, stage) alone: the same on every process and after a resume
@@ -241,17 +236,13 @@ class LayerLockTrainer(FaultTolerantTrainer):
         begins, in whatever parts the processes and micro-batches hold them."""
         if not self.args.heads_start_at_mean or not heads:
             return
-        model, means = self._core(), []
-        for batch in self._batches:  # on the device one after the other
-            inputs = self._prepare_inputs(dict(batch))
-            video, *ids = (inputs.get(name) for name in ("pixel_values_videos", "context_ids", "target_ids"))
-            with self.accelerator.autocast():
-                means.append(model.target_means(video, *ids, stage=self.stage, teacher=self.teacher.network))
+        model = self._core()
+        inputs = (self._prepare_inputs(dict(batch)) for batch in self._batches)  # on the device one after the other
+        means = mean_targets(model, self.stage, inputs, self.teacher.network, self.accelerator)
         if self.is_fsdp_enabled:
             model.reshard()  # else the next forward would use the biases that are gathered now
-        for objective, parts in zip(self.stage.objectives, zip(*means, strict=True), strict=True):
+        for objective, mean in zip(self.stage.objectives, means, strict=True):
             if (objective.read_at, objective.target.head) in heads:
-                mean = self.accelerator.reduce(torch.stack(parts).mean(dim=0), "mean")
                 model.set_head_bias(objective.read_at, objective.target.head, mean)
 
     def _core(self, model=None) -> LayerLockViTForPretraining:
@@ -335,18 +326,10 @@ class LayerLockTrainer(FaultTolerantTrainer):
 
     @torch.no_grad()
     def _diagnose(self, video: torch.Tensor):
-        """Features of this batch, whole, where the decoders read them. A clip alone differs from no other."""
         self._diagnosed_step = self.state.global_step
         model = self._core()
-        depths_read = self.stage.read_depths if len(video) > 1 else []
-        depths = {read_at: model.decoders[str(read_at)].context_depth for read_at in depths_read}
-        with self.accelerator.autocast():
-            taps = model.encoder.tap(video, list(depths.values()))
-        for read_at, features in zip(depths, taps, strict=True):
-            prefix = f"depth_{read_at}/" if len(depths) > 1 else ""
-            for name, value in feature_statistics(features).items():
-                self._means.add(prefix + name, value)
-        for name, value in (weight_statistics(model.encoder.layers) | self.teacher.diagnostics(model.encoder)).items():
+        found = stage_statistics(model, self.stage, video, self.accelerator)
+        for name, value in (found | self.teacher.diagnostics(model.encoder)).items():
             self._means.add(name, value)
 
     def log(self, logs: dict[str, float], start_time: float | None = None):
