@@ -11,7 +11,7 @@ import torch
 from transformers import Pipeline
 
 from .depth_windows import check_processor, depth_of_frames, estimate_windows, window_of
-from .video_processing_layerlock import given_frames, to_rgb
+from .video_frames import given_frames, to_rgb
 from .video_reading import read_windows
 from .video_reading_torchcodec import read_decoder_windows
 
