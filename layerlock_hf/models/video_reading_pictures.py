@@ -60,5 +60,5 @@ def read_picture(path: str) -> torch.Tensor:
                 raise ValueError(f"mode {image.mode}, more than 8 bits per pixel")
             pixels = torch.frombuffer(bytearray(image.convert("RGB").tobytes()), dtype=torch.uint8)
             return pixels.view(image.height, image.width, 3).permute(2, 0, 1)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{os.path.basename(path)} is not a frame: {error}") from error

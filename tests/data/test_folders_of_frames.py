@@ -61,7 +61,7 @@ def test_the_processor_takes_folders_of_pictures(folder):
         processor(str(folder / "a"), frame_rate=8)
 
 
-def test_what_is_no_frame_is_named(folder):
+def test_what_is_no_frame_is_named(folder, monkeypatch):
     def read(**settings):
         return read_clip(str(folder / "a"), lambda count: list(range(count)), **settings)
 
@@ -73,7 +73,11 @@ def test_what_is_no_frame_is_named(folder):
     (folder / "a" / "img_7.png").write_bytes(b"nothing")
     with pytest.raises(DecodingError, match="img_7.png is not a frame"):
         read()
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4)  # a header may claim any size
     Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(folder / "a" / "img_7.png")
+    with pytest.raises(DecodingError, match="img_[0-9]+.png is not a frame: Image size"):
+        read()
+    monkeypatch.undo()
     with pytest.raises(DecodingError, match="the frames differ in size"):
         read()
     (folder / "empty").mkdir()
