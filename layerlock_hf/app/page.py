@@ -12,7 +12,7 @@ from ..data import DecodingError
 from ..data.indexes import VIDEO_SUFFIXES
 from ..utils.packages import importing
 from . import views
-from .reading import Reader, Taken, told
+from .reading import BYTES_PER_MB, Reader, Taken, told
 from .sheets import Sheet
 from .subject import Subject
 
@@ -122,8 +122,10 @@ class Looking:
         )
         return [None if one is None else one.permute(1, 2, 0).numpy() for one in pictures]
 
-    def clicked(self, visit: Visit, place: int, x: int, y: int) -> Visit:
-        """The same visit, with the patch at a pixel of the pictures."""
+    def clicked(self, visit: Visit | None, place: int, x: int, y: int) -> Visit | None:
+        """The same visit, with the patch at a pixel of the pictures; None if the server has started anew since."""
+        if visit is None:
+            return None
         token = self._sheet(visit, place).token_at(x, y)
         return visit if token is None else replace(visit, token=token)
 
@@ -132,9 +134,9 @@ class Looking:
         kept = self.subject.kept
         if kept[place].objective is not None:
             return ""
-        why = "There is no reconstruction: this model did not learn to predict pixels last."
+        why = "No reconstruction: the last steps of this model did not predict pixels."
         able = [number for number, one in enumerate(kept) if one.objective is not None]
-        return f"{why} Model {able[-1]} did: {kept[able[-1]].name}." if able else why
+        return f"{why} Move the slider to model {able[-1]} ({kept[able[-1]].name})." if able else why
 
     def _sheet(self, visit: Visit, place: int) -> Sheet:
         return Sheet(self.subject.model(place).base_model.grid_size(visit.clip))
@@ -222,7 +224,7 @@ def serve(page, max_mb: float, host: str = HOST, port: int = PORT):
         port: likewise.
 
     Raises:
-        ValueError: if the port is taken.
+        ValueError: if the port is taken, or the host is none of this machine's.
     """
     gr = load_gradio()
     try:
@@ -231,7 +233,7 @@ def serve(page, max_mb: float, host: str = HOST, port: int = PORT):
             server_port=port,
             share=False,
             ssr_mode=False,
-            max_file_size=f"{max_mb:g}mb",
+            max_file_size=int(max_mb * BYTES_PER_MB),
             # Fonts of the visitor's system: none is fetched
             theme=gr.themes.Default(
                 primary_hue="indigo", font=("system-ui", "sans-serif"), font_mono=("ui-monospace", "monospace")
@@ -242,6 +244,9 @@ def serve(page, max_mb: float, host: str = HOST, port: int = PORT):
             prevent_thread_lock=True,
         )
     except OSError as error:
-        raise ValueError(f"port must be free at {host}, got {port}, which is not: choose another (--port)") from error
+        raise ValueError(
+            f"host must be an address of this machine whose port {port} is free, got {host}: choose another --host or "
+            "--port"
+        ) from error
     print(f"The page is at {page.local_url}. Ctrl-C ends it", flush=True)
     page.block_thread()

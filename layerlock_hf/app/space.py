@@ -23,7 +23,7 @@ from layerlock_hf.app import Subject, build_page, find_kept, serve
 
 
 HERE = Path(__file__).resolve().parent
-MAX_MB, MAX_SECONDS = {max_mb:g}, {max_seconds:g}
+MAX_MB, MAX_SECONDS = {max_mb!r}, {max_seconds!r}
 
 kept = [one for folder in sorted((HERE / "{models}").iterdir()) for one in find_kept(folder)]
 page = build_page(Subject(kept{readouts}), {title!r}, MAX_MB, MAX_SECONDS)

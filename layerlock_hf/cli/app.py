@@ -54,7 +54,7 @@ def main(arguments: list[str]):
         kept = find_kept(args.run)
         if args.export is not None:
             write_space(args.export, kept, title, args.classes, args.depth, args.max_mb, args.max_seconds)
-            print(f"{args.export}: try it by `python {args.export}/app.py`, its README.md says how it goes to the Hub")
+            print(f"try it with `python {args.export}/app.py`; its README.md says how to upload it")
             return
         page = build_page(Subject(kept, args.classes, args.depth), title, args.max_mb, args.max_seconds)
         serve(page, args.max_mb, args.host, args.port)

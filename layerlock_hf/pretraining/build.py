@@ -115,6 +115,8 @@ def check_folders(data_args: DataArguments, training_args: LayerLockTrainingArgu
         if not Path(checkpoint).is_dir():
             raise ValueError(f"resume_from_checkpoint: there is no checkpoint {checkpoint}")
         read_run_file(checkpoint)  # before anything is loaded; all of it is checked later
+    if data_args.train_data is None:
+        raise ValueError("train_data must be set: it is where the videos are")
     for source in map(Path, data_args.train_data):
         if source.is_dir() and output.resolve().is_relative_to(source.resolve()):
             raise ValueError(

@@ -48,7 +48,8 @@ def export_graph(
         raise ValueError(f"form must be one of {', '.join(FORMS)}, got {form}")
     known = FORMS[form].variants
     if unknown := [name for name in variants if name not in known]:
-        raise ValueError(f"variants of {form} must be among {', '.join(known) or 'none'}, got {', '.join(unknown)}")
+        allowed = f"among {', '.join(known)}" if known else "left out"
+        raise ValueError(f"variants of {form} must be {allowed}, got {', '.join(unknown)}")
     FORMS[form].check_packages()
     source, output = find_source(Path(run), checkpoint), Path(output_dir)
     if what is None:

@@ -62,6 +62,7 @@ def test_a_click_changes_what_is_compared_with(looking, video):
     _, visit = looking.read(video)
     clicked = looking.clicked(visit, 1, 2, 2)
     assert (visit.token, clicked.token) == (None, 0)
+    assert looking.clicked(None, 1, 2, 2) is None
     before, after = (looking.pictures(one, 1, 6) for one in (visit, clicked))
     differ = [name for name, one, other in zip(PICTURES, before, after, strict=True) if (one != other).any()]
     assert differ == ["alike"]
@@ -77,7 +78,7 @@ def test_what_cannot_be_read_is_told_and_nothing_is_shown(looking, broken):
 
 def test_why_there_is_no_reconstruction(looking):
     assert looking.why_no_reconstruction(1) == ""
-    assert looking.why_no_reconstruction(3).endswith(" Model 1 did: stage 1: step 2, layer 1 frozen.")
+    assert looking.why_no_reconstruction(3).endswith(" model 1 (stage 1: step 2, layer 1 frozen).")
 
 
 def test_without_gradio_the_error_says_what_to_install(monkeypatch):
@@ -96,7 +97,8 @@ def test_a_port_that_is_taken_is_told(finished):
         command = [sys.executable, "-m", "layerlock_hf", "app", str(finished), "--port", port]
         ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert ended.stderr.splitlines()[-1] == (
-        f"error: port must be free at 127.0.0.1, got {port}, which is not: choose another (--port)"
+        f"error: host must be an address of this machine whose port {port} is free, got 127.0.0.1: choose another "
+        "--host or --port"
     )
 
 

@@ -45,7 +45,7 @@ def test_other_clips_show_the_same_part_of_the_frames():
     "settings, said",
     [
         ({"form": "caffe"}, "form must be one of onnx, torch, got caffe"),
-        ({"variants": ["int8"]}, "variants of torch must be among none, got int8"),
+        ({"variants": ["int8"]}, "variants of torch must be left out, got int8"),
         ({"what": "pretraining"}, "what must be one of encoder, classification, depth for a graph, got pretraining"),
         ({"what": "depth"}, "what must be pretraining or encoder for .*, got depth: train one"),
         ({"image_size": 18}, "use multiples of these"),

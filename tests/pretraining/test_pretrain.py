@@ -86,6 +86,7 @@ def test_flags_win_over_the_recipe(run, tmp_path):
         ([], {"global_batch_size": 6}, "global_batch_size must be a multiple of per_device_train_batch_size=4"),
         ([], {"resume_from_checkpoint": "nowhere"}, "resume_from_checkpoint: there is no checkpoint nowhere"),
         ([], {"train_data": "no/such/folder"}, "train_data: 'no/such/folder' does not exist"),
+        ([], {"train_data": "none"}, "train_data must be set"),
         ([], {"train_data": [FOLDER, "no/such/folder"]}, "train_data: 'no/such/folder' does not exist"),
         (
             [],
