@@ -95,7 +95,7 @@ def main(arguments: list[str]):
     for name, text, mend in decoders():
         print(f"  {name:16} {text}")
         missing += [mend] if mend else []
-    print("\nNothing is missing." if not missing else "\nMissing packages; install them with:")
+    print("\nAll that is required is there." if not missing else "\nMissing packages; install them with:")
     for command in missing:
         print(f"  {command}")
     return 1 if missing else 0

@@ -35,7 +35,8 @@ def print_run(trainer: LayerLockTrainer, settings: RunSettings):
     model = trainer.model
     parts = ", ".join(f"{name} {count / 1e6:.2f}M" for name, count in model.parameter_breakdown().items() if count)
     print(f"{model.num_parameters() / 1e6:.1f}M parameters: {parts}")
-    workers = f"{settings.training.dataloader_num_workers} data workers per process"
+    num_workers = settings.training.dataloader_num_workers
+    workers = f"{num_workers} data worker{'s' * (num_workers != 1)} per process"
     print(f"{len(trainer.train_dataset.videos)} videos, decoded by {workers}")
     print(f"{clips_per_step(settings.training)} clips a step")
     print_table(describe_stages(model, trainer.stages))

@@ -37,8 +37,8 @@ class EmbedArguments:
     depths: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Where the encoder is read: layers passed, such as 12, or fractions of them, such as 0.95 "
-            "(default: after the last layer)."
+            "help": "Where the encoder is read: layers passed, such as 12, or fractions as readouts count them, such "
+            "as 0.95, which is 44 of 48 (1.0 is the last layer but one; default: after the last layer)."
         },
     )
     num_frames: int | None = field(

@@ -94,8 +94,8 @@ def _best(run: Path, readouts: list[dict]) -> tuple[str | None, str]:
     """The checkpoint whose features did best in the readouts, and a sentence about it."""
     if not readouts:
         return None, (
-            "The run has no readouts, which alone tell which checkpoint to keep: add --readout_data LABELLED "
-            "--readout_steps N"
+            "No readouts were made during this run, and only they can tell which checkpoint to keep: train with "
+            "--readout_data LABELLED --readout_steps N"
         )
     try:
         folder, step = best_checkpoint(run)

@@ -67,7 +67,11 @@ KINDS = (
         size=LARGE,
         breaks=False,
     ),
-    Kind("Learning rate", "learning_rate", "With a short warm-up after every switch."),
+    Kind(
+        "Learning rate",
+        "learning_rate",
+        "With a short warm-up after every switch, if switch_warmup_steps asks for one.",
+    ),
     Kind(
         "Gradient norm",
         "grad_norm",
@@ -101,7 +105,7 @@ KINDS = (
         is_log=True,
     ),
     Kind("Throughput, clips per second", "clips_per_second", "Of all processes; steps count as logged.", floor=0.0),
-    Kind("Share of time waiting for data", "data_wait_fraction", "Above a tenth, look at the loading.", floor=0.0),
+    Kind("Share of time waiting for data", "data_wait_fraction", "Above 30%, the run is starved of data.", floor=0.0),
     Kind("Peak memory, GiB", "peak_memory_gib", "The highest so far, of the first process.", floor=0.0, breaks=False),
 )
 

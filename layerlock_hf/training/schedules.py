@@ -114,10 +114,10 @@ def check_schedule(stages: list[Stage], args: "LayerLockTrainingArguments") -> l
     starts = [stage.start for stage in stages]
     late = [start for start in starts if start >= args.max_steps]
     if late:
-        frozen = " and never freezes anything" if late == starts[1:] and stages[-1].num_frozen else ""
+        frozen = ", so that nothing is ever frozen" if late == starts[1:] and stages[-1].num_frozen else ""
         doubts.append(
-            f"max_steps={args.max_steps} ends the run before {len(late)} of its {len(stages)} stages, the first of "
-            f"which starts at step {late[0]}{frozen}"
+            f"max_steps={args.max_steps} ends the run before {len(late)} of its {len(stages)} stages begin, the first "
+            f"of them at step {late[0]}{frozen}"
         )
     if args.get_warmup_steps(args.max_steps) >= args.max_steps:
         doubts.append(
@@ -141,9 +141,9 @@ def check_schedule(stages: list[Stage], args: "LayerLockTrainingArguments") -> l
     if short:
         stage, length = short[0]
         doubts.append(
-            f"{len(short)} of {len(stages)} stages are short for a fresh head, the first with {length} steps from "
-            f"step {stage.start} on: the learning rate rises for {rise} of them (switch_warmup_steps), and a head "
-            f"takes some {MIN_HEAD_STEPS} to learn its target"
+            f"{len(short)} of {len(stages)} stages are too short for a fresh head, which takes some {MIN_HEAD_STEPS} "
+            f"steps to learn its target: the first has {length}, from step {stage.start} on, and for {rise} of them "
+            "the learning rate rises (switch_warmup_steps)"
         )
     return doubts
 

@@ -8,7 +8,7 @@ from layerlock_hf.cli import env
 def test_everything_is_named(capsys):
     status = env.main([])
     text = capsys.readouterr().out
-    assert status == (0 if "Nothing is missing." in text else 1)
+    assert status == (0 if "All that is required is there." in text else 1)
     for name in (
         "torch",
         "transformers",

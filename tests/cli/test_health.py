@@ -42,7 +42,7 @@ def test_a_healthy_run(leave_run, capsys, tmp_path):
     text = capsys.readouterr().out
     assert text.startswith("step 400 of 400\n\nstage  from step  frozen  predicts")
     assert "HEALTHY: in step 400, explained variance of layer_2 0.6" in text
-    assert "add --readout_data LABELLED" in " ".join(text.split())
+    assert "train with --readout_data LABELLED" in " ".join(text.split())
     assert (tmp_path / "out" / "health.png").is_file()
 
 

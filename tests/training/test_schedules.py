@@ -168,16 +168,16 @@ def test_a_learning_rate_that_never_rises_again_is_refused():
 def test_schedules_that_are_doubtful():
     schedule = FreezeSchedule(1000, 300, num_freezes=3)
     (doubt,) = doubts(schedule, 1500, 10)
-    assert "max_steps=1500 ends the run before 1 of its 4 stages, the first of which starts at step 1600" in doubt
+    assert "max_steps=1500 ends the run before 1 of its 4 stages begin, the first of them at step 1600" in doubt
     (doubt,) = doubts(schedule, 900, 10)
-    assert "before 3 of its 4 stages" in doubt and doubt.endswith("at step 1000 and never freezes anything")
+    assert "before 3 of its 4 stages" in doubt and doubt.endswith("at step 1000, so that nothing is ever frozen")
     (doubt,) = doubts(FreezeSchedule(1000, 40, num_freezes=3), 2000, 10)
-    assert "2 of 4 stages are short for a fresh head, the first with 40 steps from step 1000 on" in doubt
+    assert "2 of 4 stages are too short for a fresh head" in doubt and "the first has 40, from step 1000 on" in doubt
     (doubt,) = doubts(schedule, 2000, 200)  # more than half of a stage rises
-    assert "rises for 200 of them" in doubt
+    assert "for 200 of them the learning rate rises" in doubt
     # The last stage may be cut short
     cut, short = doubts(schedule, 1610, 20)[-1], doubts(schedule, 1700, 20)
-    assert "1 of 4 stages are short for a fresh head, the first with 10 steps from step 1600" in cut and short == []
+    assert "1 of 4 stages are too short" in cut and "the first has 10, from step 1600 on" in cut and short == []
 
 
 def test_steps_as_shares_of_the_run():
