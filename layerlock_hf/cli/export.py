@@ -104,8 +104,8 @@ def tell_graphs(folder: Path, differences: dict[str, Difference]):
     for name, difference in differences.items():
         same = "" if difference.same_class is None else f", the same class for {difference.same_class:.0%} of them"
         print(
-            f"{folder / name}: differs from PyTorch by at most {difference.largest:.2g} in outputs up to "
-            f"{difference.scale:.3g} ({difference.relative:.2g} of their norm) on random clips{same}"
+            f"{folder / name}: on random clips, at most {difference.largest:.2g} from PyTorch, whose outputs reach "
+            f"{difference.scale:.3g} (relative error {difference.relative:.2g}){same}"
         )
     print(f"{folder / README} shows how to run {'it' if len(differences) == 1 else 'them'}")
 

@@ -53,11 +53,14 @@ def read_lines(path: Path) -> list[dict]:
 
 
 def print_table(rows: list[dict]):
-    """Print rows under the names of their columns, with numbers to three decimal places."""
+    """Print rows under the names of their columns, with numbers to three decimal places. Columns are flush right, but
+    for a last one of texts."""
     columns = list(rows[0])
     cells = [
         [f"{row[name]:.3f}" if isinstance(row[name], float) else str(row[name]) for name in columns] for row in rows
     ]
     widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
+    ends_in_text = all(isinstance(row[columns[-1]], str) for row in rows)
     for line in [columns, *cells]:
-        print("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)), flush=True)
+        *padded, last = (cell.rjust(width) for cell, width in zip(line, widths, strict=True))
+        print("  ".join([*padded, line[-1] if ends_in_text else last]), flush=True)

@@ -93,7 +93,7 @@ def test_checkpoints_that_cannot_be_loaded_are_named(export, checkpoint, tmp_pat
 def test_a_graph_is_told_with_how_far_it_is_off(export, checkpoint, tmp_path, capsys):
     export(checkpoint, tmp_path / "graph", "--to", "torch", "--num_frames", 2)
     first, second = capsys.readouterr().out.splitlines()
-    assert first.startswith(f"{tmp_path / 'graph' / 'model.pt2'}: differs from PyTorch by at most ")
+    assert first.startswith(f"{tmp_path / 'graph' / 'model.pt2'}: on random clips, at most ")
     assert second == f"{tmp_path / 'graph' / 'README.md'} shows how to run it"
 
 

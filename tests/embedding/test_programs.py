@@ -41,7 +41,7 @@ def test_embed_and_search(videos, model, tmp_path, capsys):
     names = [hit["video"] for hit in json.loads(capsys.readouterr().out)["hits"]]
     assert names[0] == query and len(set(names)) == len(names) == 8
 
-    with pytest.raises(SystemExit, match="error: .*whose window was '8f' and is now '2s': choose another folder"):
+    with pytest.raises(SystemExit, match="error: .*window was '8f' there, and is '2s' now: choose another folder"):
         embed.main([str(videos), str(out), "--model", model, "--depths", "3", "0.95", "--num_workers", "0"])
     with pytest.raises(SystemExit, match="error: depth must be one of those in .*, 3, 4, got 6"):
         search.main([str(out), "--query", query, "--depth", "6"])

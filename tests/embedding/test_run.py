@@ -183,10 +183,10 @@ def test_neither_workers_nor_ranks_change_a_vector(videos, model, tmp_path):
 @pytest.mark.parametrize(
     ("setting", "told"),
     [
-        ({"window": "4f"}, "whose window was '8f' and is now '4f'"),
-        ({"depths": [3]}, r"whose depths was \[6\] and is now \[3\]"),
-        ({"batch_size": 3}, "whose batch_size was 2 and is now 3"),
-        ({"format": "safetensors"}, "whose format was 'parquet' and is now 'safetensors'"),
+        ({"window": "4f"}, "window was '8f' there, and is '4f'"),
+        ({"depths": [3]}, r"depths was \[6\] there, and is \[3\]"),
+        ({"batch_size": 3}, "batch_size was 2 there, and is 3"),
+        ({"format": "safetensors"}, "format was 'parquet' there, and is 'safetensors'"),
         ({"world_size": 2}, "world_size must be 1, with which .* was begun, got 2: give that, or choose another OUT"),
     ],
 )

@@ -79,8 +79,8 @@ def advice(measured: Measured) -> list[str]:
     sentences += _about_main_process(measured)
     if 1 / measured.rates[1] > SURPRISE * whole:
         sentences.append(
-            f"One worker takes {1000 / measured.rates[1]:.1f} ms per clip, though: it had other videos than the "
-            f"{len(measured.looks)} whose steps were timed (--num_clips), or too little of the cores."
+            f"In use, one worker took {1000 / measured.rates[1]:.1f} ms per clip: either its videos differ from the "
+            f"{len(measured.looks)} timed above (--num_clips), or it got too little of the cores."
         )
     if measured.load > BUSY * measured.num_cores:
         sentences.append(

@@ -89,6 +89,6 @@ def check_identity(where: str, found: dict, wanted: dict):
     for name, value in wanted.items():
         if found.get(name) != value:
             raise ValueError(
-                f"{where} is from another job, whose {name} was {found.get(name)!r} and is now {value!r}: choose "
-                "another folder, or remove this one"
+                f"{where} holds the results of another job: {name} was {found.get(name)!r} there, and is {value!r} "
+                "now: choose another folder, or remove this one"
             )

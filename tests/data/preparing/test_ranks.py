@@ -186,7 +186,7 @@ def test_ranks_that_begin_together_do_the_same(source, tmp_path, monkeypatch):
         finish(packing)
 
     monkeypatch.setattr(Packing, "finish", meanwhile)
-    with pytest.raises(ValueError, match="whose seed was 1 and is now 0"):
+    with pytest.raises(ValueError, match="seed was 1 there, and is 0 now"):
         prepare(str(source), tmp_path, PrepareArguments(), 1, 2)
 
 
@@ -277,7 +277,7 @@ def test_a_journal_of_nothing_is_in_the_way_of_no_job(tmp_path):
     journal = Journal(tmp_path / "journal", {"seed": 1})
     journal.add_video(0, {})
     journal.close()
-    with pytest.raises(ValueError, match="whose seed was 1 and is now 0"):
+    with pytest.raises(ValueError, match="seed was 1 there, and is 0 now"):
         Journal(tmp_path / "journal", {"seed": 0})
 
 
@@ -286,7 +286,7 @@ def test_a_finished_run_is_left_alone(source, tmp_path):
     before = sums(tmp_path)
     assert not prepare(str(source), tmp_path, ARGUMENTS)
     assert sums(tmp_path) == before
-    with pytest.raises(ValueError, match="whose seed was 0 and is now 1: choose another folder"):
+    with pytest.raises(ValueError, match="seed was 0 there, and is 1 now: choose another folder"):
         prepare(str(source), tmp_path, PrepareArguments(**{**vars(ARGUMENTS), "seed": 1}))
 
 
@@ -299,13 +299,13 @@ def test_changed_sources_and_settings_are_refused(tmp_path, make_video, monkeypa
         patch.setattr(ranks, "write_report", lambda *_: (_ for _ in ()).throw(Stopped()))
         with pytest.raises(Stopped):
             prepare(str(folder), output)
-    with pytest.raises(ValueError, match="whose gop was None and is now 30"):
+    with pytest.raises(ValueError, match="gop was None there, and is 30 now"):
         prepare(str(folder), output, PrepareArguments(gop=30))
     make_video(folder / "1.mp4", times=range(6))
     with pytest.raises(ValueError, match="'1.mp4' has changed since it was examined"):
         prepare(str(folder), output)
     make_video(folder / "3.mp4", times=range(6))
-    with pytest.raises(ValueError, match="whose num_videos was 3 and is now 4"):
+    with pytest.raises(ValueError, match="num_videos was 3 there, and is 4 now"):
         prepare(str(folder), output)
 
 
@@ -344,7 +344,7 @@ def test_a_share_of_which_nothing_was_packed_is_done_anew(source, tmp_path):
     assert prepare(str(source), output, strict) and not manifest_of(output)
     assert not prepare(str(source), output, strict)
     assert prepare(str(source), output, PrepareArguments(**FAST)) and manifest_of(output)
-    with pytest.raises(ValueError, match="whose min_frames was 1 and is now 100"):
+    with pytest.raises(ValueError, match="min_frames was 1 there, and is 100 now"):
         prepare(str(source), output, strict)
 
 
