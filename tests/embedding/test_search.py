@@ -58,8 +58,9 @@ def key(hit):
 @pytest.mark.parametrize("pool", ["frame", "grid"])
 def test_steps_and_grids_are_averaged(pool, out, videos, model, tmp_path):
     layerlock_hf.embed(str(videos), tmp_path / pool, model, pool=pool, **SETTINGS)
-    plain = layerlock_hf.search(out, str(videos / "v2.mp4"), top=5, query_window=0.1)
-    averaged = layerlock_hf.search(tmp_path / pool, str(videos / "v2.mp4"), top=5, query_window=0.1)
+    at = 7.5 / 12  # in the last frame of the window, which the encoder is not shown
+    plain = layerlock_hf.search(out, str(videos / "v2.mp4"), top=5, query_window=at)
+    averaged = layerlock_hf.search(tmp_path / pool, str(videos / "v2.mp4"), top=5, query_window=at)
     assert key(plain.hits[0]) == key(averaged.hits[0]) == (str(videos / "v2.mp4"), 0)
     assert [hit.score for hit in plain.hits] == pytest.approx([hit.score for hit in averaged.hits], abs=1e-5)
 
@@ -98,6 +99,24 @@ def test_refusals(out, videos, save_model, tmp_path):
     save_model(tmp_path / "other", seed=2)
     with pytest.raises(ValueError, match=f"the weights or the configuration of {other} have changed: give a copy"):
         layerlock_hf.search(tmp_path / "changed", query)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """A folder of 8 pictures, of which the first does not decode and the others tell their numbers; the last has
+    another size."""
+    folder = tmp_path / "pictures" / "clip"
+    folder.mkdir(parents=True)
+    for index in range(8):
+        size = (40, 16) if index == 7 else (20, 16)
+        Image.new("RGB", size, (30 * index,) * 3).save(folder / f"{index}.png")
+    (folder / "0.png").write_bytes(b"broken")
+    return str(folder)
+
+
+def test_pictures_without_times_have_no_window_that_shows_one(out, pictures):
+    with pytest.raises(ValueError, match="query_window must be left out for .*clip, got 0: pictures have no times"):
+        layerlock_hf.search(out, pictures, query_window=0)
 
 
 def test_one_per_video(out, videos):
