@@ -185,13 +185,13 @@ class _Stream:
 
     def _pictures(self) -> Iterator[tuple[float, Callable[[], np.ndarray]]]:
         """As `_frames`, of a folder; without a frame rate the times are NaN."""
+        paths = pictures_in(self.source)
+        if not paths:
+            raise DecodingError("the folder holds no pictures", "empty")
         if self.plan.in_seconds and self.frame_rate is None:
             raise DecodingError(
                 "pictures have no times: give window and stride in frames, or a frame_rate", "no times"
             )
-        paths = pictures_in(self.source)
-        if not paths:
-            raise DecodingError("the folder holds no pictures", "empty")
         if self.frame_rate is not None:
             self._interval, self._duration = 1 / self.frame_rate, len(paths) / self.frame_rate
         failed = []  # the reasons
@@ -206,6 +206,7 @@ class _Stream:
         if len(failed) == len(paths):
             raise DecodingError(f"no frame can be decoded: {failed[0]}")
         if failed:
+            self._has_gaps = True
             self.note = f"only {len(paths) - len(failed)} of {len(paths)} frames decode: {failed[0]}"
 
     def _resized(self, pixels: torch.Tensor) -> np.ndarray:
