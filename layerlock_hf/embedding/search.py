@@ -51,6 +51,7 @@ class Found:
         num_searched: windows that were compared.
         depth: at which vectors were compared.
         note: what of the videos could not be searched, None if nothing.
+        is_whole: whether all frames of the videos that were searched are known to decode.
     """
 
     query: list[Hit]
@@ -58,6 +59,7 @@ class Found:
     num_searched: int
     depth: int
     note: str | None
+    is_whole: bool
 
 
 def search(
@@ -104,7 +106,8 @@ def search(
         found, num_windows = nearest_in(out / shard["file"], vectors, manifest, depth, top, one_per_video)
         hits = best_of([*hits, *found], top, one_per_video)
         num_searched += num_windows
-    return Found(windows, hits, num_searched, depth, note_of_missing(manifest, len(there)))
+    is_whole = manifest["is_complete"] and not manifest["counts"]["partial"]
+    return Found(windows, hits, num_searched, depth, note_of_missing(manifest, len(there)), is_whole)
 
 
 def best_of(hits: Iterable[Hit], top: int, one_per_video: bool) -> list[Hit]:

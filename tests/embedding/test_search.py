@@ -76,6 +76,13 @@ def test_what_is_missing_is_told_of(out, videos, tmp_path):
     assert found.hits
 
 
+def test_whether_all_frames_decode(out, videos, model, tmp_path):
+    query = str(videos / "v2.mp4")
+    layerlock_hf.embed(query, tmp_path, model, **SETTINGS)
+    assert layerlock_hf.search(tmp_path, query).is_whole
+    assert not layerlock_hf.search(out, query).is_whole, "of cut.mp4 they do not"
+
+
 def test_refusals(out, videos, save_model, tmp_path):
     query = str(videos / "v2.mp4")
     for told, settings in {
@@ -203,7 +210,7 @@ def test_sheets(write_video, tmp_path):
     query = Hit(1.0, str(strange), 0, 0.0, 0.8, 0, 8)
     hits = [query, Hit(0.5, "gone.mp4", 3, 3661.5, 3663.0, 90, 30)]
     (tmp_path / "sheets").mkdir()
-    png, page = sheet.write_sheets(Found([query], hits, 27, 6, "1 of 7 shards are missing"), tmp_path / "sheets")
+    png, page = sheet.write_sheets(Found([query], hits, 27, 6, "1 of 7 shards are missing", True), tmp_path / "sheets")
     shown = Page(page.read_text(encoding="utf-8"))
     assert shown.text.count(str(strange)) == 4 and "1:01:01.50 to 1:01:03.00" in shown.text
     assert "1 of 7 shards are missing" in shown.text
@@ -214,6 +221,17 @@ def test_sheets(write_video, tmp_path):
     middles = [sheet.MARGIN + sheet.TILE[0] // 2 + n * (sheet.TILE[0] + sheet.MARGIN) for n in range(4)]
     # Frames 1, 3, 5 and 7
     assert [pixels[top, x] for x in middles] == pytest.approx([13, 29, 45, 61], abs=6)
+
+
+def test_sheets_show_the_pictures_that_decode(pictures):
+    """Numbers of frames count these alone, and they may differ in size."""
+    strip = sheet.strip_of(Hit(1.0, pictures, 0, float("nan"), float("nan"), 3, 4), False)
+    pixels = np.asarray(strip.convert("L"), int)
+    middles = [sheet.TILE[0] // 2 + n * (sheet.TILE[0] + sheet.MARGIN) for n in range(4)]
+    assert [pixels[sheet.TILE[1] // 2, x] for x in middles] == [120, 150, 180, 210]
+    later = Hit(1.0, pictures, 0, 0.4, 0.8, 4, 4)
+    assert sheet.strip_of(later, True) == strip, "where all are known to decode, those before are not looked at"
+    assert sheet.strip_of(later, False) != strip
 
 
 def test_times():
