@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 import layerlock_hf
+from layerlock_hf.embedding import nearest as comparing
 from layerlock_hf.embedding import sheet
 from layerlock_hf.embedding.nearest import find_nearest, nearest_by_numpy, unit_means
 from layerlock_hf.embedding.search import Found, Hit
@@ -154,9 +155,26 @@ def nearest(request, monkeypatch):
 
 def test_without_faiss_numpy_compares(monkeypatch):
     monkeypatch.setitem(sys.modules, "faiss", None)
+    monkeypatch.setattr(comparing.logger, "warning", None)
     find_nearest.cache_clear()
     assert find_nearest() is nearest_by_numpy
     find_nearest.cache_clear()
+
+
+@pytest.mark.parametrize("text", ["raise RuntimeError('no AVX2\\nhere')", "", "import no_such_module"])
+def test_a_broken_faiss_is_told_of(text, tmp_path, monkeypatch):
+    """One that cannot be loaded, another that lacks what compares, and one that lacks what it needs."""
+    (tmp_path / "faiss.py").write_text(text)
+    monkeypatch.delitem(sys.modules, "faiss", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    warned = []
+    monkeypatch.setattr(comparing.logger, "warning", warned.append)
+    find_nearest.cache_clear()
+    assert find_nearest() is nearest_by_numpy
+    find_nearest.cache_clear()
+    sys.modules.pop("faiss", None)
+    (told,) = warned
+    assert told.startswith("NumPy compares the vectors, as faiss cannot be loaded: ") and "\n" not in told
 
 
 def test_nearest_by_hand(nearest):
