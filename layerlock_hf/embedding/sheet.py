@@ -36,15 +36,26 @@ ROW = '<tr><td>{rank}</td><td>{score}</td><td class="name">{name}<br>{time}{pict
 
 
 def write_sheets(found: Found, folder: Path) -> tuple[Path, Path]:
-    """Write both to a folder; returns their paths."""
+    """Write both to a folder; returns their paths.
+
+    Raises:
+        ValueError: if they cannot be written.
+    """
     shown = [("query", found.query[0]), *((str(rank), hit) for rank, hit in enumerate(found.hits, start=1))]
     # What the query has lost, no record says
     strips = [strip_of(found.query[0], False), *(strip_of(hit, found.is_whole) for hit in found.hits)]
     sheet = sheet_of([title_of(rank, hit) for rank, hit in shown], strips)
-    with write_aside(folder / PNG) as aside:
-        sheet.save(aside, format="png")
-    with write_aside(folder / HTML) as aside:
-        aside.write_text(page_of(found, shown, strips), encoding="utf-8")
+    page = page_of(found, shown, strips)
+    try:
+        with write_aside(folder / PNG) as aside:
+            sheet.save(aside, format="png")
+        with write_aside(folder / HTML) as aside:
+            aside.write_text(page, encoding="utf-8")
+    except OSError as error:
+        reason = error.strerror or error
+        raise ValueError(
+            f"output_dir: cannot write to {folder}: {reason}: free some space, or choose another folder"
+        ) from error
     return folder / PNG, folder / HTML
 
 

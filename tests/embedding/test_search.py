@@ -252,6 +252,19 @@ def test_sheets_show_the_pictures_that_decode(pictures):
     assert sheet.strip_of(later, False) != strip
 
 
+def test_a_full_disk_is_told_of_with_the_folder(tmp_path, monkeypatch):
+    hit = Hit(1.0, "gone.mp4", 0, 0.0, 0.8, 0, 8)
+
+    def fill(*arguments, **settings):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", fill)
+    monkeypatch.setattr(sheet, "page_of", lambda *arguments: "")
+    with pytest.raises(ValueError, match=f"output_dir: cannot write to {tmp_path}: No space left on device: free"):
+        sheet.write_sheets(Found([hit], [hit], 1, 6, None, True), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_times():
     assert [sheet.clock(seconds) for seconds in (0.5, 59.999, 61, 3599.999)] == [
         "0:00.50",
