@@ -8,6 +8,12 @@ import math
 from collections.abc import Callable
 
 import numpy as np
+from transformers.utils import logging
+
+from ..data.clips import one_line
+
+
+logger = logging.get_logger(__name__)
 
 
 def unit_means(vectors: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -19,14 +25,16 @@ def unit_means(vectors: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 @functools.cache
 def find_nearest() -> Callable[[np.ndarray, np.ndarray, int], tuple[np.ndarray, np.ndarray]]:
     """A function from queries (q, D), vectors (n, D) and a number to the scores and indices of so many vectors whose
-    product with any query is largest: by faiss where it is installed, else by NumPy."""
+    product with any query is largest: by faiss where it is installed and can be loaded, else by NumPy."""
     try:
-        import faiss
-    except ImportError:
+        from faiss import METRIC_INNER_PRODUCT, knn
+    except Exception as error:  # whatever its libraries raise
+        if not isinstance(error, ModuleNotFoundError) or error.name != "faiss":
+            logger.warning(f"NumPy compares the vectors, as faiss cannot be loaded: {one_line(error)}")
         return nearest_by_numpy
 
     def nearest_by_faiss(queries: np.ndarray, vectors: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-        scores, indices = faiss.knn(queries, vectors, count, metric=faiss.METRIC_INNER_PRODUCT)
+        scores, indices = knn(queries, vectors, count, metric=METRIC_INNER_PRODUCT)
         best = np.full(len(vectors), -np.inf, np.float32)
         np.maximum.at(best, indices.ravel(), scores.ravel())
         return _largest(best, count)

@@ -29,12 +29,14 @@ class Cut:
 
     Attributes:
         spans: of each step of time that has a vector, see `Window.spans`.
+        extent: when the window begins and ends, in seconds; NaN where that is unknown.
         number: of the window.
         clip: what the encoder sees, uint8 (T, 3, S, S).
         progress: the share of the video that is read, 0 where its length is unknown.
     """
 
     spans: list[dict]
+    extent: tuple[float, float]
     number: int
     clip: np.ndarray
     progress: float
@@ -151,8 +153,9 @@ class _Stream:
 
     def _finished(self, window: Window, begin: float) -> Cut:
         clip = np.stack([frame.pixels for frame in window.shown])
-        progress = (window.frames[1].until - begin) / self._duration if self._duration else 0.0
-        return Cut(window.spans(self.num_steps), window.number, clip, min(1.0, max(0.0, progress)))
+        extent = window.frames[0].seconds, window.frames[1].until
+        progress = (extent[1] - begin) / self._duration if self._duration else 0.0
+        return Cut(window.spans(self.num_steps), extent, window.number, clip, min(1.0, max(0.0, progress)))
 
     def _frames(self) -> Iterator[tuple[float, Callable[[], np.ndarray]]]:
         """Of every frame that decodes, also after damage, when it begins and what makes its pixels."""
@@ -182,13 +185,13 @@ class _Stream:
 
     def _pictures(self) -> Iterator[tuple[float, Callable[[], np.ndarray]]]:
         """As `_frames`, of a folder; without a frame rate the times are NaN."""
+        paths = pictures_in(self.source)
+        if not paths:
+            raise DecodingError("the folder holds no pictures", "empty")
         if self.plan.in_seconds and self.frame_rate is None:
             raise DecodingError(
                 "pictures have no times: give window and stride in frames, or a frame_rate", "no times"
             )
-        paths = pictures_in(self.source)
-        if not paths:
-            raise DecodingError("the folder holds no pictures", "empty")
         if self.frame_rate is not None:
             self._interval, self._duration = 1 / self.frame_rate, len(paths) / self.frame_rate
         failed = []  # the reasons
@@ -203,6 +206,7 @@ class _Stream:
         if len(failed) == len(paths):
             raise DecodingError(f"no frame can be decoded: {failed[0]}")
         if failed:
+            self._has_gaps = True
             self.note = f"only {len(paths) - len(failed)} of {len(paths)} frames decode: {failed[0]}"
 
     def _resized(self, pixels: torch.Tensor) -> np.ndarray:

@@ -51,6 +51,7 @@ class Found:
         num_searched: windows that were compared.
         depth: at which vectors were compared.
         note: what of the videos could not be searched, None if nothing.
+        is_whole: whether all frames of the videos that were searched are known to decode.
     """
 
     query: list[Hit]
@@ -58,6 +59,7 @@ class Found:
     num_searched: int
     depth: int
     note: str | None
+    is_whole: bool
 
 
 def search(
@@ -104,7 +106,8 @@ def search(
         found, num_windows = nearest_in(out / shard["file"], vectors, manifest, depth, top, one_per_video)
         hits = best_of([*hits, *found], top, one_per_video)
         num_searched += num_windows
-    return Found(windows, hits, num_searched, depth, note_of_missing(manifest, len(there)))
+    is_whole = manifest["is_complete"] and not manifest["counts"]["partial"]
+    return Found(windows, hits, num_searched, depth, note_of_missing(manifest, len(there)), is_whole)
 
 
 def best_of(hits: Iterable[Hit], top: int, one_per_video: bool) -> list[Hit]:
@@ -147,11 +150,17 @@ def read_query(setup: Setup, query: str, at: float | None = None) -> tuple[list[
 
     try:
         for cut in setup.open(query, DECODE_TIMEOUT).windows():
+            begin, end = cut.extent
+            if at is not None and math.isnan(begin):
+                raise ValueError(
+                    f"query_window must be left out for {query}, got {at:g}: pictures have no times unless vectors "
+                    "are made with a frame_rate"
+                )
+            if at is not None and not begin <= at < end:
+                continue
             first, last = cut.spans[0], cut.spans[-1]
             span = {**first, "end_seconds": last["end_seconds"]}
             span["num_frames"] = last["first_frame"] + last["num_frames"] - first["first_frame"]
-            if at is not None and not span["start_seconds"] <= at < span["end_seconds"]:
-                continue
             windows.append(Hit(1.0, query, cut.number, **span))
             clips.append(torch.from_numpy(cut.clip))
             if len(clips) == BATCH:

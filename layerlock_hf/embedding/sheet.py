@@ -4,6 +4,7 @@ import base64
 import html
 import io
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ..data import DECODE_TIMEOUT, DecodingError, Isolated, read_clip
+from ..models.video_reading_pictures import pictures_in, read_picture
 from ..utils.files import write_aside
 from .search import Found, Hit
 
@@ -34,14 +36,26 @@ ROW = '<tr><td>{rank}</td><td>{score}</td><td class="name">{name}<br>{time}{pict
 
 
 def write_sheets(found: Found, folder: Path) -> tuple[Path, Path]:
-    """Write both to a folder; returns their paths."""
+    """Write both to a folder; returns their paths.
+
+    Raises:
+        ValueError: if they cannot be written.
+    """
     shown = [("query", found.query[0]), *((str(rank), hit) for rank, hit in enumerate(found.hits, start=1))]
-    strips = [strip_of(hit) for _, hit in shown]
+    # What the query has lost, no record says
+    strips = [strip_of(found.query[0], False), *(strip_of(hit, found.is_whole) for hit in found.hits)]
     sheet = sheet_of([title_of(rank, hit) for rank, hit in shown], strips)
-    with write_aside(folder / PNG) as aside:
-        sheet.save(aside, format="png")
-    with write_aside(folder / HTML) as aside:
-        aside.write_text(page_of(found, shown, strips), encoding="utf-8")
+    page = page_of(found, shown, strips)
+    try:
+        with write_aside(folder / PNG) as aside:
+            sheet.save(aside, format="png")
+        with write_aside(folder / HTML) as aside:
+            aside.write_text(page, encoding="utf-8")
+    except OSError as error:
+        reason = error.strerror or error
+        raise ValueError(
+            f"output_dir: cannot write to {folder}: {reason}: free some space, or choose another folder"
+        ) from error
     return folder / PNG, folder / HTML
 
 
@@ -64,12 +78,17 @@ def title_of(rank: str, hit: Hit) -> str:
     return f"{rank}{score}   {Path(hit.video).name}   {time_of(hit)}"
 
 
-def strip_of(hit: Hit) -> Image.Image:
-    """Frames of a window side by side; grey where they cannot be read, as out of shards."""
+def strip_of(hit: Hit, is_whole: bool) -> Image.Image:
+    """Frames of a window side by side; grey where they cannot be read, as out of shards.
+
+    Args:
+        hit: the window.
+        is_whole: whether all frames of its video are known to decode.
+    """
     width, height = TILE
     strip = Image.new("RGB", (NUM_SHOWN * (width + MARGIN) - MARGIN, height), "#dddddd")
     try:
-        frames, aspect = Isolated(_read, DECODE_TIMEOUT)(hit)
+        frames, aspect = Isolated(_read, DECODE_TIMEOUT)(hit, is_whole)
     except DecodingError as error:
         ImageDraw.Draw(strip).text(
             (MARGIN, MARGIN), f"cannot be shown: {error}", "black", ImageFont.truetype(FONT, 12)
@@ -84,17 +103,34 @@ def strip_of(hit: Hit) -> Image.Image:
     return strip
 
 
-def _read(hit: Hit) -> tuple[np.ndarray, float]:
+def _read(hit: Hit, is_whole: bool) -> tuple[list[np.ndarray], float]:
     """Frames of a window, evenly spread, and the width of a pixel over its height."""
     shares = [(number + 0.5) / NUM_SHOWN for number in range(NUM_SHOWN)]
+    if os.path.isdir(hit.video):
+        wanted = [hit.first_frame + int(share * hit.num_frames) for share in shares]
+        return _pictures(hit.video, wanted, is_whole), 1.0
     begin = float(read_clip(hit.video, lambda length: [0]).timestamps[0])
-    if math.isnan(hit.start_seconds) or math.isnan(begin):  # a folder of pictures has a rate only where one was given
-        wanted, rate = [hit.first_frame + int(share * hit.num_frames) for share in shares], None
-    else:
-        length, rate = hit.end_seconds - hit.start_seconds, RATE
-        wanted = [int((hit.start_seconds + share * length - begin) * rate) for share in shares]
-    clip = read_clip(hit.video, lambda length: [min(tick, length - 1) for tick in wanted], frame_rate=rate)
-    return clip.frames.contiguous().numpy(), clip.pixel_aspect
+    length = hit.end_seconds - hit.start_seconds
+    wanted = [int((hit.start_seconds + share * length - begin) * RATE) for share in shares]
+    clip = read_clip(hit.video, lambda length: [min(tick, length - 1) for tick in wanted], frame_rate=RATE)
+    return list(clip.frames.contiguous().numpy()), clip.pixel_aspect
+
+
+def _pictures(folder: str, wanted: list[int], is_whole: bool) -> list[np.ndarray]:
+    """Those with these numbers, which ascend, among the ones that decode: so windows count them."""
+    found, number = {}, 0
+    for path in pictures_in(folder):
+        if number in wanted or not is_whole:
+            try:
+                picture = read_picture(path)
+            except ValueError:  # `layerlock embed` has reported it
+                continue
+            if number in wanted:
+                found[number] = picture.contiguous().numpy()
+        if number == wanted[-1]:
+            return [found[one] for one in wanted]
+        number += 1
+    raise DecodingError(f"the folder has {number} pictures that decode, fewer than it had")
 
 
 def sheet_of(titles: Sequence[str], strips: Sequence[Image.Image]) -> Image.Image:

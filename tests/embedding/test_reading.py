@@ -5,6 +5,7 @@ import time
 
 import psutil
 import pytest
+from PIL import Image
 
 from layerlock_hf.data import ClipTransform, DecodingError
 from layerlock_hf.embedding import reading
@@ -52,6 +53,21 @@ def test_windows_after_damage_have_their_times(damaged):
     assert [span["start_seconds"] for span in spans] == pytest.approx([0, 1, 2.1, 3])
     assert [span["end_seconds"] for span in spans] == pytest.approx([1, 2.1, 3, 4])
     assert reader.note == "damaged at 2.00 s: 1 of 40 packets do not decode"
+
+
+def test_pictures_after_damage_have_their_times(tmp_path):
+    """The last one is shown for as long as any, though one before it is missing."""
+    for index in range(7):
+        Image.new("RGB", (20, 16)).save(tmp_path / f"{index}.png")
+    (tmp_path / "3.png").write_bytes(b"broken")
+    reader = WindowReader(str(tmp_path), Plan(1, 1, True, 4), 1, ClipTransform(16, 1.0), 10.0, 0)
+    (cut,) = reader.windows()
+    assert cut.extent == pytest.approx((0, 0.7)) and "only 6 of 7 frames decode" in reader.note
+
+
+def test_a_folder_of_other_things_is_told_of_as_such(videos):
+    with pytest.raises(DecodingError, match="the folder holds no pictures"):
+        next(WindowReader(str(videos), Plan(1, 1, True, 4), *REST, 0).windows())
 
 
 def test_clocks_that_go_back_after_damage(damaged, monkeypatch):

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 import layerlock_hf
+from layerlock_hf.embedding import nearest as comparing
 from layerlock_hf.embedding import sheet
 from layerlock_hf.embedding.nearest import find_nearest, nearest_by_numpy, unit_means
 from layerlock_hf.embedding.search import Found, Hit
@@ -58,8 +59,9 @@ def key(hit):
 @pytest.mark.parametrize("pool", ["frame", "grid"])
 def test_steps_and_grids_are_averaged(pool, out, videos, model, tmp_path):
     layerlock_hf.embed(str(videos), tmp_path / pool, model, pool=pool, **SETTINGS)
-    plain = layerlock_hf.search(out, str(videos / "v2.mp4"), top=5, query_window=0.1)
-    averaged = layerlock_hf.search(tmp_path / pool, str(videos / "v2.mp4"), top=5, query_window=0.1)
+    at = 7.5 / 12  # in the last frame of the window, which the encoder is not shown
+    plain = layerlock_hf.search(out, str(videos / "v2.mp4"), top=5, query_window=at)
+    averaged = layerlock_hf.search(tmp_path / pool, str(videos / "v2.mp4"), top=5, query_window=at)
     assert key(plain.hits[0]) == key(averaged.hits[0]) == (str(videos / "v2.mp4"), 0)
     assert [hit.score for hit in plain.hits] == pytest.approx([hit.score for hit in averaged.hits], abs=1e-5)
 
@@ -73,6 +75,13 @@ def test_what_is_missing_is_told_of(out, videos, tmp_path):
     found = layerlock_hf.search(out, str(videos / "v2.mp4"))
     assert "1 of 6 shards are missing" in found.note and "not all videos are embedded yet (9 are)" in found.note
     assert found.hits
+
+
+def test_whether_all_frames_decode(out, videos, model, tmp_path):
+    query = str(videos / "v2.mp4")
+    layerlock_hf.embed(query, tmp_path, model, **SETTINGS)
+    assert layerlock_hf.search(tmp_path, query).is_whole
+    assert not layerlock_hf.search(out, query).is_whole, "of cut.mp4 they do not"
 
 
 def test_refusals(out, videos, save_model, tmp_path):
@@ -98,6 +107,24 @@ def test_refusals(out, videos, save_model, tmp_path):
     save_model(tmp_path / "other", seed=2)
     with pytest.raises(ValueError, match=f"the weights or the configuration of {other} have changed: give a copy"):
         layerlock_hf.search(tmp_path / "changed", query)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """A folder of 8 pictures, of which the first does not decode and the others tell their numbers; the last has
+    another size."""
+    folder = tmp_path / "pictures" / "clip"
+    folder.mkdir(parents=True)
+    for index in range(8):
+        size = (40, 16) if index == 7 else (20, 16)
+        Image.new("RGB", size, (30 * index,) * 3).save(folder / f"{index}.png")
+    (folder / "0.png").write_bytes(b"broken")
+    return str(folder)
+
+
+def test_pictures_without_times_have_no_window_that_shows_one(out, pictures):
+    with pytest.raises(ValueError, match="query_window must be left out for .*clip, got 0: pictures have no times"):
+        layerlock_hf.search(out, pictures, query_window=0)
 
 
 def test_one_per_video(out, videos):
@@ -128,9 +155,26 @@ def nearest(request, monkeypatch):
 
 def test_without_faiss_numpy_compares(monkeypatch):
     monkeypatch.setitem(sys.modules, "faiss", None)
+    monkeypatch.setattr(comparing.logger, "warning", None)
     find_nearest.cache_clear()
     assert find_nearest() is nearest_by_numpy
     find_nearest.cache_clear()
+
+
+@pytest.mark.parametrize("text", ["raise RuntimeError('no AVX2\\nhere')", "", "import no_such_module"])
+def test_a_broken_faiss_is_told_of(text, tmp_path, monkeypatch):
+    """One that cannot be loaded, another that lacks what compares, and one that lacks what it needs."""
+    (tmp_path / "faiss.py").write_text(text)
+    monkeypatch.delitem(sys.modules, "faiss", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    warned = []
+    monkeypatch.setattr(comparing.logger, "warning", warned.append)
+    find_nearest.cache_clear()
+    assert find_nearest() is nearest_by_numpy
+    find_nearest.cache_clear()
+    sys.modules.pop("faiss", None)
+    (told,) = warned
+    assert told.startswith("NumPy compares the vectors, as faiss cannot be loaded: ") and "\n" not in told
 
 
 def test_nearest_by_hand(nearest):
@@ -184,7 +228,7 @@ def test_sheets(write_video, tmp_path):
     query = Hit(1.0, str(strange), 0, 0.0, 0.8, 0, 8)
     hits = [query, Hit(0.5, "gone.mp4", 3, 3661.5, 3663.0, 90, 30)]
     (tmp_path / "sheets").mkdir()
-    png, page = sheet.write_sheets(Found([query], hits, 27, 6, "1 of 7 shards are missing"), tmp_path / "sheets")
+    png, page = sheet.write_sheets(Found([query], hits, 27, 6, "1 of 7 shards are missing", True), tmp_path / "sheets")
     shown = Page(page.read_text(encoding="utf-8"))
     assert shown.text.count(str(strange)) == 4 and "1:01:01.50 to 1:01:03.00" in shown.text
     assert "1 of 7 shards are missing" in shown.text
@@ -195,6 +239,30 @@ def test_sheets(write_video, tmp_path):
     middles = [sheet.MARGIN + sheet.TILE[0] // 2 + n * (sheet.TILE[0] + sheet.MARGIN) for n in range(4)]
     # Frames 1, 3, 5 and 7
     assert [pixels[top, x] for x in middles] == pytest.approx([13, 29, 45, 61], abs=6)
+
+
+def test_sheets_show_the_pictures_that_decode(pictures):
+    """Numbers of frames count these alone, and they may differ in size."""
+    strip = sheet.strip_of(Hit(1.0, pictures, 0, float("nan"), float("nan"), 3, 4), False)
+    pixels = np.asarray(strip.convert("L"), int)
+    middles = [sheet.TILE[0] // 2 + n * (sheet.TILE[0] + sheet.MARGIN) for n in range(4)]
+    assert [pixels[sheet.TILE[1] // 2, x] for x in middles] == [120, 150, 180, 210]
+    later = Hit(1.0, pictures, 0, 0.4, 0.8, 4, 4)
+    assert sheet.strip_of(later, True) == strip, "where all are known to decode, those before are not looked at"
+    assert sheet.strip_of(later, False) != strip
+
+
+def test_a_full_disk_is_told_of_with_the_folder(tmp_path, monkeypatch):
+    hit = Hit(1.0, "gone.mp4", 0, 0.0, 0.8, 0, 8)
+
+    def fill(*arguments, **settings):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", fill)
+    monkeypatch.setattr(sheet, "page_of", lambda *arguments: "")
+    with pytest.raises(ValueError, match=f"output_dir: cannot write to {tmp_path}: No space left on device: free"):
+        sheet.write_sheets(Found([hit], [hit], 1, 6, None, True), tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_times():
