@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from layerlock_hf.analysis import health
-from layerlock_hf.analysis.health import (
+from layerlock_hf.analysis import health_rules
+from layerlock_hf.analysis.health import judge
+from layerlock_hf.analysis.health_plot import plot_health
+from layerlock_hf.analysis.health_rules import (
     COLLAPSING,
     DIVERGING,
     HEALTHY,
@@ -14,10 +16,8 @@ from layerlock_hf.analysis.health import (
     STARVED,
     TOO_EARLY,
     TOO_SHORT,
-    judge,
     moves,
 )
-from layerlock_hf.analysis.health_plot import plot_health
 
 
 LOGS = Path(__file__).parent / "health_logs"  # every few lines of a log, to three digits
@@ -312,9 +312,9 @@ def test_the_margins_of_healthy_runs():
         for stage in stages:
             for measured, values in stage.items():
                 if measured.endswith("content_fraction"):
-                    assert values["lowest"] > 1.5 * health.MIN_CONTENT, (name, measured)
+                    assert values["lowest"] > 1.5 * health_rules.MIN_CONTENT, (name, measured)
                 if measured.endswith("effective_rank"):
-                    assert values["lowest"] > 1.5 * health.MIN_RANK, (name, measured)
+                    assert values["lowest"] > 1.5 * health_rules.MIN_RANK, (name, measured)
                 if measured.endswith("feature_std"):
-                    assert values["last"] > 1.5 * health.MIN_SPREAD * values["highest"], (name, measured)
-            assert stage["data_wait_fraction"] < health.MAX_WAIT / 1.5, name
+                    assert values["last"] > 1.5 * health_rules.MIN_SPREAD * values["highest"], (name, measured)
+            assert stage["data_wait_fraction"] < health_rules.MAX_WAIT / 1.5, name
