@@ -1,9 +1,9 @@
 """The rules by which a stage of a run is judged: what is wrong, by which numbers, and what to do."""
 
-import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate, groupby
+from statistics import fmean, median
 
 from ..training.schedules import MIN_HEAD_STEPS
 from .stage_logs import CONTENT, EFFECTIVE_RANK, EXPLAINED_VARIANCE, FEATURE_STD, StageLog
@@ -24,7 +24,8 @@ MAX_RELATIVE_LOSS, MAX_RISE = 2.0, 3.0
 MIN_CONTENT, MIN_RANK, MIN_SPREAD = 0.2, 3.0, 0.1
 MIN_SELF_EXPLAINED = 0.3  # of targets that move with the encoder, while nothing is of fixed ones
 # Not learning: a target that hardly varies, or of whose variance no more than 0 is explained in the last third of the
-# lines. Healthy runs come near 0, which is predicting the mean, in the first 50 steps, and leave it within 200
+# lines. Healthy runs come near 0, which is predicting the mean, in the first 50 steps, and leave it within 200. What
+# is still far from it has to gain MIN_GAIN in as many steps as may be spent there
 MIN_VARIANCE = 1e-8  # squared units of the target; a grey level of 255 is 1.5e-5, and rounding 1e-14
 NEAR_MEAN, MAX_STEPS_AT_MEAN = -0.02, 500
 # Too short: the share of a stage's gain in explained variance that it made between its second and its last third.
@@ -171,22 +172,41 @@ def find_no_learning(stage: StageLog) -> Verdict | None:
     if is_warming_up(stage.rows):
         return None
     for explained in _best_explained(stage):
-        values = list(explained.values())
-        third = len(values) // 3
-        first, last = (statistics.fmean(part) for part in (values[:third], values[-third:]))
-        if max(values) < NEAR_MEAN:
-            is_stuck = stage.is_over or last <= max(values[:third])
-        else:
-            is_stuck = stage.is_over and stage.end - stage.start >= MAX_STEPS_AT_MEAN
-        if is_stuck and last <= 0:
+        first, last = _outer_thirds(explained)
+        if _usual(last) <= 0 and _is_stuck(stage, explained):
             text = (
-                "the target is predicted no better than by its mean: the explained variance is "
-                f"{first:.2f} in the first third of the lines, {last:.2f} in the last"
+                f"the target is predicted no better than by its mean: the explained variance is {fmean(first):.2f} in "
+                f"the first third of the lines, {fmean(last):.2f} in the last"
             )
             rate = max(row["learning_rate"] for row in stage.rows)
             advice = f"Raise learning_rate, which was {rate:.3g} at most, or look at the clips (`layerlock inspect`)"
             return _verdict(NOT_LEARNING, stage, list(explained), True, text, advice)
     return None
+
+
+def _is_stuck(stage: StageLog, explained: dict[int, float]) -> bool:
+    """Whether a stage that explains nothing has had its steps: all of them, or enough near the mean, or enough to come
+    nearer to it. Those of a warm-up do not count while the stage goes on."""
+    near = [step for step, value in explained.items() if value >= NEAR_MEAN]
+    if stage.is_over:
+        return not near or stage.end - stage.start >= MAX_STEPS_AT_MEAN
+    rates = {row["step"]: row["learning_rate"] for row in stage.rows}
+    start, last_step = max(rates, key=rates.get), max(explained)
+    if near:
+        return last_step - max(start, near[0]) >= MAX_STEPS_AT_MEAN
+    first, last = _outer_thirds(explained)
+    return _usual(last) - max(first) <= MIN_GAIN * (last_step - start) / MAX_STEPS_AT_MEAN
+
+
+def _outer_thirds(explained: dict[int, float]) -> tuple[list[float], list[float]]:
+    """The first and the last third of the values."""
+    values, third = list(explained.values()), len(explained) // 3
+    return values[:third], values[-third:]
+
+
+def _usual(values: list[float]) -> float:
+    """The mean without the lowest, which may be of a bad batch."""
+    return fmean(sorted(values)[1:])
 
 
 def _unvarying(stage: StageLog) -> dict[str, dict[int, float]]:
@@ -220,7 +240,7 @@ def find_short_stage(stage: StageLog) -> Verdict | None:
     for label in stage.new_labels:
         values = list(stage.series(f"{label}/{EXPLAINED_VARIANCE}").values())
         third = len(values) // 3
-        middle, last = (statistics.fmean(part) for part in (values[third:-third], values[-third:]))
+        middle, last = (fmean(part) for part in (values[third:-third], values[-third:]))
         if last - middle > max(MIN_GAIN, MAX_LATE_GAIN * (last - values[0])):
             text = (
                 f"after {num_steps} steps the explained variance of {label} was still rising, from {middle:.2f} in "
@@ -234,9 +254,9 @@ def find_starvation(stage: StageLog) -> Verdict | None:
     """Training waits for data. The first line of a stage holds the start of the workers, or the switch."""
     waits = stage.series("data_wait_fraction")
     later = list(waits.values())[1:]
-    if len(later) < MIN_TROUBLED_ROWS or statistics.median(later) <= MAX_WAIT:
+    if len(later) < MIN_TROUBLED_ROWS or median(later) <= MAX_WAIT:
         return None
-    wait = statistics.median(later)
+    wait = median(later)
     return _verdict(
         STARVED,
         stage,

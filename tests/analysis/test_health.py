@@ -86,6 +86,14 @@ def test_healthy_runs_are_not_blamed_while_they_go_on(name, num_rows):
     assert names(found) == [TOO_EARLY] and found.is_healthy
 
 
+@pytest.mark.parametrize("name", SOUND)
+def test_healthy_runs_are_not_blamed_at_any_line(name):
+    rows, *rest = recorded(name)
+    for num_rows in range(1, len(rows) + 1):
+        found = judge(rows[:num_rows], *rest)
+        assert found.is_healthy, (num_rows, names(found))
+
+
 def test_a_divergence_is_told_while_it_holds_and_after_it():
     rows, *rest = recorded("diverging")
     (early,), (late,) = (judge(some, *rest).verdicts for some in (rows[:4], rows))
@@ -118,8 +126,11 @@ def test_one_block_that_diverges():
     assert verdict.name == DIVERGING and verdict.holds and verdict.first_step == 60 and "50 times" in verdict.text
 
 
-def test_a_single_bad_batch_is_no_trouble():
-    assert names(judge(made_log([*RISING[:10], -9.0, *RISING[11:]]), [stage_row()], 200)) == [HEALTHY]
+@pytest.mark.parametrize("place", [10, 80, 99])
+def test_a_single_bad_batch_is_no_trouble(place):
+    explained = [*RISING, *[0.1] * 80]
+    explained[place] = -9.0
+    assert names(judge(made_log(explained), [stage_row()], 2000)) == [HEALTHY]
 
 
 @pytest.mark.parametrize(
@@ -206,6 +217,9 @@ NEARING = [-0.5 * 0.8**place for place in range(20)]  # the mean of the target
         ([-0.001] * 50, 500, NOT_LEARNING),
         ([-0.001] * 50, 1000, HEALTHY),
         ([-0.001] * 45 + [0.1] * 5, 500, HEALTHY),
+        ([-0.01] * 60, 1000, NOT_LEARNING),  # for 500 steps and more,
+        ([-3.0 + 0.05 * place for place in range(60)] + [-0.01] * 40, 2000, HEALTHY),  # near the mean
+        ([-3.0 + 1e-5 * place for place in range(60)], 1000, NOT_LEARNING),  # which is millions of steps away
         ([-0.3] * 9, 1000, TOO_EARLY),
     ],
 )
@@ -223,6 +237,16 @@ def test_a_warm_up_explains_nothing_yet():
     for place, row in enumerate(rows):
         row["learning_rate"] = 1e-5 * place
     assert names(judge(rows, [stage_row()], 1000)) == [TOO_EARLY]
+
+
+def test_after_a_long_warm_up_learning_has_its_steps():
+    rows = made_log([-0.01] * 100)
+    for place, row in enumerate(rows):
+        row["learning_rate"] = 1e-5 * min(place, 70)
+    assert names(judge(rows, [stage_row()], 2000)) == [HEALTHY]
+    for place, row in enumerate(rows):
+        row["learning_rate"] = 1e-5 * min(place, 30)
+    assert names(judge(rows, [stage_row()], 2000)) == [NOT_LEARNING]
 
 
 def test_waiting_for_data_in_a_late_stage():
