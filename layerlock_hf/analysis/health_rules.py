@@ -10,7 +10,8 @@ from .stage_logs import CONTENT, EFFECTIVE_RANK, EXPLAINED_VARIANCE, FEATURE_STD
 
 
 HEALTHY, TOO_EARLY = "healthy", "too early to tell"
-COLLAPSING, DIVERGING, NOT_LEARNING = "collapsing", "diverging", "not learning"
+COLLAPSING, DIVERGING = "collapsing", "diverging"
+NOT_LEARNING, FORGETTING = "not learning", "lost what it had learnt"
 TOO_SHORT, STARVED = "stage too short", "starved of data"
 
 # Beside each threshold, what healthy runs of the demo's recipes kept (docs/health.md has the table)
@@ -28,6 +29,7 @@ MIN_SELF_EXPLAINED = 0.3  # of targets that move with the encoder, while nothing
 # is still far from it has to gain MIN_GAIN in as many steps as may be spent there
 MIN_VARIANCE = 1e-8  # squared units of the target; a grey level of 255 is 1.5e-5, and rounding 1e-14
 NEAR_MEAN, MAX_STEPS_AT_MEAN = -0.02, 500
+# Lost: nothing is explained in the last third, as above, after more than MIN_GAIN was in some lines
 # Too short: the share of a stage's gain in explained variance that it made between its second and its last third.
 # Healthy: 0.13 at most. What rises in a straight line has some 0.4. Below MIN_GAIN, lines only scatter
 MAX_LATE_GAIN, MIN_GAIN = 0.25, 0.05
@@ -85,8 +87,15 @@ def find_divergence(stage: StageLog) -> Verdict | None:
         held,
         max(held) == stage.rows[-1]["step"],
         f"the loss rose to {worst[0]:.3g} times the variance of its target in step {worst[1]:,}{norm}",
+        _calmer(min(held)),
+    )
+
+
+def _calmer(step: int) -> str:
+    """What to do about a run that went wrong in a step."""
+    return (
         "Lower learning_rate, lengthen warmup_steps or set max_grad_norm, and start anew or resume from a checkpoint "
-        f"before step {min(held):,}",
+        f"before step {step:,}"
     )
 
 
@@ -163,7 +172,7 @@ def _self_explained(stage: StageLog, moving: list[str]) -> dict[int, float]:
 
 def find_no_learning(stage: StageLog) -> Verdict | None:
     """Nothing is explained, and that does not get better; or there is nothing to explain."""
-    if len(stage.rows) < (MIN_STAGE_ROWS if stage.is_over else MIN_ROWS) or find_divergence(stage) is not None:
+    if not _is_tellable(stage):
         return None
     for label, variances in _unvarying(stage).items():
         text = f"the target {label} does not vary: its variance is {max(variances.values()):.2g} at most"
@@ -173,7 +182,7 @@ def find_no_learning(stage: StageLog) -> Verdict | None:
         return None
     for explained in _best_explained(stage):
         first, last = _outer_thirds(explained)
-        if _usual(last) <= 0 and _is_stuck(stage, explained):
+        if _usual(last) <= 0 and not _learnt_steps(explained) and _is_stuck(stage, explained):
             text = (
                 f"the target is predicted no better than by its mean: the explained variance is {fmean(first):.2f} in "
                 f"the first third of the lines, {fmean(last):.2f} in the last"
@@ -182,6 +191,34 @@ def find_no_learning(stage: StageLog) -> Verdict | None:
             advice = f"Raise learning_rate, which was {rate:.3g} at most, or look at the clips (`layerlock inspect`)"
             return _verdict(NOT_LEARNING, stage, list(explained), True, text, advice)
     return None
+
+
+def find_forgetting(stage: StageLog) -> Verdict | None:
+    """Something was explained, and nothing is any more."""
+    if not _is_tellable(stage):
+        return None
+    for explained in _best_explained(stage):
+        learnt = _learnt_steps(explained)
+        _, last = _outer_thirds(explained)
+        if learnt and _usual(last) <= 0:
+            text = (
+                f"the explained variance was {max(explained.values()):.2f} at best and above {MIN_GAIN:g} until step "
+                f"{learnt[-1]:,}; it is {fmean(last):.2f} in the last third of the lines"
+            )
+            lost = [step for step in explained if step >= learnt[-1]]
+            return _verdict(FORGETTING, stage, lost, True, text, _calmer(learnt[-1]))
+    return None
+
+
+def _is_tellable(stage: StageLog) -> bool:
+    """Whether there are enough lines to tell what is learnt. What diverges is told of as that."""
+    return len(stage.rows) >= (MIN_STAGE_ROWS if stage.is_over else MIN_ROWS) and find_divergence(stage) is None
+
+
+def _learnt_steps(explained: dict[int, float]) -> list[int]:
+    """In which more was explained than scatter would explain; none if that was of a single line."""
+    steps = [step for step, value in explained.items() if value > MIN_GAIN]
+    return steps if len(steps) >= MIN_TROUBLED_ROWS else []
 
 
 def _is_stuck(stage: StageLog, explained: dict[int, float]) -> bool:
@@ -275,4 +312,4 @@ def _verdict(name: str, stage: StageLog, held: list[int], holds: bool, text: str
     return Verdict(name, text, advice, stage.index, min(held), max(held), holds)
 
 
-RULES = (find_divergence, find_collapse, find_no_learning, find_short_stage, find_starvation)
+RULES = (find_divergence, find_collapse, find_no_learning, find_forgetting, find_short_stage, find_starvation)

@@ -11,6 +11,7 @@ from layerlock_hf.analysis.health_plot import plot_health
 from layerlock_hf.analysis.health_rules import (
     COLLAPSING,
     DIVERGING,
+    FORGETTING,
     HEALTHY,
     NOT_LEARNING,
     STARVED,
@@ -247,6 +248,31 @@ def test_after_a_long_warm_up_learning_has_its_steps():
     for place, row in enumerate(rows):
         row["learning_rate"] = 1e-5 * min(place, 30)
     assert names(judge(rows, [stage_row()], 2000)) == [NOT_LEARNING]
+
+
+LOST = [0.3] * 40 + [-0.2] * 30
+
+
+@pytest.mark.parametrize(
+    ("explained", "num_steps", "expected"),
+    [
+        (LOST, 700, FORGETTING),
+        (LOST, 5000, FORGETTING),  # while the run goes on, too
+        (LOST[:45], 5000, HEALTHY),  # a few lines may be a dip,
+        ([*LOST, *[0.1] * 20], 5000, HEALTHY),  # or it comes back
+        ([*RISING[:10], *[-0.2, 0.02] * 10], 300, FORGETTING),
+        ([0.3, *[-0.001] * 30], 1000, HEALTHY),  # one line has learnt nothing
+    ],
+)
+def test_a_stage_that_loses_what_it_had_learnt(explained, num_steps, expected):
+    assert names(judge(made_log(explained), [stage_row()], num_steps)) == [expected]
+
+
+def test_what_is_told_of_a_loss():
+    (verdict,) = judge(made_log(LOST), [stage_row()], 700).verdicts
+    assert "0.30 at best and above 0.05 until step 400; it is -0.20 in the last third" in verdict.text
+    assert "from step 400 on" in verdict.text and (verdict.first_step, verdict.last_step) == (400, 700)
+    assert verdict.advice.startswith("Lower learning_rate") and verdict.advice.endswith("before step 400")
 
 
 def test_waiting_for_data_in_a_late_stage():
