@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from .health import MAX_WAIT, MIN_CONTENT
+from .health_rules import MAX_WAIT, MIN_CONTENT
 from .stage_logs import CONTENT, EFFECTIVE_RANK, EXPLAINED_VARIANCE, StageLog, loss_rows, stage_logs
 
 

@@ -2,10 +2,10 @@
 
 layerlock health RUN [--json] [--output_dir OUT]
 
-RUN is the OUT of `layerlock pretrain`. Tells from its log whether it is collapsing, diverging, not learning, starved
-of data, or has stages that are too short, with the numbers and what to do. Draws `health.png` into OUT, if that is
-given. The exit status is 0 if nothing is wrong or it is too early to tell, 1 if something is wrong, and 2 if RUN
-cannot be judged.
+RUN is the OUT of `layerlock pretrain`. Tells from its log whether it is collapsing, diverging, not learning, losing
+what it had learnt, starved of data, or has stages that are too short, with the numbers and what to do. Draws
+`health.png` into OUT, if that is given. The exit status is 0 if nothing is wrong or it is too early to tell, 1 if
+something is wrong, and 2 if RUN cannot be judged.
 """
 
 import argparse

@@ -9,7 +9,7 @@ from ..utils.outputs import read_lines
 from .exporting import best_checkpoint, number_of
 
 
-LARGEST = 1e300  # of numbers that sums of some do not overflow
+LARGEST = 1e300  # of numbers that sums of some do not overflow; NaN, of which nothing can be told, is not below it
 
 
 def judge_run(run: str | Path) -> Health:
@@ -65,8 +65,9 @@ def is_whole(value) -> bool:
 
 def check_stages_file(stages):
     """Raise a `ValueError` unless these are rows of `stages.json`."""
-    rows = stages if isinstance(stages, list) else [stages]
-    for row in rows:
+    if not isinstance(stages, list):
+        raise ValueError(f"{STAGES} has no list of stages but {stages!r:.80}")
+    for row in stages:
         if not (
             isinstance(row, dict)
             and all(is_whole(row.get(name)) for name in ("start", "num_frozen"))
@@ -85,7 +86,7 @@ def check_row(row: dict):
         raise ValueError(f"{METRICS} has no objective in step {row['step']}")
     needed = [f"{label}/{part}" for label in labels for part in ("loss", "explained_variance", "target_variance")]
     for name, value in [*((name, row.get(name)) for name in needed), *row.items()]:
-        is_number = isinstance(value, int | float) and not isinstance(value, bool) and not abs(value) > LARGEST
+        is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
         if not is_number and (name in needed or name.startswith("readout/") or name in ("loss", "learning_rate")):
             raise ValueError(f"{METRICS} has {name} {value!r:.40} in step {row['step']}")
 

@@ -6,7 +6,8 @@ from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback
 from transformers.utils import logging
 
-from ..analysis.health import COLLAPSING, DIVERGING, Verdict, judge
+from ..analysis.health import judge
+from ..analysis.health_rules import COLLAPSING, DIVERGING, Verdict
 from ..analysis.stage_logs import loss_rows
 from ..hub.documents import STAGES, read_json
 from .logs import read_log

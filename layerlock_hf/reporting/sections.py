@@ -9,7 +9,7 @@ from collections import Counter
 from ..analysis.cost import ACCOUNTING
 from ..analysis.cost_check import TOLERANCE, deviations
 from ..analysis.gpus import GPUS
-from ..analysis.health import Verdict
+from ..analysis.health_rules import Verdict
 from ..analysis.stage_logs import (
     EXPLAINED_VARIANCE,
     FIRST_STEPS,

@@ -5,19 +5,20 @@ from pathlib import Path
 
 import pytest
 
-from layerlock_hf.analysis import health
-from layerlock_hf.analysis.health import (
+from layerlock_hf.analysis import health_rules
+from layerlock_hf.analysis.health import judge
+from layerlock_hf.analysis.health_plot import plot_health
+from layerlock_hf.analysis.health_rules import (
     COLLAPSING,
     DIVERGING,
+    FORGETTING,
     HEALTHY,
     NOT_LEARNING,
     STARVED,
     TOO_EARLY,
     TOO_SHORT,
-    judge,
     moves,
 )
-from layerlock_hf.analysis.health_plot import plot_health
 
 
 LOGS = Path(__file__).parent / "health_logs"  # every few lines of a log, to three digits
@@ -86,6 +87,14 @@ def test_healthy_runs_are_not_blamed_while_they_go_on(name, num_rows):
     assert names(found) == [TOO_EARLY] and found.is_healthy
 
 
+@pytest.mark.parametrize("name", SOUND)
+def test_healthy_runs_are_not_blamed_at_any_line(name):
+    rows, *rest = recorded(name)
+    for num_rows in range(1, len(rows) + 1):
+        found = judge(rows[:num_rows], *rest)
+        assert found.is_healthy, (num_rows, names(found))
+
+
 def test_a_divergence_is_told_while_it_holds_and_after_it():
     rows, *rest = recorded("diverging")
     (early,), (late,) = (judge(some, *rest).verdicts for some in (rows[:4], rows))
@@ -118,8 +127,11 @@ def test_one_block_that_diverges():
     assert verdict.name == DIVERGING and verdict.holds and verdict.first_step == 60 and "50 times" in verdict.text
 
 
-def test_a_single_bad_batch_is_no_trouble():
-    assert names(judge(made_log([*RISING[:10], -9.0, *RISING[11:]]), [stage_row()], 200)) == [HEALTHY]
+@pytest.mark.parametrize("place", [10, 80, 99])
+def test_a_single_bad_batch_is_no_trouble(place):
+    explained = [*RISING, *[0.1] * 80]
+    explained[place] = -9.0
+    assert names(judge(made_log(explained), [stage_row()], 2000)) == [HEALTHY]
 
 
 @pytest.mark.parametrize(
@@ -206,6 +218,9 @@ NEARING = [-0.5 * 0.8**place for place in range(20)]  # the mean of the target
         ([-0.001] * 50, 500, NOT_LEARNING),
         ([-0.001] * 50, 1000, HEALTHY),
         ([-0.001] * 45 + [0.1] * 5, 500, HEALTHY),
+        ([-0.01] * 60, 1000, NOT_LEARNING),  # for 500 steps and more,
+        ([-3.0 + 0.05 * place for place in range(60)] + [-0.01] * 40, 2000, HEALTHY),  # near the mean
+        ([-3.0 + 1e-5 * place for place in range(60)], 1000, NOT_LEARNING),  # which is millions of steps away
         ([-0.3] * 9, 1000, TOO_EARLY),
     ],
 )
@@ -223,6 +238,41 @@ def test_a_warm_up_explains_nothing_yet():
     for place, row in enumerate(rows):
         row["learning_rate"] = 1e-5 * place
     assert names(judge(rows, [stage_row()], 1000)) == [TOO_EARLY]
+
+
+def test_after_a_long_warm_up_learning_has_its_steps():
+    rows = made_log([-0.01] * 100)
+    for place, row in enumerate(rows):
+        row["learning_rate"] = 1e-5 * min(place, 70)
+    assert names(judge(rows, [stage_row()], 2000)) == [HEALTHY]
+    for place, row in enumerate(rows):
+        row["learning_rate"] = 1e-5 * min(place, 30)
+    assert names(judge(rows, [stage_row()], 2000)) == [NOT_LEARNING]
+
+
+LOST = [0.3] * 40 + [-0.2] * 30
+
+
+@pytest.mark.parametrize(
+    ("explained", "num_steps", "expected"),
+    [
+        (LOST, 700, FORGETTING),
+        (LOST, 5000, FORGETTING),  # while the run goes on, too
+        (LOST[:45], 5000, HEALTHY),  # a few lines may be a dip,
+        ([*LOST, *[0.1] * 20], 5000, HEALTHY),  # or it comes back
+        ([*RISING[:10], *[-0.2, 0.02] * 10], 300, FORGETTING),
+        ([0.3, *[-0.001] * 30], 1000, HEALTHY),  # one line has learnt nothing
+    ],
+)
+def test_a_stage_that_loses_what_it_had_learnt(explained, num_steps, expected):
+    assert names(judge(made_log(explained), [stage_row()], num_steps)) == [expected]
+
+
+def test_what_is_told_of_a_loss():
+    (verdict,) = judge(made_log(LOST), [stage_row()], 700).verdicts
+    assert "0.30 at best and above 0.05 until step 400; it is -0.20 in the last third" in verdict.text
+    assert "from step 400 on" in verdict.text and (verdict.first_step, verdict.last_step) == (400, 700)
+    assert verdict.advice.startswith("Lower learning_rate") and verdict.advice.endswith("before step 400")
 
 
 def test_waiting_for_data_in_a_late_stage():
@@ -312,9 +362,9 @@ def test_the_margins_of_healthy_runs():
         for stage in stages:
             for measured, values in stage.items():
                 if measured.endswith("content_fraction"):
-                    assert values["lowest"] > 1.5 * health.MIN_CONTENT, (name, measured)
+                    assert values["lowest"] > 1.5 * health_rules.MIN_CONTENT, (name, measured)
                 if measured.endswith("effective_rank"):
-                    assert values["lowest"] > 1.5 * health.MIN_RANK, (name, measured)
+                    assert values["lowest"] > 1.5 * health_rules.MIN_RANK, (name, measured)
                 if measured.endswith("feature_std"):
-                    assert values["last"] > 1.5 * health.MIN_SPREAD * values["highest"], (name, measured)
-            assert stage["data_wait_fraction"] < health.MAX_WAIT / 1.5, name
+                    assert values["last"] > 1.5 * health_rules.MIN_SPREAD * values["highest"], (name, measured)
+            assert stage["data_wait_fraction"] < health_rules.MAX_WAIT / 1.5, name

@@ -127,7 +127,12 @@ def test_no_such_folder_and_an_empty_log(leave_run, capsys, tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "told"),
     [
-        ("stages.json", '"abc"', "stages.json has the stage 'abc'"),
+        ("stages.json", '"abc"', "stages.json has no list of stages but 'abc'"),
+        (
+            "stages.json",
+            '{"start": 0, "num_frozen": 0, "target": "pixels"}',
+            "stages.json has no list of stages but {'start': 0, ",
+        ),
         ("stages.json", '[{"start": "0", "num_frozen": 0, "target": "pixels"}]', "stages.json has the stage"),
         ("settings.json", '{"max_steps": "many"}', "max_steps is 'many'"),
         ("metrics.jsonl", '{"learning_rate": 0.1, "stage": 0}', "a line of no step or stage"),
@@ -136,6 +141,11 @@ def test_no_such_folder_and_an_empty_log(leave_run, capsys, tmp_path):
             "metrics.jsonl",
             '{"step": 5, "learning_rate": 0.1, "stage": 0, "pixels/loss": 1, "pixels/explained_variance": null}',
             "has pixels/explained_variance None in step 5",
+        ),
+        (
+            "metrics.jsonl",
+            '{"step": 5, "learning_rate": 0.1, "stage": 0, "pixels/loss": 1, "pixels/explained_variance": NaN}',
+            "has pixels/explained_variance nan in step 5",
         ),
         ("metrics.jsonl", '{"step": 5, "readout/knn/accuracy": null}', "has readout/knn/accuracy None in step 5"),
     ],

@@ -4,7 +4,8 @@ import json
 
 from hub_folders import CLASSES
 
-from layerlock_hf.analysis.health import Health, Verdict
+from layerlock_hf.analysis.health import Health
+from layerlock_hf.analysis.health_rules import Verdict
 from layerlock_hf.reporting import sections
 from layerlock_hf.reporting.recorded import Run
 
