@@ -65,6 +65,18 @@ def test_refusals(videos, tmp_path):
         search.main([str(tmp_path), "--query", str(videos / "v0.mp4")])
 
 
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [(["--model", "/nowhere"], "cannot load /nowhere"), (["--window", "0s"], "window must be")],
+)
+def test_a_first_command_that_is_refused_leaves_nothing(settings, told, videos, model, tmp_path):
+    """But OUT itself, which goes at the end of the process if it is empty."""
+    out = tmp_path / "out"
+    with pytest.raises(SystemExit, match=f"error: {told}"):
+        embed.main([str(videos), str(out), "--model", model, *settings])
+    assert not list(out.rglob("*"))
+
+
 def array(task, first, last, count, **others):
     """What SLURM tells a task of an array."""
     told = {"ID": task, "MIN": first, "MAX": last, "COUNT": count, **others}
