@@ -26,25 +26,34 @@ from transformers.utils import logging
 
 from ..embedding import EmbedArguments, embed
 from ..embedding.records import describe_progress
+from ..embedding.run import BAD_VIDEOS
 from ..utils.cores import count_cores
 from . import programs
 from .predict import device
 from .run_errors import run_errors_told
-from .shares import GO_ON, goes_on_later, parse_share, parser_of, slurm_share
+from .shares import GO_ON, goes_on_later, launch_number, parse_share, parser_of, slurm_share
 
 
 def share() -> tuple[int, int]:
-    """Rank and world size as torchrun and accelerate tell them, else SLURM."""
+    """Rank and world size as torchrun and accelerate tell them, else SLURM.
+
+    Raises:
+        ValueError: naming the variable that is missing or no number; and as of `slurm_share`.
+    """
     if "RANK" in os.environ:
-        return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        return launch_number("RANK"), launch_number("WORLD_SIZE", 1)
     return slurm_share()
 
 
 def default_device() -> torch.device:
-    """The GPU of this process, if there is one."""
+    """The GPU of this process, if there is one.
+
+    Raises:
+        ValueError: if LOCAL_RANK, which tells it, is no number.
+    """
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    return torch.device("cuda", launch_number("LOCAL_RANK", default="0", instead="--device"))
 
 
 def parse(arguments: list[str]) -> tuple[EmbedArguments, argparse.Namespace]:
@@ -58,11 +67,13 @@ def parse(arguments: list[str]) -> tuple[EmbedArguments, argparse.Namespace]:
         default=min(4, count_cores()),
         help="Processes that decode while the encoder runs (0: the main process).",
     )
-    parser.add_argument("--device", type=device, default=default_device(), help="Device, as PyTorch names it.")
+    parser.add_argument("--device", type=device, help="Device, as PyTorch names it (default: a GPU if there is one).")
     parser.add_argument(
         "--verify", action="store_true", help="Compare every byte of files that are there, and make damaged ones anew."
     )
-    return parse_share(parser, arguments, share(), "do", "torchrun, accelerate or SLURM")
+    settings, where = parse_share(parser, arguments, share, "do", "torchrun, accelerate or SLURM")
+    where.device = where.device or default_device()
+    return settings, where
 
 
 def main(arguments: list[str]) -> int:
@@ -76,13 +87,15 @@ def main(arguments: list[str]) -> int:
     ):
         done = embed(**vars(where), **asdict(settings))
     counts = done["counts"]
+    files = len(done["shards"])
     print(
         f"{counts['rows']} vectors of {counts['windows']} windows of {counts['videos']} videos are in {where.out}: "
-        f"{len(done['shards'])} shards"
+        f"{files} shard{'s' * (files != 1)}"
     )
-    bad = {"cannot be read": counts["unreadable"], "were read in part": counts["partial"]}
+    bad = {"unreadable": counts["unreadable"], "read in part": counts["partial"]}
     if any(bad.values()):
-        print(f"{', '.join(f'{count} {what}' for what, count in bad.items() if count)}: bad_videos*.jsonl says why")
+        told = ", ".join(f"{count} {what}" for what, count in bad.items() if count)
+        print(f"{told}: {where.out / BAD_VIDEOS}*.jsonl says why")
     if "position" in done:
         print(f"other ranks of {where.world_size} are not complete: the last one writes the manifest")
     return 0 if counts["rows"] or not counts["videos"] else 1

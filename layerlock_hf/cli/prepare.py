@@ -33,7 +33,7 @@ def parse(arguments: list[str]) -> tuple[PrepareArguments, argparse.Namespace]:
         default=count_cores(),
         help="Number of processes (default: one per available core).",
     )
-    return parse_share(parser, arguments, slurm_share(), "prepare", "SLURM")
+    return parse_share(parser, arguments, slurm_share, "prepare", "SLURM")
 
 
 def run(settings: PrepareArguments, where: argparse.Namespace):

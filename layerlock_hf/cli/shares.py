@@ -17,18 +17,45 @@ from . import programs
 GO_ON = "run the same command to go on"
 
 
+def launch_number(name: str, least: int = 0, default: str = "", instead: str = "--rank and --world_size") -> int:
+    """A whole number that a launcher tells in the environment.
+
+    Args:
+        name: of the variable.
+        least: that it may be.
+        default: where it is not set; none if empty.
+        instead: the flags that make it needless.
+
+    Raises:
+        ValueError: naming the variable, if it is no such number.
+    """
+    try:
+        return programs.whole(least)(os.environ.get(name) or default)
+    except argparse.ArgumentTypeError as error:
+        raise ValueError(f"{name} {error}: set it as the launcher does, or give {instead}") from None
+
+
 def slurm_share() -> tuple[int, int]:
     """Rank and world size of this process among the tasks of a SLURM array, and those that srun starts in each of
-    them: 0 and 1 outside of SLURM."""
-    environment = os.environ
+    them: 0 and 1 outside of SLURM.
+
+    Raises:
+        ValueError: if the tasks of the array are not evenly spaced, or a variable is missing or no number.
+    """
     rank, world_size = 0, 1
-    if "SLURM_ARRAY_TASK_ID" in environment:
-        rank = int(environment["SLURM_ARRAY_TASK_ID"]) - int(environment.get("SLURM_ARRAY_TASK_MIN", 0))
-        world_size = int(environment["SLURM_ARRAY_TASK_COUNT"])
+    if "SLURM_ARRAY_TASK_ID" in os.environ:
+        task, first, last = (launch_number(f"SLURM_ARRAY_TASK_{name}") for name in ("ID", "MIN", "MAX"))
+        step = launch_number("SLURM_ARRAY_TASK_STEP", 1, "1")
+        rank, world_size = (task - first) // step, launch_number("SLURM_ARRAY_TASK_COUNT", 1)
+        if (last - first) // step + 1 != world_size:
+            raise ValueError(
+                f"the tasks of a SLURM array must be evenly spaced, got {world_size} between {first} and {last}: give "
+                "--rank and --world_size"
+            )
     # Of srun alone: sbatch sets SLURM_NTASKS and SLURM_PROCID for its script, too, which is one process
-    num_tasks = int(environment.get("SLURM_STEP_NUM_TASKS", 1))
+    num_tasks = launch_number("SLURM_STEP_NUM_TASKS", 1, "1")
     if num_tasks > 1:
-        rank, world_size = rank * num_tasks + int(environment["SLURM_PROCID"]), world_size * num_tasks
+        rank, world_size = rank * num_tasks + launch_number("SLURM_PROCID"), world_size * num_tasks
     return rank, world_size
 
 
@@ -73,27 +100,42 @@ def parser_of(settings: type, description: str) -> HfArgumentParser:
 
 
 def parse_share(
-    parser: HfArgumentParser, arguments: list[str], share: tuple[int, int], task: str, source: str
+    parser: HfArgumentParser,
+    arguments: list[str],
+    launched: Callable[[], tuple[int, int]],
+    task: str,
+    source: str,
 ) -> tuple[object, argparse.Namespace]:
     """The settings of a program, and its other arguments with `rank` and `world_size`.
 
     Args:
         parser: of `parser_of`, with the program's own arguments.
-        share: rank and world size where none are given.
+        launched: tells rank and world size; not called where both are given.
         task: what is done with a share, for the help.
         source: whose rank that is, for the help.
 
     Raises:
-        ValueError: naming the setting that is not known.
+        ValueError: naming the setting that is not known, or of rank and world size the one that is given alone and is
+            not what `launched` tells; and as of `launched`.
     """
-    rank, world_size = share
     parser.add_argument(
-        "--rank", type=programs.whole(0), default=rank, help=f"Which share to {task} (default: that of {source})."
+        "--rank", type=programs.whole(0), help=f"Which share to {task}, with --world_size (default: that of {source})."
     )
     parser.add_argument(
-        "--world_size", type=programs.whole(1), default=world_size, help="Number of shares (default: as for --rank)."
+        "--world_size", type=programs.whole(1), help="Number of shares, with --rank (default: as for --rank)."
     )
     settings, where, unknown = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
     if unknown:
         raise ValueError(f"{unknown[0]} is not a known setting: --help lists them all")
+    if where.rank is None or where.world_size is None:
+        where.rank, where.world_size = _agreed((where.rank, where.world_size), launched())
     return settings, where
+
+
+def _agreed(given: tuple[int | None, int | None], share: tuple[int, int]) -> tuple[int, int]:
+    """The share that a launch tells, where what is given does not deny it."""
+    names = ("rank", "world_size")
+    for name, other, value, told in zip(names, reversed(names), given, share, strict=True):
+        if value not in (None, told):
+            raise ValueError(f"{name} must be {told} where --{other} is not given, got {value}: give both, or neither")
+    return share

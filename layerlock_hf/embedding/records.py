@@ -2,7 +2,8 @@
 
 import fcntl
 import json
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -10,11 +11,13 @@ from ..data.preparing.journal import check_identity
 from ..utils.files import remove_left_over
 from ..utils.records import write_record
 from ..utils.version import VERSION
-from .shards import FORMATS, TYPES, read_pieces
+from .shards import FORMATS, TYPES, column_of, read_pieces
 
 
 MANIFEST, DATA, RANKS = "manifest.json", "data", "ranks"
 COUNTS = ("windows", "rows", "videos", "unreadable", "partial")
+WRITE_ANEW = "the same `layerlock embed` command writes it anew"
+MAKE_ANEW = "delete it, and the same `layerlock embed` command makes the vectors of this rank anew"
 POSITION = {"turn": int, "lanes": [[int]]}
 # The form of a manifest: of every value its type or its choices, and of a list that of all items
 FORM = {
@@ -22,7 +25,7 @@ FORM = {
         "model": str,
         "window": str,
         "stride": str,
-        "frame_rate": object,
+        "frame_rate": int | float | None,
         "pool": str,
         "depths": [int],
         "num_frames": int,
@@ -33,7 +36,7 @@ FORM = {
         "format": tuple(FORMATS),
         "videos": {"num_videos": int, "sha256": str},
     },
-    "model": {"name": str, "revision": object},
+    "model": {"name": str, "revision": str | None},
     "columns": dict,
     "steps": int,
     "world_size": int,
@@ -41,7 +44,12 @@ FORM = {
     "counts": dict.fromkeys(COUNTS, int),
     "shards": [{"file": str, "rows": int, "bytes": int, "sha256": str}],
 }
-RANK_FORM = {**FORM, "position": POSITION, "shards": [{**FORM["shards"][0], "end": POSITION}]}
+RANK_FORM = {
+    **FORM,
+    "settings": {**FORM["settings"], "videos_at_once": int},
+    "position": POSITION,
+    "shards": [{**FORM["shards"][0], "end": POSITION}],
+}
 
 
 @contextmanager
@@ -77,14 +85,59 @@ def fault_in(found, form, name: str = "") -> str | None:
         parts, faults = [(item, form[0], f"{name}[{place}]") for place, item in enumerate(found)], iter(())
     else:
         is_right = found in form if isinstance(form, tuple) else isinstance(found, form)
-        return None if is_right else f"{name} is {found!r}"
+        is_truth = isinstance(found, bool) and form is not bool  # which Python takes for a whole number
+        return None if is_right and not is_truth else f"{name} is {found!r}"
     return next(faults, None) or next(filter(None, (fault_in(*part) for part in parts)), None)
 
 
-def _read(path: Path, form: dict, advice: str) -> dict:
+def contradictions_in(record: dict) -> Iterator[str]:
+    """What cannot be in a manifest, or in the record of a rank, that has the form it must have."""
+    depths, columns, steps, counts = record["settings"]["depths"], record["columns"], record["steps"], record["counts"]
+    if not depths or columns.keys() != set(map(column_of, depths)):
+        yield f"columns are {list(columns)}, and depths {depths}"
+    for name, shape in columns.items():
+        if fault_in(shape, [int]) or min(shape, default=0) < 1:
+            yield f"columns.{name} is {shape!r}"
+    if steps < 1:
+        yield f"steps is {steps}"
+    rows = [shard["rows"] for shard in record["shards"]]
+    if min(rows, default=1) < 1 or sum(rows) != counts["rows"] or counts["rows"] != counts["windows"] * steps:
+        yield f"shards have {sum(rows)} rows, counts.rows is {counts['rows']}, and counts.windows {counts['windows']}"
+
+
+def contradictions_in_rank(record: dict, name: str) -> Iterator[str]:
+    """Likewise, of the record of the rank that has this name."""
+    yield from contradictions_in(record)
+    settings, shards, position = record["settings"], record["shards"], record["position"]
+    num_lanes, num_done = settings["videos_at_once"], record["counts"]["videos"]
+    places = {"position": position, **{f"shards[{number}].end": shard["end"] for number, shard in enumerate(shards)}}
+    for place, there in places.items():
+        lanes = there["lanes"]
+        if not 0 <= there["turn"] < len(lanes) == num_lanes or any(len(lane) != 2 or min(lane) < 0 for lane in lanes):
+            yield f"{place} is {there}"
+    if num_done != sum(lane[0] for lane in position["lanes"]):
+        yield f"counts.videos is {num_done}, and position {position}"
+    rank, world_size = int(name.partition("-")[0]), record["world_size"]
+    if name != name_of_rank(rank, world_size):
+        yield f"world_size is {world_size}"
+    share = num_videos_of(rank, record)
+    if num_done > share or num_done < share and record["is_complete"]:
+        yield f"counts.videos is {num_done} of {share}, and is_complete {record['is_complete']}"
+    if num_done < share and [position] != [shard["end"] for shard in shards[-1:]]:
+        yield "position is not where the last shard ends"
+
+
+def num_videos_of(rank: int, record: dict) -> int:
+    """How many videos a rank has to do."""
+    return len(range(rank, record["settings"]["videos"]["num_videos"], record["world_size"]))
+
+
+def _read(path: Path, form: dict, contradictions: Callable[[dict], Iterator[str]], advice: str) -> dict:
     try:
         record = json.loads(path.read_text())
-        fault = fault_in(record, form)
+        fault = fault_in(record, form) or next(contradictions(record), None)
+    except RecursionError:
+        fault = "it is nested too deeply"
     except ValueError as error:
         fault = str(error) if path.stat().st_size else "it is empty"
     if fault:
@@ -98,8 +151,8 @@ def read_record(folder: Path, name: str) -> dict:
     Raises:
         ValueError: if the record is damaged.
     """
-    advice = "delete it, and the same `layerlock embed` command makes the vectors of this rank anew"
-    return _read(folder / RANKS / f"{name}.json", RANK_FORM, advice)
+    path = folder / RANKS / f"{name}.json"
+    return _read(path, RANK_FORM, lambda record: contradictions_in_rank(record, name), MAKE_ANEW)
 
 
 def read_records(folder: Path) -> list[dict]:
@@ -123,7 +176,7 @@ def read_manifest(folder: Path) -> dict:
     path = folder / MANIFEST
     if not path.is_file():
         return merged(read_records(folder))
-    return _read(path, FORM, "the same `layerlock embed` command writes it anew")
+    return _read(path, FORM, contradictions_in, WRITE_ANEW)
 
 
 def write_manifest(folder: Path, world_size: int) -> dict | None:
@@ -166,6 +219,21 @@ def check_same_model(made: dict, name: str, fingerprint: str, advice: str):
     )
 
 
+def check_shapes(made: dict, steps: int, shapes: dict[str, list[int]], damaged: str):
+    """Raise a `ValueError` unless vectors are of the shapes that the model which made them gives.
+
+    Args:
+        made: a manifest, or a record.
+        steps: of a window.
+        shapes: of columns that there are.
+        damaged: what is wrong with `made` otherwise, and what to do.
+    """
+    wanted = {"steps": steps, **shapes}
+    for name, found in {"steps": made["steps"], **{name: made["columns"][name] for name in shapes}}.items():
+        if found != wanted[name]:
+            raise ValueError(f"{name} must be {wanted[name]}, as this model gives vectors, got {found}: {damaged}")
+
+
 def check_settings(folder: Path, world_size: int, about: dict):
     """Raise a `ValueError` if the folder holds vectors that other settings made, or as many ranks as are not these.
 
@@ -187,6 +255,7 @@ def check_settings(folder: Path, world_size: int, about: dict):
                 f"{then['num_videos']} videos and has {now['num_videos']}; names and sizes count): choose another OUT"
             )
         check_identity(str(folder), record["settings"], settings)
+        check_shapes(record, about["steps"], about["columns"], f"{path} is damaged: {MAKE_ANEW}")
 
 
 def describe_progress(folder: Path, rank: int, world_size: int) -> str:
@@ -195,7 +264,7 @@ def describe_progress(folder: Path, rank: int, world_size: int) -> str:
     if not (folder / RANKS / f"{name}.json").is_file():
         return f"nothing is in {folder} yet"
     record = read_record(folder, name)
-    share = len(range(rank, record["settings"]["videos"]["num_videos"], world_size))
+    share = num_videos_of(rank, record)
     which = f" of rank {rank}" if world_size > 1 else ""
     counts = record["counts"]
     return f"{counts['windows']:,} windows of {counts['videos']:,} of {share:,} videos{which} are in {folder}"
@@ -229,5 +298,12 @@ def read_shards(out: str | Path, columns: Sequence[str] | None = None) -> Iterat
     for shard in manifest["shards"]:
         path, kind = folder / shard["file"], manifest["settings"]["format"]
         for piece in read_pieces(path, kind, columns, shard["rows"]):
-            vectors = {name: piece[name].reshape(-1, *shapes[name]) for name in columns if name in shapes}
+            vectors = {name: piece[name] for name in columns if name in shapes}
+            for name, values in vectors.items():
+                if values[0].size != math.prod(shapes[name]):
+                    raise ValueError(
+                        f"columns.{name} must have as many values as {path}, {values[0].size}, got {shapes[name]}: "
+                        f"the manifest is damaged: {WRITE_ANEW}"
+                    )
+                vectors[name] = values.reshape(-1, *shapes[name])
             yield {**piece, **vectors}

@@ -61,21 +61,23 @@ def embed(
     if not 0 <= rank < world_size:
         raise ValueError(f"rank must be at least 0 and less than world_size={world_size}, got {rank}")
     out = Path(out).expanduser()
-    for folder in (out, out / DATA, out / RANKS):
+    check_output(out, (), "OUT")
+    listed = list_all(videos)
+    check_present(listed, videos)
+    setup = set_up(model, arguments, device)
+    common = {name: getattr(arguments, name) for name in ("batch_size", "videos_at_once", "windows_per_shard")}
+    common |= {"format": arguments.format, "videos": {"num_videos": len(listed), "sha256": digest_of(listed)}}
+    about = {
+        "settings": setup.settings | common,
+        "model": {"name": name_of_model(model), "revision": setup.revision},
+        "columns": {column_of(depth): list(setup.encoder.shape) for depth in setup.settings["depths"]},
+        "steps": setup.encoder.num_steps,
+        "world_size": world_size,
+    }
+    # Only now, as locks stay; and a rank that was refused meanwhile may have removed OUT, empty as it was
+    for folder in (out / DATA, out / RANKS):
         check_output(folder, (), "OUT")
     with locked(out / RANKS / f".{rank:05d}", f"another process is at work on rank {rank} of {out}: wait for it"):
-        listed = list_all(videos)
-        check_present(listed, videos)
-        setup = set_up(model, arguments, device)
-        common = {name: getattr(arguments, name) for name in ("batch_size", "videos_at_once", "windows_per_shard")}
-        common |= {"format": arguments.format, "videos": {"num_videos": len(listed), "sha256": digest_of(listed)}}
-        about = {
-            "settings": setup.settings | common,
-            "model": {"name": name_of_model(model), "revision": setup.revision},
-            "columns": {column_of(depth): list(setup.encoder.shape) for depth in setup.settings["depths"]},
-            "steps": setup.encoder.num_steps,
-            "world_size": world_size,
-        }
         check_settings(out, world_size, about)
         share = range(rank, len(listed), world_size)
         lanes = [share[lane :: arguments.videos_at_once] for lane in range(arguments.videos_at_once)]

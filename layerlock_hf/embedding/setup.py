@@ -11,7 +11,8 @@ from ..evaluation.feature_sources import fingerprint
 from .arguments import EmbedArguments
 from .encoding import WindowEncoder, find_depths, transform_for
 from .reading import WindowReader
-from .records import check_same_model
+from .records import WRITE_ANEW, check_same_model, check_shapes
+from .shards import column_of
 from .windows import Plan, make_plan
 
 
@@ -78,7 +79,8 @@ def set_up_again(made: dict, model: str | None, depth: int, device: str | torch.
         device: of the encoder.
 
     Raises:
-        ValueError: if the model cannot be loaded, or is not the one that made the vectors.
+        ValueError: if the model cannot be loaded, or is not the one that made the vectors, or the manifest has other
+            shapes than it gives.
     """
     names = ("window", "stride", "frame_rate", "pool", "num_frames", "image_size", "bf16")
     settings, name = made["settings"], model or made["model"]["name"]
@@ -86,6 +88,8 @@ def set_up_again(made: dict, model: str | None, depth: int, device: str | torch.
     setup = set_up(name, arguments, device)
     advice = "give a copy of the one that made them as --model, or embed the videos anew"
     check_same_model(made, name_of_model(name), setup.settings["model"], advice)
+    shapes = {column_of(depth): list(setup.encoder.shape)}
+    check_shapes(made, setup.encoder.num_steps, shapes, f"the manifest is damaged: {WRITE_ANEW}")
     transform = ClipTransform(
         settings["image_size"], settings["resize_factor"], ignores_aspect=settings["ignores_aspect"]
     )

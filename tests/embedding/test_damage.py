@@ -112,6 +112,7 @@ DAMAGE = {
     "empty": (lambda text: "", "it is empty"),
     "cut": (lambda text: text[: len(text) // 2], "Expecting|Unterminated"),
     "zeros": (lambda text: "\0" * len(text), "Expecting value"),
+    "nested": (lambda text: "[" * 100_000, "it is nested too deeply"),
 }
 EDITS = {
     "it lacks counts.rows": without(["counts", "rows"]),
@@ -121,6 +122,32 @@ EDITS = {
     "settings.format is 'csv'": lambda record: record["settings"].update(format="csv"),
     "shards is no list": lambda record: record.update(shards=None),
     "settings.depths.0. is '6'": lambda record: record["settings"].update(depths=["6"]),
+    "settings.depths.0. is True": lambda record: record["settings"].update(depths=[True]),
+    "settings.frame_rate is 'abc'": lambda record: record["settings"].update(frame_rate="abc"),
+    r"columns are \['depth_6'\], and depths \[\]": lambda record: record["settings"].update(depths=[]),
+    r"columns are \[\], and depths \[6\]": lambda record: record.update(columns={}),
+    "columns.depth_6 is 'a'": lambda record: record["columns"].update(depth_6="a"),
+    r"columns.depth_6 is \[\]": lambda record: record["columns"].update(depth_6=[]),
+    "steps is 0": lambda record: record.update(steps=0),
+    r"shards have \d+ rows, counts.rows is \d+": lambda record: record["shards"].pop(0),
+    "counts.windows 7": lambda record: record["counts"].update(windows=7),
+}
+
+
+def begin_again(record):
+    record["is_complete"], record["counts"]["videos"] = False, 0
+    record["position"] = {"turn": 0, "lanes": [[0, 0]] * 3}
+
+
+EDITS_OF_RANKS = {
+    r"counts.videos is 9, and position .*\[0, 0\]": lambda record: record["position"].update(lanes=[[0, 0]] * 3),
+    "position is not where the last shard ends": begin_again,
+    "counts.videos is 9 of 12, and is_complete True": lambda record: record["settings"]["videos"].update(
+        num_videos=12
+    ),
+    r"position is \{.*'turn': 3": lambda record: record["position"].update(turn=3),
+    r"shards\[2\].end is .*\[1\]": lambda record: record["shards"][2]["end"].update(lanes=[[1], [1], [1]]),
+    "world_size is 2": lambda record: record.update(world_size=2),
 }
 
 
@@ -166,6 +193,32 @@ def test_edited_records(told, whole, tmp_path):
         records.read_manifest(tmp_path)
     with pytest.raises(ValueError, match=DAMAGED.format(tmp_path / RANK, told, OF_RANK)):
         records.read_records(tmp_path)
+
+
+@pytest.mark.parametrize("told", EDITS_OF_RANKS)
+def test_edited_records_of_ranks(told, whole, tmp_path):
+    (tmp_path / "ranks").mkdir()
+    record = json.loads((whole["parquet"] / RANK).read_text())
+    EDITS_OF_RANKS[told](record)
+    (tmp_path / RANK).write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=DAMAGED.format(tmp_path / RANK, told, OF_RANK)):
+        records.read_records(tmp_path)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_shapes_that_the_vectors_do_not_have(kind, whole, videos, model, tmp_path):
+    """Of a manifest and of a record, which cannot tell by themselves."""
+    out = shutil.copytree(whole[kind], tmp_path / "out")
+    for name in (RANK, MANIFEST):
+        record = json.loads((out / name).read_text())
+        record["columns"]["depth_6"] = [64]
+        (out / name).write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=f"columns.depth_6 must have as many .* 32, got .64.: .*: {OF_MANIFEST}"):
+        next(records.read_shards(out))
+    with pytest.raises(ValueError, match=f"depth_6 must be .32., as this model .* got .64.: .*: {OF_MANIFEST}"):
+        layerlock_hf.search(out, str(videos / "v3.mp4"))
+    with pytest.raises(ValueError, match=f"depth_6 must be .32., .* got .64.: {out / RANK} is damaged: {OF_RANK}"):
+        layerlock_hf.embed(str(videos), out, model, format=kind, **SETTINGS)
 
 
 def test_faults_are_found_at_any_depth():

@@ -87,8 +87,8 @@ def test_launchers(launcher, changed, videos, model, alone, tmp_path):
 def test_tasks_of_slurm_end_in_either_order(first, videos, model, alone, tmp_path):
     """One after the other, as an array may run them, and as srun numbers them."""
     arguments, out = command(videos, tmp_path / "out", model), tmp_path / "out"
-    array = {"SLURM_ARRAY_TASK_ID": f"{5 + first}", "SLURM_ARRAY_TASK_MIN": "5", "SLURM_ARRAY_TASK_COUNT": "2"}
-    printed, _ = ended(start(arguments, **array))
+    array = {"ID": 5 + first, "MIN": 5, "MAX": 6, "COUNT": 2}
+    printed, _ = ended(start(arguments, **{f"SLURM_ARRAY_TASK_{name}": str(value) for name, value in array.items()}))
     assert "other ranks of 2 are not complete" in printed and not (out / "manifest.json").exists()
     refused = ended(start(command(videos, out, model)), 1)[1]
     assert (

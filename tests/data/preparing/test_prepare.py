@@ -64,6 +64,7 @@ def test_a_run_and_its_report(main, videos, tmp_path, capsys):
 def test_ranks_of_a_slurm_array(main, videos, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "2")
     monkeypatch.setenv("SLURM_ARRAY_TASK_MIN", "5")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_MAX", "6")
     for task, said in (("6", "1 of 2 ranks are missing, among them [0]"), ("5", "4 of 5 videos are packed")):
         monkeypatch.setenv("SLURM_ARRAY_TASK_ID", task)
         main([str(videos), str(tmp_path / "out"), "--num_workers", "1"])
