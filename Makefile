@@ -3,8 +3,6 @@ VENV ?= .venv
 
 bin := $(VENV)/bin
 installed := $(VENV)/.installed
-# By files, because tests of one share what it sets up
-in_parallel := -n 2 --dist loadfile
 
 .PHONY: help demo docs test test-slow test-all style quality
 
@@ -18,11 +16,11 @@ docs: $(installed)  ## build the documentation as a site that needs no network, 
 	NO_MKDOCS_2_WARNING=1 $(bin)/mkdocs build --strict
 
 test: $(installed)  ## run the fast tests
-	$(bin)/python -m pytest -m "not slow" $(in_parallel)
+	$(bin)/python -m pytest -m "not slow" -n 2 --dist worksteal
 
-# Exit status 5: no test is marked slow.
+# By files, because slow tests of one share what it sets up. Exit status 5: no test is marked slow.
 test-slow: $(installed)  ## run the slow tests
-	$(bin)/python -m pytest -m slow --durations=15 $(in_parallel) || [ $$? -eq 5 ]
+	$(bin)/python -m pytest -m slow --durations=15 -n 2 --dist loadfile || [ $$? -eq 5 ]
 
 test-all: test test-slow  ## run all tests
 
