@@ -6,9 +6,9 @@ import matplotlib
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from .convergence import deviations_of
+from .step_axis import count_steps
 
 
 @matplotlib.rc_context({"font.size": 14, "axes.spines.top": False, "axes.spines.right": False})
@@ -37,8 +37,7 @@ def plot_convergence(results: dict, path: Path):
     )
     axes.set_xlabel("step T at which the layers are frozen")
     axes.set_ylabel("deviation of the final loss from that\nof the run that is never frozen, in %")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    count_steps(axes.xaxis)
     axes.grid(axis="y", alpha=0.3)
     figure.suptitle(
         f"{results['recipe']}: the first L layers frozen at step T, then trained on to step {results['max_steps']:,}",

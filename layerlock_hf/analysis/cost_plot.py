@@ -6,7 +6,8 @@ from pathlib import Path
 
 import matplotlib
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+
+from .step_axis import count_steps
 
 
 RUN_COLOUR, UNFROZEN_COLOUR, MAE_COLOUR, BORDER_COLOUR = "#1f77b4", "#d1495b", "#4c566a", "#c4c8d0"
@@ -36,8 +37,7 @@ def plot_cost(plan: dict, path: Path):
     axes.set_xlabel("step of the optimizer")
     axes.set_ylabel(f"operations so far, in $10^{{{exponent}}}$ FLOP")
     axes.set(xlim=(0, steps[-1]), ylim=(0, None))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    count_steps(axes.xaxis)
     _name_stages(axes, [stage for stage in stages if stage["num_steps"]])
     figure.suptitle(f"{plan['recipe']}: what training costs, counted and not measured", fontsize=17)
     figure.savefig(path, dpi=110)

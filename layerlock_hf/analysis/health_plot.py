@@ -9,10 +9,10 @@ import matplotlib
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from .health_rules import MAX_WAIT, MIN_CONTENT
 from .stage_logs import CONTENT, EFFECTIVE_RANK, EXPLAINED_VARIANCE, StageLog, loss_rows, stage_logs
+from .step_axis import count_steps
 
 
 BORDER_COLOUR, LIMIT_COLOUR = "#c4c8d0", "#d1495b"
@@ -69,8 +69,7 @@ def plot_health(rows: list[dict], stages: list[dict], max_steps: int, path: Path
             axes.axvline(log.start, color=BORDER_COLOUR, linewidth=1.2, linestyle="--", zorder=0)
     subplots[-1].set_xlabel("step of the optimizer")
     subplots[-1].set_xlim(0, max_steps)
-    subplots[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
-    subplots[-1].xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    count_steps(subplots[-1].xaxis)
     borders = "; dashed: a stage begins" if len(logs) > 1 else ""
     low = f" Explained variance below {LOWEST_SHOWN:g} is drawn at {LOWEST_SHOWN:g}." if _is_cut(logs) else ""
     figure.suptitle(f"Up to step {logs[-1].rows[-1]['step']:,} of {max_steps:,}{borders}.{low}", fontsize=13)
