@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 import torch
 
+import layerlock_hf
 from layerlock_hf import LayerLockVideoProcessor, LayerLockViTConfig, LayerLockViTModel
+from layerlock_hf.embedding.shards import FORMATS
 
 
 @pytest.fixture(scope="session")
@@ -75,3 +77,16 @@ def videos(tmp_path_factory, write_video):
     (folder / "text.mp4").write_text("no video")
     write_video(folder / "short.mp4", 3)
     return folder
+
+
+@pytest.fixture(scope="session")
+def embed_in_each_format(videos, model, tmp_path_factory):
+    """A function from settings to a folder of each format."""
+
+    def embed(**settings):
+        folders = {kind: tmp_path_factory.mktemp(kind) for kind in FORMATS}
+        for kind, folder in folders.items():
+            layerlock_hf.embed(str(videos), folder, model, format=kind, **settings)
+        return folders
+
+    return embed

@@ -19,12 +19,9 @@ RANK, MANIFEST = "ranks/00000-of-00001.json", "manifest.json"
 
 
 @pytest.fixture(scope="module")
-def whole(videos, model, tmp_path_factory):
+def whole(embed_in_each_format):
     """A folder of each format."""
-    folders = {kind: tmp_path_factory.mktemp(kind) for kind in FORMATS}
-    for kind, folder in folders.items():
-        layerlock_hf.embed(str(videos), folder, model, format=kind, **SETTINGS)
-    return folders
+    return embed_in_each_format(**SETTINGS)
 
 
 def tree(out):

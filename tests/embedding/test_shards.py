@@ -19,12 +19,9 @@ SETTINGS = {"window": "8f", "depths": [3, 6], "pool": "grid", "windows_per_shard
 
 
 @pytest.fixture(scope="module")
-def made(videos, model, tmp_path_factory):
+def made(embed_in_each_format):
     """A folder of each format, of the same grids."""
-    folders = {kind: tmp_path_factory.mktemp(kind) for kind in FORMATS}
-    for kind, folder in folders.items():
-        layerlock_hf.embed(str(videos), folder, model, format=kind, **SETTINGS)
-    return folders
+    return embed_in_each_format(**SETTINGS)
 
 
 def test_safetensors_by_hand(made):
